@@ -1,0 +1,39 @@
+# Every target sets up .venv by itself. PYTHON chooses the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export NO_ALBUMENTATIONS_UPDATE := 1
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+
+.PHONY: demo test check ui bench clean
+
+demo: .venv/installed
+	python -m flows.training
+
+test: .venv/installed
+	python -m pytest
+
+check: .venv/installed
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+ui: .venv/installed
+	python -m flows.ui --mlflow-port $(MLFLOW_PORT) --prefect-port $(PREFECT_PORT)
+
+bench: .venv/installed
+	python -m benchmarks
+
+# What runs leave behind. The raw data and the environment stay.
+clean:
+	rm -rf models reports checkpoints data/prepared data/splits.csv dvc.lock mlruns mlartifacts mlflow.db .pneumoflow.lock
+	find pipeline flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,132 @@
+"""The training flow: raw data from DVC, then every stage that has something to do."""
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.states import Completed, State
+
+from flows.dvc import RAW_DATA, changed, raw_data_state, run_dvc
+from pipeline.errors import Killed, UserError, run_main
+from pipeline.params import load_params
+
+STAGES = ("preprocess", "split", "train", "evaluate")
+LOCK = Path(".pneumoflow.lock")
+NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the pipeline last ran"
+METRICS = Path("reports/metrics.json")
+REPORT = Path("reports/report.html")
+_SHOWN = ("rsna_score", "map", "map_50", "map_75", "auroc", "froc_1")
+
+
+class _OneLineForUsers(logging.Filter):
+    """A traceback says nothing to who gave a wrong path; a bug keeps its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, UserError):
+            record.exc_info, record.msg, record.args = None, "%s", (str(error),)
+        return True
+
+
+@task(name="pull data", retries=2, retry_delay_seconds=5)
+def pull_data() -> None:
+    """Bring the raw data set to the version that its ``.dvc`` file names."""
+    state = raw_data_state()
+    if state == "changed":
+        raise UserError(
+            f"{RAW_DATA}: differs from {RAW_DATA}.dvc; `dvc add {RAW_DATA}` records it as the data to train on,"
+            f" `dvc checkout {RAW_DATA}` brings the recorded version back"
+        )
+    if state == "missing":
+        run_dvc(["pull", f"{RAW_DATA}.dvc"], get_run_logger().info)
+    else:
+        get_run_logger().info("%s is as recorded in %s.dvc", RAW_DATA, RAW_DATA)
+
+
+@task(name="stage", task_run_name="{name}")
+def run_stage(name: str) -> None:
+    """Let DVC run one stage, if anything it depends on has changed."""
+    run_dvc(["repro", "--single-item", name], get_run_logger().info, {"PNEUMOFLOW_FLOW_RUN_ID": str(runtime.flow_run.id)})
+
+
+@task(name="publish results")
+def publish_results() -> None:
+    """Put the metrics and the way to the report into Prefect's artifacts."""
+    metrics = json.loads(METRICS.read_text())
+    rows = [
+        {"metric": key, **{split: _with_interval(summary, key) for split, summary in metrics.items()}} for key in _SHOWN
+    ]
+    create_table_artifact(table=rows, key="metrics", description="Metrics with their 95 % intervals (patient bootstrap)")
+    lines = [f"- MLflow: {_mlflow_place()}", f"- Report: `{REPORT.resolve()}`"]
+    create_markdown_artifact(markdown="\n".join(lines), key="results", description="Where the results lie")
+
+
+@flow(name="training", validate_parameters=False)
+def training() -> State[Any] | None:
+    """Pull the raw data, run the stages that have something to do, publish the results."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_ONE_LINE)
+    load_params()  # a wrong key is reported before anything is fetched
+    try:
+        with FileLock(LOCK, timeout=0):
+            return _run_pipeline()
+    except Timeout:
+        raise UserError(f"{LOCK}: another training run holds it; wait for that run or end it") from None
+
+
+_ONE_LINE = _OneLineForUsers()
+
+
+def _run_pipeline() -> State[Any] | None:
+    pull_data()
+    if not changed():
+        get_run_logger().info(NOTHING_TO_DO)
+        return Completed(message=NOTHING_TO_DO)
+    for name in STAGES:
+        run_stage(name)
+    publish_results()
+    return None
+
+
+def summary() -> str:
+    """The test metrics, where the MLflow run is, and where the report lies."""
+    test = json.loads(METRICS.read_text())["test"]
+    lines = ["", f"Test split: {test['images']} images of {test['patients']} patients"]
+    lines += [f"  {key:<12} {_with_interval(test, key)}" for key in _SHOWN]
+    return "\n".join([*lines, f"MLflow: {_mlflow_place()}", f"Report: {REPORT.resolve()}"])
+
+
+def _with_interval(values: dict[str, float | None], key: str) -> str:
+    value, low, high = values[key], values[f"{key}_low"], values[f"{key}_high"]
+    if value is None or low is None or high is None:
+        return "not defined"
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _mlflow_place() -> str:
+    from pipeline.tracking import run_place
+
+    return run_place(json.loads(Path("models/mlflow_run.json").read_text())["run_id"])
+
+
+def _raise_killed(number: int, frame: FrameType | None) -> None:
+    raise Killed(f"signal {number}")
+
+
+def main() -> None:
+    """Run the flow once and say what came out."""
+    signal.signal(signal.SIGTERM, _raise_killed)
+    training()
+    print(summary(), flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    run_main(main)

@@ -1,0 +1,116 @@
+"""The ``pneumoflow`` command: arguments in, one call, one line out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import UserError, run_main
+
+app = typer.Typer(
+    help="Chest X-ray detection: sample and real data, checks, prediction, scoring.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 means one per core.")]
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    studies: Annotated[int, typer.Option(min=1, help="How many studies.")] = 320,
+    size: Annotated[int, typer.Option(min=128, max=2048, help="Side of the images in pixels.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Which data set.")] = 17,
+    opacity_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of studies with boxes.")] = 0.225,
+    labels: Annotated[Path | None, typer.Option(help="Render pixels for this label file instead.")] = None,
+    workers: Workers = 0,
+) -> None:
+    """Render a synthetic data set in the challenge's format."""
+    from pipeline.data.sample import make_sample
+
+    made = make_sample(
+        out, studies=studies, size=size, seed=seed, opacity_fraction=opacity_fraction, labels=labels, workers=workers
+    )
+    typer.echo(f"{made} studies in {out}")
+
+
+@app.command()
+def download(
+    out: Annotated[Path, typer.Argument(help="A new or empty folder, such as data/rsna.")],
+    mapping: Annotated[
+        Path | None, typer.Option(help="RSNA's mapping to NIH names (JSON); tells which images are of one patient.")
+    ] = None,
+) -> None:
+    """Fetch the RSNA Pneumonia Detection Challenge from Kaggle."""
+    from pipeline.data.download import download_challenge
+
+    download_challenge(out, mapping)
+    typer.echo(f"{out} is complete; `dvc add {out}` makes it the data to train on")
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set in the challenge's layout.")],
+    workers: Workers = 0,
+) -> None:
+    """Compare tables, files and pixels of a data set; exit code 1 if any study is unusable."""
+    from pipeline.data.checks import check_dataset
+
+    report = check_dataset(folder, workers)
+    typer.echo(report.summary)
+    for key, reason in sorted(report.problems.items()):
+        typer.echo(f"{key}: {reason}")
+    if report.problems:
+        raise UserError(f"{folder}: {len(report.problems)} unusable studies, listed above")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
+    inputs: Annotated[list[Path], typer.Argument(help="DICOM files or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and pictures.")],
+    pictures: Annotated[bool, typer.Option(help="Draw each study's detections.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
+) -> None:
+    """Detect opacities in DICOM files; unreadable files are reported and passed over."""
+    from pipeline.delivery.batch import predict_files
+    from pipeline.delivery.predictor import Predictor
+
+    done = predict_files(Predictor(_model_folder(model)), inputs, out, batch_size, pictures=pictures)
+    for path, reason in done.problems.items():
+        typer.echo(f"passed over {path}: {reason}", err=True)
+    typer.echo(f"{done.predicted} studies, {done.detections} detections: {out / 'predictions.csv'}")
+    if not done.predicted:
+        raise UserError(f"{inputs[0]}: no readable DICOM file among the inputs")
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A submission: patientId,PredictionString.")],
+    labels: Annotated[Path, typer.Argument(help="stage_2_train_labels.csv, patient_groups.csv beside it if there is one.")],
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0)] = 17,
+) -> None:
+    """Score a submission file; every detection in it counts. Prints JSON."""
+    import json
+
+    from pipeline.stages.scoring import score_submission
+
+    summary, note = score_submission(predictions, labels, draws, seed)
+    typer.echo(note, err=True)
+    typer.echo(json.dumps(summary, indent=2))
+
+
+def _model_folder(model: str) -> Path:
+    if model.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+        from pipeline.tracking import download_model
+
+        return download_model(model)
+    return Path(model)
+
+
+def main() -> None:
+    """The console script."""
+    run_main(app)

@@ -1,0 +1,1 @@
+"""Offline, deterministic data work: tables, DICOM, CLAHE, shards, splits, checks, the sample."""

@@ -1,0 +1,72 @@
+"""The detector as an MLflow pyfunc, in MLflow's "model from code" form: no pickle anywhere.
+
+Input: a column ``dicom`` of base64 DICOM files. Output per row: ``PredictionString`` (the
+challenge's ``confidence x y width height``, original pixels) and ``image_score``, that of the best candidate.
+"""
+
+import base64
+import binascii
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+
+from pipeline.data.dicom import MAX_FILE_BYTES, BadStudy, Radiograph, read_radiograph
+from pipeline.delivery.predictor import Predictor
+from pipeline.submission import prediction_string
+
+MAX_ROWS = 64
+
+
+class DetectorModel(PythonModel):
+    """Reads DICOM files, detects lung opacities."""
+
+    def load_context(self, context: Any) -> None:
+        """Rebuild the model from the folder of artifacts."""
+        self._predictor = Predictor(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Detections above the operating threshold.
+
+        Raises:
+            MlflowException: INVALID_PARAMETER_VALUE (HTTP 400) for a column, row or file that
+                cannot be used.
+        """
+        if "dicom" not in model_input or len(model_input) > MAX_ROWS:
+            raise _bad_request(f"needs a column 'dicom' of at most {MAX_ROWS} base64 DICOM files")
+        images = [_decode(number, text).pixels for number, text in enumerate(model_input["dicom"])]
+        predictions = [self._predictor.predict([image])[0] for image in images]
+        return pd.DataFrame(
+            {
+                "PredictionString": [prediction_string(one.boxes, one.scores) for one in predictions],
+                "image_score": [one.image_score for one in predictions],
+            }
+        )
+
+
+def _decode(number: int, text: object) -> Radiograph:
+    try:
+        content = base64.b64decode(str(text), validate=True)
+    except (binascii.Error, ValueError):
+        raise _bad_request(f"row {number}: 'dicom' is not base64") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise _bad_request(f"row {number}: {len(content)} bytes; at most {MAX_FILE_BYTES} are accepted")
+    with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+        file.write(content)
+        file.flush()
+        try:
+            return read_radiograph(Path(file.name))
+        except BadStudy as error:
+            raise _bad_request(f"row {number}: {error}") from None
+
+
+def _bad_request(message: str) -> MlflowException:
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+set_model(DetectorModel())

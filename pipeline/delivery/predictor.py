@@ -1,0 +1,68 @@
+"""Detections for radiographs of any size, in their own pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.data.clahe import letterbox_scale, prepare
+from pipeline.delivery.model_file import load_model, pick_device
+from pipeline.detection.postprocess import detect
+
+Image = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Detections of one image, best first: ``boxes`` ``[N, 4]`` xyxy in original pixels, ``scores`` ``[N]``.
+
+    ``image_score`` is the score of the best candidate, reported or not.
+    """
+
+    boxes: Floats
+    scores: Floats
+    image_score: float
+
+
+class Predictor:
+    """A trained model with its preprocessing and thresholds."""
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        self._device = device or pick_device()
+        model, self.config = load_model(folder)
+        self._model = model.to(self._device)
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Image], score_thresh: float | None = None) -> list[Prediction]:
+        """Detections above ``score_thresh`` (the model's operating threshold) of uint8 ``[H, W]`` images."""
+        threshold = self.config.operating_threshold if score_thresh is None else score_thresh
+        rules = self.config.preprocessing
+        prepared = [prepare(image, rules.image_size, rules.clip_limit, rules.tile_grid_size) for image in images]
+        batch = torch.from_numpy(np.stack(prepared)[:, None]).to(self._device)
+        outputs = self._model(batch)
+        size = (rules.image_size, rules.image_size)
+        found = detect(outputs, self._model.anchor_levels(batch), size, self.config.postprocessing)
+        return [
+            _in_original_pixels(one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, rules.image_size, threshold)
+            for one, image in zip(found, images, strict=True)
+        ]
+
+
+def _in_original_pixels(
+    boxes: npt.ArrayLike, scores: npt.ArrayLike, image: Image, image_size: int, threshold: float
+) -> Prediction:
+    height, width = image.shape
+    boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
+    original = to_original(boxes, height, width, image_size)
+    kept = scores > threshold
+    return Prediction(original[kept], scores[kept], float(scores[0]) if len(scores) else 0.0)
+
+
+def to_original(boxes: Floats, height: int, width: int, image_size: int) -> Floats:
+    """Boxes ``[N, 4]`` xyxy of a prepared image in pixels of the original, clipped to it."""
+    return np.asarray(np.clip(boxes / letterbox_scale(height, width, image_size), 0, [width, height, width, height]))
+

@@ -1,0 +1,1 @@
+"""The detector: anchors, matching, losses, RetinaNet, augmentation and the training loop."""

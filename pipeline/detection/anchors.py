@@ -1,0 +1,76 @@
+"""Anchors of the RetinaNet pyramid, and boxes written relative to them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LEVEL_STRIDES = (8, 16, 32, 64, 128)
+# The side of an anchor of scale 1 is four strides of its level (Lin et al. 2017, section 4).
+BASE_SIZE = 4
+# exp of a larger value would give boxes of more than 1000 / 16 times their anchor.
+MAX_LOG_SCALE = math.log(1000 / 16)
+
+
+def anchor_shapes(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Widths and heights of one level's anchors, ``[len(ratios) * len(scales), 2]`` pixels.
+
+    A ratio is height / width; all ratios of a scale have one area.
+    """
+    sides = BASE_SIZE * stride * torch.tensor(scales, dtype=torch.float64)
+    roots = torch.tensor(ratios, dtype=torch.float64).sqrt()
+    widths = (sides[None, :] / roots[:, None]).flatten()
+    heights = (sides[None, :] * roots[:, None]).flatten()
+    return torch.stack([widths, heights], 1)
+
+
+def level_grid(side: int, stride: int) -> int:
+    """Cells along a side of ``side`` pixels at a level; each stride-2 convolution rounds up."""
+    return math.ceil(side / stride)
+
+
+def make_anchors(height: int, width: int, scales: Sequence[float], ratios: Sequence[float]) -> list[Tensor]:
+    """Anchors of every level, P3 to P7.
+
+    Args:
+        height, width: size of the image in pixels.
+        scales: factors on the level's base size.
+        ratios: height / width.
+
+    Returns:
+        Per level float32 ``[rows * columns * len(ratios) * len(scales), 4]`` xyxy pixels, in the
+        order of a head's output: rows, columns, anchor shapes. As in torchvision, the first
+        anchor is centred on the corner (0, 0), and corners of shapes are rounded.
+    """
+    levels = []
+    for stride in LEVEL_STRIDES:
+        half = (anchor_shapes(stride, scales, ratios) / 2).to(torch.float32)
+        corners = torch.cat([-half, half], 1).round()  # (S, 4)
+        y = torch.arange(level_grid(height, stride)) * stride
+        x = torch.arange(level_grid(width, stride)) * stride
+        shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
+        shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], -1).reshape(-1, 1, 4)
+        levels.append((shifts + corners).reshape(-1, 4))
+    return levels
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes as offsets from anchors (Girshick et al. 2014): dx / w, dy / h, log w, log h.
+
+    Args:
+        boxes: ``[..., 4]`` xyxy with positive sides.
+        anchors: ``[..., 4]`` xyxy, broadcastable to ``boxes``.
+    """
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    size = boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + size / 2 - anchors[..., :2] - anchor_size / 2) / anchor_size
+    return torch.cat([shift, torch.log(size / anchor_size)], -1)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """The inverse of `encode_boxes`; log sizes are clamped at ``MAX_LOG_SCALE``."""
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    centre = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
+    half = torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size / 2
+    return torch.cat([centre - half, centre + half], -1)

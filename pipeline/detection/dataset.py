@@ -1,0 +1,103 @@
+"""Prepared images and boxes -> batches of tensors of one size."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline.detection.augment import Augmenter
+from pipeline.detection.matching import PADDING
+
+Boxes = npt.NDArray[np.float32]
+
+
+class Example(NamedTuple):
+    """One image uint8 ``[H, W]``, its boxes float32 ``[N, 4]`` xyxy, and its place in the data set."""
+
+    image: npt.NDArray[np.uint8]
+    boxes: Boxes
+    index: int
+
+
+class Batch(NamedTuple):
+    """Images uint8 ``[B, 1, H, W]``; boxes ``[B, M, 4]`` xyxy; labels ``[B, M]``, -1 for no box."""
+
+    images: Tensor
+    boxes: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on ``device``."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self))
+
+
+class DetectionDataset(Dataset[Example]):
+    """Images and boxes by position; what a training image looks like depends on the epoch alone."""
+
+    def __init__(
+        self, images: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[Boxes], augmenter: Augmenter | None, seed: int
+    ) -> None:
+        assert len(images) == len(boxes)
+        self._images, self._boxes, self._augmenter, self._seed = images, boxes, augmenter, seed
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        """The example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index)."""
+        epoch, index = key
+        image, boxes = self._images[index], self._boxes[index]
+        if self._augmenter is not None:
+            # Seeded by place and time: a resumed run and any number of workers see the same images.
+            seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
+            image, boxes = self._augmenter(image, boxes, seed)
+        return Example(image, boxes, index)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) in an order that depends on seed and epoch alone."""
+
+    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+        self._length, self._seed, self._shuffle = length, seed, shuffle
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self._length)
+        if self._shuffle:
+            np.random.default_rng([self._seed, self.epoch]).shuffle(order)
+        return iter([(self.epoch, int(index)) for index in order])
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Stack images and pad their boxes to the batch's largest count, at least 1."""
+    most = max(1, *(len(example.boxes) for example in examples))
+    boxes = np.zeros((len(examples), most, 4), np.float32)
+    boxes[..., 2:] = 1  # padding has an area, so that no logarithm meets a zero
+    labels = np.full((len(examples), most), PADDING, np.int64)
+    for row, example in enumerate(examples):
+        boxes[row, : len(example.boxes)] = example.boxes
+        labels[row, : len(example.boxes)] = 0  # one class: opacity
+    images = np.stack([example.image for example in examples])[:, None]
+    indices = np.array([example.index for example in examples])
+    return Batch(*(torch.from_numpy(part) for part in (images, boxes, labels, indices)))
+
+
+def make_loader(dataset: DetectionDataset, sampler: EpochSampler, batch_size: int, workers: int) -> DataLoader[Example]:
+    """Batches in the sampler's order; the last, smaller batch is kept."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="spawn" if workers else None,
+    )

@@ -1,0 +1,282 @@
+"""The training loop and inference, on Lightning Fabric."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.detection.dataset import Batch, DetectionDataset, EpochSampler, Example, make_loader
+from pipeline.detection.losses import DetectionLoss
+from pipeline.detection.postprocess import Detections, PostProcessing, detect
+from pipeline.detection.retinanet import RetinaNet
+from pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train; the names are those of the ``train`` section of the params."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_epochs: float
+    clip_norm: float
+    channels_last: bool
+    workers: int
+    ema_decay: float
+    log_every_steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller does with the run: nothing here knows MLflow or metrics.
+
+    Attributes:
+        on_step: takes metrics and the global step.
+        on_epoch: takes the detections of the validation images and the 0-based epoch; returns
+            the score by which epochs are compared, higher being better.
+    """
+
+    on_step: Callable[[Metrics, int], None]
+    on_epoch: Callable[[list[Detections], int], float]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch with the highest validation score, and its weights on the CPU."""
+
+    epoch: int
+    score: float
+    weights: dict[str, torch.Tensor]
+
+
+def make_fabric(accelerator: str, precision: str) -> Fabric:
+    """A single-device Fabric: CUDA or MPS where there is one, else the CPU.
+
+    Raises:
+        UserError: the asked accelerator is not there.
+    """
+    # Fabric casts what enters and leaves the model; its own messages are of no use to users.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"train.accelerator = {accelerator!r}: {' '.join(str(error).split())}") from None
+    fabric.launch()
+    return fabric
+
+
+def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Linear warm-up to ``peak`` over ``warmup`` steps, then a cosine down to 0 at ``total``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+class Trainer:
+    """One training run: model, averaged weights, optimizer, data, and where it stands."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: RetinaNet,
+        loss: DetectionLoss,
+        train_data: DetectionDataset,
+        val_data: DetectionDataset,
+        rules: PostProcessing,
+        settings: TrainSettings,
+        checkpoints: Path,
+    ) -> None:
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=settings.lr)
+        self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
+        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.loss = fabric.to_device(loss)
+        decay = get_ema_multi_avg_fn(settings.ema_decay)
+        self.averaged = AveragedModel(self._bare(), multi_avg_fn=decay, use_buffers=True)
+        self.sampler = EpochSampler(len(train_data), settings.seed, shuffle=True)
+        self.loader = make_loader(train_data, self.sampler, settings.batch_size, settings.workers)
+        self.val_data = val_data
+        self.epoch, self.best = 0, Best(-1, -math.inf, {})
+
+    def _bare(self) -> RetinaNet:
+        module: RetinaNet = self.model.module
+        return module
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return len(self.loader)
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint; False where there is none."""
+        state = load_checkpoint(self.checkpoints)
+        if state is None:
+            return False
+        self._bare().load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss.load_state_dict(state["loss"])
+        self.epoch = state["epoch"] + 1
+        self.best = Best(**state["best"])
+        return True
+
+    def fit(self, hooks: Hooks) -> Best:
+        """Train the remaining epochs; a checkpoint after each. Returns the best epoch.
+
+        Raises:
+            UserError: the loss is no longer a number.
+        """
+        while self.epoch < self.settings.epochs:
+            self._train_epoch(hooks.on_step)
+            detections = predict(self.fabric, self.averaged.module, self.val_data, self.settings.batch_size, self.rules)
+            score = hooks.on_epoch(detections, self.epoch)
+            # Of equal epochs the later one: a first epoch that finds nothing must not win at 0.
+            if score >= self.best.score:
+                weights = {name: value.detach().cpu().clone() for name, value in self.averaged.module.state_dict().items()}
+                self.best = Best(self.epoch, score, weights)
+            save_checkpoint(self.checkpoints, self.epoch, self._state())
+            self.epoch += 1
+        return self.best
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "model": self._bare().state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss": self.loss.state_dict(),
+            "best": {"epoch": self.best.epoch, "score": self.best.score, "weights": self.best.weights},
+        }
+
+    def _train_epoch(self, on_step: Callable[[Metrics, int], None]) -> None:
+        self.model.train()
+        self.loss.train()
+        self.sampler.epoch = self.epoch
+        first = self.epoch * self.steps_per_epoch
+        shown = _Progress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch)
+        with shown:
+            started, images = time.perf_counter(), 0
+            for step, batch in enumerate(self.loader, start=first):
+                metrics = self._train_step(batch.to(self.fabric.device), step)
+                images += len(batch.images)
+                last = step == first + self.steps_per_epoch - 1
+                if step % self.settings.log_every_steps and not last:
+                    shown.advance()
+                    continue
+                # Reading values waits for the device; hence only now and then.
+                values = {name: float(value) for name, value in metrics.items()}
+                values["train/images_per_second"] = images / (time.perf_counter() - started)
+                self._require_finite(values, batch)
+                on_step(values, step)
+                shown.advance(f"loss {values['train/loss']:.3f}  {values['train/images_per_second']:.0f} images/s")
+
+    def _train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
+        warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
+        lr = learning_rate(step, self.settings.epochs * self.steps_per_epoch, warmup, self.settings.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        outputs = self.model(batch.images)
+        anchors = torch.cat(self._bare().anchor_levels(batch.images))
+        losses = self.loss(*outputs, anchors, batch.boxes, batch.labels)
+        total = losses.classification + losses.box
+        self.fabric.backward(total)
+        norm = self.fabric.clip_gradients(
+            self.model, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.averaged.update_parameters(self._bare())
+        return {
+            "train/loss": total.detach(),
+            "train/loss_classification": losses.classification.detach(),
+            "train/loss_box": losses.box.detach(),
+            "train/positives_per_image": losses.positives,
+            "train/gradient_norm": norm if norm is not None else math.nan,
+            "train/lr": lr,
+        }
+
+    def _require_finite(self, values: Metrics, batch: Batch) -> None:
+        if not math.isfinite(values["train/loss"]):
+            raise UserError(
+                f"train.lr = {self.settings.lr:g}: the loss is {values['train/loss']} in epoch {self.epoch + 1}"
+                f" (images {batch.indices.tolist()} of the train split); lower train.lr or train.clip_norm"
+            )
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices and kernels only; norm layers and biases have no scale to be kept small."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def predict(
+    fabric: Fabric, model: RetinaNet, data: DetectionDataset, batch_size: int, rules: PostProcessing
+) -> list[Detections]:
+    """Detections of every image of ``data``, in its order, on the CPU; the model's mode is kept."""
+    was_training = model.training
+    model.eval()
+    loader = make_loader(data, EpochSampler(len(data), 0, shuffle=False), batch_size, workers=0)
+    results: list[Detections] = []
+    for batch in _batches(loader):
+        images = batch.images.to(fabric.device)
+        with fabric.autocast():
+            outputs = model(images)
+        size = (images.shape[-2], images.shape[-1])
+        found = detect(outputs, model.anchor_levels(images), size, rules)
+        results += [{name: value.cpu() for name, value in one.items()} for one in found]
+    model.train(was_training)
+    return results
+
+
+def _batches(loader: DataLoader[Example]) -> Iterator[Batch]:
+    yield from loader
+
+
+class _Progress:
+    """A bar on a terminal, one line per epoch in a log."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self._console = Console(stderr=True)
+        self._description, self._text = description, ""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self._bar = Progress(
+            *columns, TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
+        )
+        self._task = self._bar.add_task(description, total=total, text="")
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def advance(self, text: str | None = None) -> None:
+        self._text = text or self._text
+        self._bar.update(self._task, advance=1, text=self._text)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if not self._console.is_terminal:
+            logger.info("%s  %s", self._description, self._text)

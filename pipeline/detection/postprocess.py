@@ -1,0 +1,65 @@
+"""Head outputs -> detections: the best candidates of each level, decoded, and NMS."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from pipeline.detection.anchors import decode_boxes
+from pipeline.detection.retinanet import HeadOutputs
+
+Detections = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """What counts as a detection; the names are torchvision's."""
+
+    score_thresh: float
+    nms_thresh: float
+    detections_per_img: int
+    topk_candidates: int
+
+
+def detect(
+    outputs: HeadOutputs, anchors: Sequence[Tensor], image_size: tuple[int, int], rules: PostProcessing
+) -> list[Detections]:
+    """Detections of each image of a batch, best first.
+
+    Args:
+        outputs: logits ``[B, A, K]`` and deltas ``[B, A, 4]`` over all levels.
+        anchors: per level ``[A_l, 4]`` xyxy, in the order of the outputs.
+        image_size: height, width; boxes are clipped to it.
+        rules: thresholds and counts.
+
+    Returns:
+        Per image ``boxes`` float32 ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``.
+    """
+    scores = outputs.logits.float().sigmoid()
+    sizes = [len(level) for level in anchors]
+    picked = []
+    for level, level_scores, level_deltas in zip(
+        anchors, scores.split(sizes, 1), outputs.deltas.float().split(sizes, 1), strict=True
+    ):
+        picked.append(_best_of_level(level, level_scores, level_deltas, rules.topk_candidates))
+    boxes, best, labels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
+    boxes = clip_boxes_to_image(boxes, image_size)
+    return [_suppress(*image, rules) for image in zip(boxes, best, labels, strict=True)]
+
+
+def _best_of_level(anchors: Tensor, scores: Tensor, deltas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    classes = scores.shape[2]
+    best, flat = scores.flatten(1).topk(min(count, scores[0].numel()), 1)  # (B, count)
+    rows = flat // classes
+    offsets = deltas.gather(1, rows[..., None].expand(-1, -1, 4))
+    return decode_boxes(offsets, anchors[rows]), best, flat % classes
+
+
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: PostProcessing) -> Detections:
+    # A box that was clipped to nothing lies outside the image.
+    keep = (scores > rules.score_thresh) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+    kept = batched_nms(boxes, scores, labels, rules.nms_thresh)[: rules.detections_per_img]
+    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}

@@ -1,0 +1,72 @@
+"""Pictures of radiographs with boxes."""
+
+import base64
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+# Blue, green, red; told apart by the colour-blind too, and truth is drawn dashed.
+TRUTH: Colour = (235, 200, 60)
+DETECTION: Colour = (40, 140, 255)
+
+
+def draw_boxes(image: Image, boxes: npt.ArrayLike, scores: npt.ArrayLike, truth: npt.ArrayLike, side: int) -> Image:
+    """An image with detections (orange, with scores) and true boxes (blue, dashed).
+
+    Args:
+        image: uint8 ``[H, W]``.
+        boxes, scores: detections ``[N, 4]`` xyxy pixels of ``image`` and ``[N]``.
+        truth: ``[M, 4]``.
+        side: the longer side of the picture in pixels.
+
+    Returns:
+        uint8 ``[h, w, 3]``, BGR as OpenCV writes it.
+    """
+    scale = side / max(image.shape)
+    canvas = cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    for box in np.asarray(truth, np.float64).reshape(-1, 4) * scale:
+        _dashed(canvas, box)
+    for box, score in zip(np.asarray(boxes, np.float64).reshape(-1, 4) * scale, np.asarray(scores).reshape(-1), strict=True):
+        x0, y0, x1, y1 = (round(value) for value in box)
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), DETECTION, 2)
+        place = (x0 + 3, max(14, y0 - 5))
+        for colour, width in (((0, 0, 0), 3), (DETECTION, 1)):
+            cv2.putText(canvas, f"{score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, width, cv2.LINE_AA)
+    return np.asarray(canvas, np.uint8)
+
+
+def _dashed(canvas: np.ndarray, box: np.ndarray, dash: int = 8) -> None:
+    x0, y0, x1, y1 = box
+    corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+    for (ax, ay), (bx, by) in zip(corners[:-1], corners[1:], strict=True):
+        count = max(1, int(np.hypot(bx - ax, by - ay) // dash))
+        points = np.linspace((ax, ay), (bx, by), count + 1).round().astype(int)
+        for start, end in zip(points[::2], points[1::2], strict=False):
+            cv2.line(canvas, tuple(map(int, start)), tuple(map(int, end)), TRUTH, 2, cv2.LINE_AA)
+
+
+def contact_sheet(pictures: Sequence[Image], columns: int) -> Image:
+    """Pictures of one size side by side, uint8 ``[H, W, 3]``."""
+    blank = np.zeros_like(pictures[0])
+    padded = list(pictures) + [blank] * (-len(pictures) % columns)
+    rows = [np.hstack(padded[start : start + columns]) for start in range(0, len(padded), columns)]
+    return np.asarray(np.vstack(rows), np.uint8)
+
+
+def encode_png(picture: Image) -> bytes:
+    """PNG bytes of a BGR picture."""
+    ok, data = cv2.imencode(".png", picture)
+    assert ok
+    return data.tobytes()
+
+
+def data_uri(picture: Image) -> str:
+    """A BGR picture as a JPEG data URI, for pages that must work offline."""
+    ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    assert ok
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,37 @@
+"""The one error type that a user is meant to read, and how a process ends on it."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(ValueError):
+    """Bad input: the message is one line that names the place, the value and the rule."""
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line to stderr and end the process with exit code 1."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+class Killed(BaseException):
+    """The process was asked to end (SIGTERM); not an `Exception`, so that nothing swallows it."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a process's ``main``; bad input, a refused file or a signal ends it with one line, not a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main()
+    except UserError as error:
+        fail(str(error))
+    except (Killed, KeyboardInterrupt):
+        print("stopped by a signal", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        fail(f"{place}{error.strerror or error}")

@@ -1,0 +1,47 @@
+"""The numbers of one split, with their 95 % intervals: what ``reports/metrics.json`` holds."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.evaluation.bootstrap import metric_draws, patient_weights
+from pipeline.evaluation.coco import coco_map
+from pipeline.evaluation.results import ImageResult
+from pipeline.evaluation.rsna_score import rsna_score
+
+Summary = dict[str, float | None]
+
+
+def summarize(
+    results: Sequence[ImageResult], groups: Sequence[str], score_thresh: float, draws: int, seed: int
+) -> Summary:
+    """Metrics of a set of images.
+
+    Args:
+        results: detections and true boxes of each image.
+        groups: the patient of each image.
+        score_thresh: detections above it count for the RSNA score; the other metrics take all.
+        draws: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        Each metric as ``<key>``, ``<key>_low`` and ``<key>_high``; None where it is not defined
+        (no true box, say); and the counts ``images``, ``patients``, ``boxes``.
+    """
+    point = {name: float(values[0]) for name, values in metric_draws(results, score_thresh, np.ones((1, len(results)))).items()}
+    point |= coco_map(results) | {"rsna_score": rsna_score(results, score_thresh)}
+    drawn = metric_draws(results, score_thresh, patient_weights(groups, draws, seed))
+    summary: Summary = {
+        "images": len(results),
+        "patients": len(set(groups)),
+        "boxes": sum(len(result.truth) for result in results),
+        "score_thresh": round(score_thresh, 6),
+    }
+    for name, value in point.items():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN slice")  # a metric that no draw defines
+            low, high = np.nanpercentile(drawn[name], (2.5, 97.5))
+        for key, number in ((name, value), (f"{name}_low", low), (f"{name}_high", high)):
+            summary[key] = None if np.isnan(number) else round(float(number), 6)
+    return summary

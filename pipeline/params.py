@@ -1,0 +1,219 @@
+"""Every value of ``params.yaml``, checked once per process. No model here has a default."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Workers = Annotated[int, Field(ge=0, le=256)]
+Ratios = Annotated[list[Positive], Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    # allow_inf_nan: YAML spells numbers that no rule here means (.nan, .inf).
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataParams(_Section):
+    """Where the raw data set lies and how much of it may be unusable."""
+
+    dir: str
+    max_bad_fraction: Fraction
+
+
+class ClaheParams(_Section):
+    """Contrast-limited adaptive histogram equalisation; ``clip_limit`` 0 turns it off."""
+
+    clip_limit: NotNegative
+    tile_grid_size: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=2, max_length=2)]
+
+
+class PreprocessParams(_Section):
+    """How a DICOM file becomes a uint8 image of one size."""
+
+    image_size: Annotated[int, Field(ge=64, le=4096, multiple_of=64)]
+    clahe: ClaheParams
+    shard_size: Count
+    workers: Workers
+
+
+class SplitFractions(_Section):
+    """Shares of the studies; multiples of .05 that add up to 1."""
+
+    train: OpenFraction
+    val: OpenFraction
+    test: OpenFraction
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        shares = (self.train, self.val, self.test)
+        if abs(sum(shares) - 1) > 1e-9:
+            raise ValueError(f"fractions must add up to 1, these give {sum(shares):g}")
+        if any(abs(share * 20 - round(share * 20)) > 1e-9 for share in shares):
+            raise ValueError("each fraction must be a multiple of 0.05")
+        return self
+
+
+class SplitParams(_Section):
+    """How studies are dealt to train, val and test."""
+
+    fractions: SplitFractions
+
+
+class ModelParams(_Section):
+    """The RetinaNet: a timm backbone, an FPN and two subnets."""
+
+    backbone: str
+    weights: str
+    norm: Literal["group", "frozen_batch"]
+    fpn_channels: Annotated[int, Field(ge=32, multiple_of=32)]
+    head_convs: Annotated[int, Field(ge=1, le=8)]
+    anchor_scales: Ratios
+    anchor_ratios: Ratios
+    prior_probability: OpenFraction
+
+
+class LossParams(_Section):
+    """Matching of anchors to boxes, and the two losses."""
+
+    classification: Literal[
+        "focal",
+        "cross_entropy",
+        "balanced_cross_entropy",
+        "weighted_cross_entropy",
+        "frequency_balanced_cross_entropy",
+    ]
+    alpha: Fraction
+    gamma: NotNegative
+    beta: Positive
+    normalizer: Literal["per_image", "batch", "ema"]
+    box: Literal["smooth_l1", "l1", "giou", "ciou"]
+    box_beta: Positive
+    box_weight: Positive
+    fg_iou_thresh: OpenFraction
+    bg_iou_thresh: OpenFraction
+    low_quality_matches: bool
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.bg_iou_thresh > self.fg_iou_thresh:
+            raise ValueError(
+                f"bg_iou_thresh must not exceed fg_iou_thresh, {self.bg_iou_thresh:g} > {self.fg_iou_thresh:g}"
+            )
+        return self
+
+
+class AugmentParams(_Section):
+    """Random changes of training images; probabilities and largest amounts."""
+
+    horizontal_flip: Fraction
+    affine: Fraction
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    translate: Annotated[float, Field(ge=0, lt=1)]
+    rotate: Annotated[float, Field(ge=0, le=45)]
+    brightness_contrast: Fraction
+    brightness: Fraction
+    contrast: Fraction
+    gamma: Fraction
+    noise: Fraction
+    min_visibility: Fraction
+
+
+class TrainParams(_Section):
+    """The training loop."""
+
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
+    clip_norm: Positive
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    channels_last: bool
+    accelerator: Literal["auto", "cpu", "cuda", "mps"]
+    workers: Workers
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    log_every_steps: Count
+
+
+class EvaluateParams(_Section):
+    """Post-processing: what counts as a detection."""
+
+    score_thresh: Fraction
+    nms_thresh: OpenFraction
+    detections_per_img: Count
+    topk_candidates: Count
+    bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
+
+
+class ScheduleParams(_Section):
+    """When `python -m flows.serve` runs the training flow."""
+
+    cron: str
+    timezone: str
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError("must be an IANA time zone such as Europe/Berlin") from error
+        return value
+
+
+class Params(_Section):
+    """The whole file: one section per stage and subject."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    data: DataParams
+    preprocess: PreprocessParams
+    split: SplitParams
+    model: ModelParams
+    loss: LossParams
+    augment: AugmentParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    schedule: ScheduleParams
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key is unknown, missing or out of range;
+            one line names the file, the key path, the value and the rule.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run from the repository root, or copy profiles/sample.yaml there") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "the file"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "missing":
+        return f"{key} is missing; every key must be set{more}"
+    if problem["type"] == "extra_forbidden":
+        return f"{key} = {problem['input']!r}: unknown key{more}"
+    rule = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {rule[0].lower()}{rule[1:]}{more}"

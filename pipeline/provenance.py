@@ -1,0 +1,54 @@
+"""Which code and which data: git commit, DVC hashes, and the fingerprint of a training run."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def git_state() -> dict[str, str]:
+    """``git_commit`` and ``git_dirty`` of the working tree; ``unknown`` outside a repository.
+
+    ``dvc.lock`` does not count: DVC itself writes it while a pipeline runs.
+    """
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    dirty = "unknown" if changes is None else str(bool(changes)).lower()
+    return {"git_commit": commit or "unknown", "git_dirty": dirty}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def dvc_hashes(lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> dict[str, str]:
+    """DVC's hash of each tracked path: raw data from ``*.dvc``, stage outputs from ``dvc.lock``."""
+    hashes = {}
+    for file in sorted(folder.glob("*.dvc")):
+        for out in _yaml(file).get("outs", []):
+            hashes[f"{file.parent / out['path']}"] = str(out.get("md5", ""))
+    if lock.exists():
+        for stage in (_yaml(lock).get("stages") or {}).values():
+            hashes |= {out["path"]: str(out.get("md5", "")) for out in stage.get("outs", [])}
+    return hashes
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def fingerprint(values: Any, files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that change with the values and with any byte or name of the files."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in sorted(files):
+        with path.open("rb") as file:
+            digest.update(f"{path}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""What train and evaluate both read: prepared images, boxes and splits, joined by study."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.data.clahe import letterbox_scale
+from pipeline.data.shards import PreparedImages, read_boxes, read_index
+from pipeline.data.splits import SPLITS, require_no_leak
+from pipeline.detection.augment import Augmenter
+from pipeline.detection.dataset import DetectionDataset
+from pipeline.stages.preprocess import PREPARED
+from pipeline.stages.split import SPLITS_FILE, read_splits
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The studies of one split.
+
+    Attributes:
+        index: their rows of the index.
+        images: their prepared images.
+        boxes: true boxes ``[N, 4]`` xyxy in pixels of the original.
+        image_size: side of the prepared images.
+    """
+
+    index: pd.DataFrame
+    images: PreparedImages
+    boxes: list[np.ndarray]
+    image_size: int
+
+    def dataset(self, augmenter: Augmenter | None, seed: int) -> DetectionDataset:
+        """As training and inference take it: boxes in pixels of the prepared images."""
+        sizes = zip(self.index["height"], self.index["width"], strict=True)
+        scales = [letterbox_scale(height, width, self.image_size) for height, width in sizes]
+        scaled = [(boxes * scale).astype(np.float32) for boxes, scale in zip(self.boxes, scales, strict=True)]
+        return DetectionDataset(self.images, scaled, augmenter, seed)
+
+
+def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE) -> dict[str, SplitData]:
+    """The three splits.
+
+    Raises:
+        UserError: a file is missing, or a patient is in two splits.
+    """
+    index = read_index(prepared)
+    splits = read_splits(splits_file, index)
+    require_no_leak(index, splits)
+    parts = {}
+    for name in SPLITS:
+        rows = index[splits == name].reset_index(drop=True)
+        boxes = [_xyxy(box) for box in read_boxes(prepared, rows["patientId"])]
+        parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, image_size)
+    return parts
+
+
+def _xyxy(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)

@@ -1,0 +1,182 @@
+"""Stage ``train``: prepared images and splits -> a RetinaNet, its thresholds and its MLflow run."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import provenance
+from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, Preprocessing, save_model
+from pipeline.detection.augment import Augmenter, AugmentSettings
+from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings, make_fabric, predict
+from pipeline.detection.losses import DetectionLoss, LossSettings
+from pipeline.detection.postprocess import Detections, PostProcessing
+from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.errors import run_main
+from pipeline.evaluation.bootstrap import stable_threshold
+from pipeline.evaluation.coco import coco_map
+from pipeline.evaluation.results import ImageResult, image_result
+from pipeline.evaluation.rsna_score import best_threshold
+from pipeline.files import write_json
+from pipeline.params import Params, load_params
+from pipeline.stages.inputs import SplitData, read_inputs
+from pipeline.stages.preprocess import PREPARED
+from pipeline.stages.split import SPLITS_FILE
+from pipeline.tracking import TrackedRun, tracked_run
+
+logger = logging.getLogger(__name__)
+
+MODELS = Path("models")
+CHECKPOINTS = Path("checkpoints")
+RUN_FILE = "mlflow_run.json"
+THRESHOLD_DRAWS = 500
+
+
+def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS) -> None:
+    """Train, keep the best epoch, choose the operating threshold on val, and log it all.
+
+    An interrupted run with the same params, data and code goes on where its last epoch ended.
+    """
+    splits = read_inputs(params.preprocess.image_size)
+    folder = checkpoints / training_fingerprint(params)
+    run_file = folder / RUN_FILE
+    former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+    with tracked_run(former, run_tags(params)) as run:
+        write_json(run_file, {"run_id": run.run_id})
+        run.log_params(params.model_dump(mode="json"))
+        log_datasets(run, params, splits)
+        trainer = build_trainer(params, splits["train"], splits["val"], folder)
+        if trainer.resume():
+            logger.info("going on with epoch %d of %d", trainer.epoch + 1, params.train.epochs)
+        best = trainer.fit(_hooks(run, splits["val"]))
+        config = finish(params, best, splits["val"], models)
+        run.log_metrics({"val/operating_threshold": config.operating_threshold}, step=params.train.epochs)
+        write_json(models / RUN_FILE, {"run_id": run.run_id})
+    shutil.rmtree(folder)  # only what was interrupted is resumed
+    logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, config.operating_threshold)
+
+
+def build_trainer(params: Params, train_data: SplitData, val_data: SplitData, folder: Path) -> Trainer:
+    """Assemble a `Trainer` from the params."""
+    torch.manual_seed(params.seed)
+    fabric = make_fabric(params.train.accelerator, params.train.precision)
+    augmenter = Augmenter(AugmentSettings(**params.augment.model_dump()))
+    loop = params.train.model_dump(exclude={"precision", "accelerator"})
+    return Trainer(
+        fabric,
+        RetinaNet(architecture(params), params.model.weights),
+        DetectionLoss(LossSettings(**params.loss.model_dump())),
+        train_data.dataset(augmenter, params.seed),
+        val_data.dataset(None, params.seed),
+        post_processing(params),
+        TrainSettings(**loop, seed=params.seed),
+        folder,
+    )
+
+
+def finish(params: Params, best: Best, val_data: SplitData, models: Path) -> ModelConfig:
+    """Choose the threshold on val and write the model."""
+    model = RetinaNet(architecture(params))
+    model.load_state_dict(best.weights)
+    # float32 as at inference, whatever precision the training had.
+    fabric = make_fabric(params.train.accelerator, "32-true")
+    model = fabric.to_device(model)
+    found = predict(fabric, model, val_data.dataset(None, params.seed), params.train.batch_size, post_processing(params))
+    results = results_in_prepared_pixels(found, val_data)
+    threshold = stable_threshold(results, val_data.index["groupId"].to_list(), THRESHOLD_DRAWS, params.seed)
+    rules = params.preprocess
+    columns, rows = rules.clahe.tile_grid_size
+    config = ModelConfig(
+        format_version=FORMAT_VERSION,
+        classes=("lung opacity",),
+        architecture=architecture(params),
+        preprocessing=Preprocessing(
+            image_size=rules.image_size, clip_limit=rules.clahe.clip_limit, tile_grid_size=(columns, rows)
+        ),
+        postprocessing=post_processing(params),
+        operating_threshold=threshold,
+        best_epoch=best.epoch,
+        val_map=best.score,
+    )
+    save_model(models, model, config)
+    return config
+
+
+def architecture(params: Params) -> Architecture:
+    """The ``model`` section without what only matters before training."""
+    section = params.model
+    return Architecture(
+        backbone=section.backbone,
+        norm=section.norm,
+        fpn_channels=section.fpn_channels,
+        head_convs=section.head_convs,
+        anchor_scales=tuple(section.anchor_scales),
+        anchor_ratios=tuple(section.anchor_ratios),
+        prior_probability=section.prior_probability,
+    )
+
+
+def post_processing(params: Params) -> PostProcessing:
+    """The ``evaluate`` section as the detector takes it."""
+    return PostProcessing(**params.evaluate.model_dump(exclude={"bootstrap_draws"}))
+
+
+def results_in_prepared_pixels(found: Sequence[Detections], data: SplitData) -> list[ImageResult]:
+    """Detections beside the true boxes, both in pixels of the prepared images."""
+    dataset = data.dataset(None, 0)
+    truth = [dataset[0, index].boxes for index in range(len(dataset))]
+    return [
+        image_result(one["boxes"].numpy(), one["scores"].numpy(), boxes) for one, boxes in zip(found, truth, strict=True)
+    ]
+
+
+def _hooks(run: TrackedRun, val_data: SplitData) -> Hooks:
+    def on_epoch(found: list[Detections], epoch: int) -> float:
+        results = results_in_prepared_pixels(found, val_data)
+        threshold, score = best_threshold(results)
+        precision = coco_map(results)
+        values = {f"val/{name}": value for name, value in precision.items()}
+        run.log_metrics({**values, "val/rsna_score": score, "val/best_threshold": threshold}, step=epoch + 1)
+        run.flush()
+        logger.info("  val map %.3f  map_50 %.3f  rsna_score %.3f", precision["map"], precision["map_50"], score)
+        return precision["map"]
+
+    return Hooks(on_step=run.log_metrics, on_epoch=on_epoch)
+
+
+def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:
+    """Link the run to the version of the data that it saw."""
+    raw = params.data.dir
+    digest = provenance.dvc_hashes().get(raw, "")
+    run.log_dataset(Path(raw).name, digest, raw, {name: len(part.index) for name, part in splits.items()})
+
+
+def run_tags(params: Params) -> dict[str, str]:
+    """Which code, which data, and which flow made the run."""
+    tags = provenance.git_state() | {f"dvc.{path}": value for path, value in provenance.dvc_hashes().items()}
+    tags["prefect_flow_run_id"] = os.environ.get("PNEUMOFLOW_FLOW_RUN_ID", "none")
+    loss, size = params.loss.classification, params.preprocess.image_size
+    return tags | {"mlflow.runName": f"{params.model.backbone} {size}px {loss}", "mlflow.source.name": "pipeline.stages.train"}
+
+
+def training_fingerprint(params: Params) -> str:
+    """What makes two training runs the same: params, data and code."""
+    sections = {"seed", "preprocess", "model", "loss", "augment", "train", "evaluate"}
+    package = Path(__file__).resolve().parent.parent
+    code = [Path(__file__), *sorted((package / "detection").glob("*.py"))]
+    data = [*sorted(path for path in PREPARED.iterdir() if path.is_file()), SPLITS_FILE]
+    return provenance.fingerprint(params.model_dump(mode="json", include=sections), [*code, *data])
+
+
+def main() -> None:
+    """Run the stage on ``params.yaml``."""
+    train(load_params())
+
+
+if __name__ == "__main__":
+    run_main(main)

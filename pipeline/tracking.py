@@ -1,0 +1,257 @@
+"""MLflow, and nothing but: the one module that talks to the tracking store."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Before the import: log_model would otherwise run pip to check what is pinned below.
+os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow  # noqa: E402
+import mlflow.pyfunc  # noqa: E402
+import psutil  # noqa: E402
+from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
+from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.models import ModelSignature  # noqa: E402
+from mlflow.types import ColSpec, DataType, Schema  # noqa: E402
+
+from pipeline.errors import Killed, UserError  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "rsna-pneumonia"
+DEFAULT_URI = "sqlite:///mlflow.db"
+MODEL_NAME = "rsna-retinanet"
+_PID, _HOST = "pneumoflow.pid", "pneumoflow.host"
+# What the served model needs; the tracking server's machine has no training environment.
+_SERVING_PACKAGES = (
+    "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg", "safetensors", "timm", "torch", "torchvision",
+)  # fmt: skip
+_PARAM_LENGTH = 500
+
+
+def tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or a database in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+
+
+class TrackedRun:
+    """One MLflow run: parameters, metrics, tags, files, data sets, the model."""
+
+    def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
+        self._client, self.run_id, self._experiment = client, run.info.run_id, run.info.experiment_id
+        self._buffer: list[Metric] = []
+        self._params = dict(run.data.params)
+        # A resumed run repeats the steps since its last checkpoint; those are in the store already.
+        self._logged = {key: _last_step(client, run.info.run_id, key) for key in run.data.metrics}
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log nested values under dotted keys; what the run has already is left alone."""
+        flat = {key: str(value)[:_PARAM_LENGTH] for key, value in _flatten(params)}
+        new = [Param(key, value) for key, value in flat.items() if key not in self._params]
+        self._client.log_batch(self.run_id, params=new)
+
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """Note metrics; `flush` sends them. None and steps that are in the store are passed over."""
+        now = int(time.time() * 1000)
+        for key, value in metrics.items():
+            if value is not None and step > self._logged.get(key, -1):
+                self._buffer.append(Metric(key, float(value), now, step))
+
+    def flush(self) -> None:
+        """Send what `log_metrics` noted, in as few requests as MLflow allows."""
+        while self._buffer:
+            self._client.log_batch(self.run_id, metrics=self._buffer[:1000])
+            del self._buffer[:1000]
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags, replacing former values."""
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_files(self, path: Path, artifact_path: str = "") -> None:
+        """Log a file, or the files of a folder."""
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        log(self.run_id, str(path), artifact_path or None)
+
+    def log_dataset(self, name: str, digest: str, source: str, contexts: Mapping[str, int]) -> None:
+        """Record which version of a data set each split was taken from, and how many studies it has."""
+        dataset = MetaDataset(_source(source), name=name, digest=digest[:36] or None)
+        for context, studies in contexts.items():
+            with mlflow.start_run(self.run_id):
+                mlflow.log_input(dataset, context=context, tags={"studies": str(studies)})
+
+    def log_model(self, folder: Path, metrics: Mapping[str, float | None]) -> str:
+        """Log and register the model in ``folder`` as a pyfunc; returns its URI."""
+        code = Path(__file__).resolve().parent
+        with mlflow.start_run(self.run_id):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(code / "delivery" / "mlflow_model.py"),
+                artifacts={"model": str(folder)},
+                code_paths=[str(code)],
+                signature=_signature(),
+                pip_requirements=_pinned(_SERVING_PACKAGES),
+                registered_model_name=MODEL_NAME,
+                metadata={"format": "safetensors"},
+            )
+            known = {key: value for key, value in metrics.items() if value is not None}
+            mlflow.log_metrics(known, model_id=info.model_id)
+        if info.registered_model_version is not None:
+            self._client.set_registered_model_alias(MODEL_NAME, "challenger", str(info.registered_model_version))
+        return str(info.model_uri)
+
+
+@contextmanager
+def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+    """Open a run, new or by its id, and close it as what it became.
+
+    FINISHED only when the block ends; KILLED on SIGTERM and SIGINT; FAILED on any other exception.
+    Runs of this machine that are RUNNING though their process is gone are closed as FAILED first.
+    """
+    client = _client()
+    experiment = _experiment(client)
+    _close_stale_runs(client, experiment)
+    run = _open_run(client, experiment, run_id)
+    tracked = TrackedRun(client, run)
+    tracked.set_tags({**tags, _PID: str(os.getpid()), _HOST: socket.gethostname()})
+    status = "FAILED"
+    try:
+        with _sigterm_raises():
+            yield tracked
+        status = "FINISHED"
+    except (Killed, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        tracked.flush()
+        client.set_terminated(tracked.run_id, status)
+
+
+def run_place(run_id: str) -> str:
+    """How to open a run: its URL on a tracking server, or the command that starts one."""
+    client = _client()
+    try:
+        experiment = client.get_run(run_id).info.experiment_id
+    except MlflowException:
+        return f"run {run_id} is not in {tracking_uri()}"
+    if tracking_uri().startswith("http"):
+        return f"{tracking_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"run {run_id} in {tracking_uri()}; `make ui` shows it at #/experiments/{experiment}/runs/{run_id}"
+
+
+def download_model(uri: str) -> Path:
+    """Fetch the model folder (weights and configuration) of a run's or a registered model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp(prefix="pneumoflow-")))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{uri}: no such model in {tracking_uri()}: {' '.join(str(error).split())[:200]}") from None
+    found = sorted(local.rglob("model.json"))
+    if not found:
+        raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
+    return found[0].parent
+
+
+def _client() -> mlflow.MlflowClient:
+    mlflow.set_tracking_uri(tracking_uri())
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration of a new database
+    return mlflow.MlflowClient(tracking_uri())
+
+
+def _experiment(client: mlflow.MlflowClient) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    try:
+        found = client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else client.create_experiment(name)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"MLFLOW_TRACKING_URI = {tracking_uri()}: cannot be used: {reason}") from None
+    mlflow.set_experiment(experiment_id=experiment)
+    return str(experiment)
+
+
+def _open_run(client: mlflow.MlflowClient, experiment: str, run_id: str | None) -> Run:
+    if run_id is not None:
+        try:
+            run = client.get_run(run_id)
+            client.update_run(run_id, status="RUNNING")
+            return run
+        except MlflowException:
+            # A model restored from DVC's cache may come from another machine's store.
+            logger.warning("MLflow run %s is not in %s; a new run takes its place", run_id, tracking_uri())
+    return client.create_run(experiment)
+
+
+def _close_stale_runs(client: mlflow.MlflowClient, experiment: str) -> None:
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
+    for run in running:
+        tags = run.data.tags
+        if tags.get(_HOST) == socket.gethostname() and not psutil.pid_exists(int(tags.get(_PID, "0"))):
+            logger.warning("MLflow run %s: its process is gone; closed as FAILED", run.info.run_id)
+            client.set_terminated(run.info.run_id, "FAILED")
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def raise_killed(number: int, frame: FrameType | None) -> None:
+        raise Killed(f"signal {number}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, raise_killed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _last_step(client: mlflow.MlflowClient, run_id: str, key: str) -> int:
+    return max(metric.step for metric in client.get_metric_history(run_id, key))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, json.dumps(value) if isinstance(value, (list, tuple)) else value
+
+
+def _source(path: str) -> Any:
+    return mlflow.data.dataset_source_registry.resolve_dataset_source(path)
+
+
+def _signature() -> ModelSignature:
+    outputs = Schema([ColSpec(DataType.string, "PredictionString"), ColSpec(DataType.double, "image_score")])
+    return ModelSignature(Schema([ColSpec(DataType.string, "dicom")]), outputs)
+
+
+def _pinned(packages: tuple[str, ...]) -> list[str]:
+    pins = []
+    for name in packages:
+        try:
+            # '2.9.0+cu128' names a build that the package index does not have.
+            pins.append(f"{name}=={version(name).split('+')[0]}")
+        except PackageNotFoundError:
+            continue
+    return pins
+
