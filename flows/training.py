@@ -53,7 +53,9 @@ def pull_data() -> None:
 @task(name="stage", task_run_name="{name}")
 def run_stage(name: str) -> None:
     """Let DVC run one stage, if anything it depends on has changed."""
-    run_dvc(["repro", "--single-item", name], get_run_logger().info, {"PNEUMOFLOW_FLOW_RUN_ID": str(runtime.flow_run.id)})
+    run_dvc(
+        ["repro", "--single-item", name], get_run_logger().info, {"PNEUMOFLOW_FLOW_RUN_ID": str(runtime.flow_run.id)}
+    )
 
 
 @task(name="publish results")
@@ -63,7 +65,9 @@ def publish_results() -> None:
     rows = [
         {"metric": key, **{split: _with_interval(summary, key) for split, summary in metrics.items()}} for key in _SHOWN
     ]
-    create_table_artifact(table=rows, key="metrics", description="Metrics with their 95 % intervals (patient bootstrap)")
+    create_table_artifact(
+        table=rows, key="metrics", description="Metrics with their 95 % intervals (patient bootstrap)"
+    )
     lines = [f"- MLflow: {_mlflow_place()}", f"- Report: `{REPORT.resolve()}`"]
     create_markdown_artifact(markdown="\n".join(lines), key="results", description="Where the results lie")
 
@@ -116,7 +120,7 @@ def _mlflow_place() -> str:
     return run_place(json.loads(Path("models/mlflow_run.json").read_text())["run_id"])
 
 
-def _raise_killed(number: int, frame: FrameType | None) -> None:
+def _raise_killed(number: int, _: FrameType | None) -> None:
     raise Killed(f"signal {number}")
 
 

@@ -25,8 +25,17 @@ def serve(
     """Start both servers on loopback, print their URLs, and end them together."""
     store = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     bin_folder = Path(sys.executable).parent
-    mlflow = [bin_folder / "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--backend-store-uri", store]
-    prefect = [bin_folder / "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
+    mlflow: list[str | Path] = [
+        bin_folder / "mlflow",
+        "server",
+        "--host",
+        HOST,
+        "--port",
+        str(mlflow_port),
+        "--backend-store-uri",
+        store,
+    ]
+    prefect: list[str | Path] = [bin_folder / "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
     with ExitStack() as stack:
         servers = {
             f"http://{HOST}:{mlflow_port}": stack.enter_context(_Server([*mlflow, "--workers", "1"], "/health")),

@@ -89,7 +89,9 @@ def predict(
 @app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="A submission: patientId,PredictionString.")],
-    labels: Annotated[Path, typer.Argument(help="stage_2_train_labels.csv, patient_groups.csv beside it if there is one.")],
+    labels: Annotated[
+        Path, typer.Argument(help="stage_2_train_labels.csv, patient_groups.csv beside it if there is one.")
+    ],
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(min=0)] = 17,
 ) -> None:

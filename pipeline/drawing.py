@@ -1,6 +1,7 @@
 """Pictures of radiographs with boxes."""
 
 import base64
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -20,7 +21,8 @@ def draw_boxes(image: Image, boxes: npt.ArrayLike, scores: npt.ArrayLike, truth:
 
     Args:
         image: uint8 ``[H, W]``.
-        boxes, scores: detections ``[N, 4]`` xyxy pixels of ``image`` and ``[N]``.
+        boxes: detections ``[N, 4]`` xyxy pixels of ``image``.
+        scores: of the detections, ``[N]``.
         truth: ``[M, 4]``.
         side: the longer side of the picture in pixels.
 
@@ -31,7 +33,9 @@ def draw_boxes(image: Image, boxes: npt.ArrayLike, scores: npt.ArrayLike, truth:
     canvas = cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
     for box in np.asarray(truth, np.float64).reshape(-1, 4) * scale:
         _dashed(canvas, box)
-    for box, score in zip(np.asarray(boxes, np.float64).reshape(-1, 4) * scale, np.asarray(scores).reshape(-1), strict=True):
+    for box, score in zip(
+        np.asarray(boxes, np.float64).reshape(-1, 4) * scale, np.asarray(scores).reshape(-1), strict=True
+    ):
         x0, y0, x1, y1 = (round(value) for value in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), DETECTION, 2)
         place = (x0 + 3, max(14, y0 - 5))
@@ -43,7 +47,7 @@ def draw_boxes(image: Image, boxes: npt.ArrayLike, scores: npt.ArrayLike, truth:
 def _dashed(canvas: np.ndarray, box: np.ndarray, dash: int = 8) -> None:
     x0, y0, x1, y1 = box
     corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
-    for (ax, ay), (bx, by) in zip(corners[:-1], corners[1:], strict=True):
+    for (ax, ay), (bx, by) in itertools.pairwise(corners):
         count = max(1, int(np.hypot(bx - ax, by - ay) // dash))
         points = np.linspace((ax, ay), (bx, by), count + 1).round().astype(int)
         for start, end in zip(points[::2], points[1::2], strict=False):

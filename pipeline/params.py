@@ -198,7 +198,9 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; run from the repository root, or copy profiles/sample.yaml there") from None
+        raise UserError(
+            f"{path}: not found; run from the repository root, or copy profiles/sample.yaml there"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     try:

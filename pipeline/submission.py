@@ -13,9 +13,7 @@ from pipeline.errors import UserError
 def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike) -> str:
     """``confidence x y width height`` of each detection ``[N, 4]`` xyxy, in one string."""
     rows = zip(np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores).reshape(-1), strict=True)
-    return " ".join(
-        f"{score:.4f} {x0:.1f} {y0:.1f} {x1 - x0:.1f} {y1 - y0:.1f}" for (x0, y0, x1, y1), score in rows
-    )
+    return " ".join(f"{score:.4f} {x0:.1f} {y0:.1f} {x1 - x0:.1f} {y1 - y0:.1f}" for (x0, y0, x1, y1), score in rows)
 
 
 def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -1,5 +1,6 @@
 """MLflow, and nothing but: the one module that talks to the tracking store."""
 
+import base64
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import socket
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -18,17 +20,20 @@ from typing import Any
 # Before the import: log_model would otherwise run pip to check what is pinned below.
 os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Its bars become lines of noise in a log.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow  # noqa: E402
-import mlflow.pyfunc  # noqa: E402
-import psutil  # noqa: E402
-from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.models import ModelSignature  # noqa: E402
-from mlflow.types import ColSpec, DataType, Schema  # noqa: E402
+import mlflow
+import mlflow.pyfunc
+import pandas as pd
+import psutil
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
 
-from pipeline.errors import Killed, UserError  # noqa: E402
+from pipeline.errors import Killed, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +94,16 @@ class TrackedRun:
 
     def log_dataset(self, name: str, digest: str, source: str, contexts: Mapping[str, int]) -> None:
         """Record which version of a data set each split was taken from, and how many studies it has."""
-        dataset = MetaDataset(_source(source), name=name, digest=digest[:36] or None)
+        dataset = MetaDataset(_source(source), name=name, digest=digest[:36] or None)  # type: ignore[abstract]
         for context, studies in contexts.items():
             with mlflow.start_run(self.run_id):
                 mlflow.log_input(dataset, context=context, tags={"studies": str(studies)})
 
-    def log_model(self, folder: Path, metrics: Mapping[str, float | None]) -> str:
-        """Log and register the model in ``folder`` as a pyfunc; returns its URI."""
+    def log_model(self, folder: Path, metrics: Mapping[str, float | None], example: bytes) -> str:
+        """Log and register the model in ``folder`` as a pyfunc; returns its URI.
+
+        ``example`` is a DICOM file that shows what the model takes; it is stored beside it.
+        """
         code = Path(__file__).resolve().parent
         with mlflow.start_run(self.run_id):
             info = mlflow.pyfunc.log_model(
@@ -104,6 +112,7 @@ class TrackedRun:
                 artifacts={"model": str(folder)},
                 code_paths=[str(code)],
                 signature=_signature(),
+                input_example=pd.DataFrame({"dicom": [base64.b64encode(example).decode()]}),
                 pip_requirements=_pinned(_SERVING_PACKAGES),
                 registered_model_name=MODEL_NAME,
                 metadata={"format": "safetensors"},
@@ -211,7 +220,7 @@ def _close_stale_runs(client: mlflow.MlflowClient, experiment: str) -> None:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    def raise_killed(number: int, frame: FrameType | None) -> None:
+    def raise_killed(number: int, _: FrameType | None) -> None:
         raise Killed(f"signal {number}")
 
     if threading.current_thread() is not threading.main_thread():
@@ -237,7 +246,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _source(path: str) -> Any:
-    return mlflow.data.dataset_source_registry.resolve_dataset_source(path)
+    with warnings.catch_warnings():
+        # MLflow registers its class for local folders twice and warns that it must choose.
+        warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")
+        return mlflow.data.dataset_source_registry.resolve_dataset_source(path)
 
 
 def _signature() -> ModelSignature:
@@ -254,4 +266,3 @@ def _pinned(packages: tuple[str, ...]) -> list[str]:
         except PackageNotFoundError:
             continue
     return pins
-

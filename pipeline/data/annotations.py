@@ -90,8 +90,8 @@ def _require_plain_ids(path: Path, ids: pd.Series) -> None:
 def _read_boxes(labels: pd.DataFrame, problems: dict[str, str]) -> tuple[pd.DataFrame, dict[str, int]]:
     """Split the label table into boxes and targets; note what contradicts itself."""
     numbers = labels[BOX].apply(pd.to_numeric, errors="coerce")
-    has_box = np.isfinite(numbers.to_numpy(np.float64)).all(1)
-    blank = (labels[BOX] == "").to_numpy().all(1)
+    has_box = np.asarray(np.isfinite(numbers.to_numpy(np.float64)).all(1))
+    blank = np.asarray((labels[BOX] == "").to_numpy().all(1))
     for line, (row, full, empty) in enumerate(zip(labels.itertuples(), has_box, blank, strict=True), start=2):
         target = str(row.Target)
         if target not in ("0", "1"):
@@ -106,8 +106,8 @@ def _read_boxes(labels: pd.DataFrame, problems: dict[str, str]) -> tuple[pd.Data
         problems[key] = f"{LABELS}: a box without width or height"
     positive = labels["Target"] == "1"
     both = set(labels["patientId"][positive]) & set(labels["patientId"][~positive])
-    problems.update({key: f"{LABELS}: Target 0 and Target 1 for one study" for key in both})
-    targets = (labels["Target"] == "1").astype(int).groupby(labels["patientId"]).max().to_dict()
+    problems.update(dict.fromkeys(both, f"{LABELS}: Target 0 and Target 1 for one study"))
+    targets = dict.fromkeys(labels["patientId"], 0) | dict.fromkeys(labels["patientId"][positive], 1)
     return boxes.reset_index(drop=True), targets
 
 

@@ -23,7 +23,7 @@ _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _END_OF_JPEG = b"\xff\xd9"
 
 
-class BadStudy(ValueError):
+class BadStudyError(ValueError):
     """This one file cannot be used; the message is the reason."""
 
 
@@ -45,7 +45,7 @@ def read_radiograph(path: Path) -> Radiograph:
     percentiles. MONOCHROME1 is inverted, so that dense is always bright.
 
     Raises:
-        BadStudy: the file is unreadable, too large, truncated or of a kind that is not accepted.
+        BadStudyError: the file is unreadable, too large, truncated or of a kind that is not accepted.
     """
     try:
         with warnings.catch_warnings():
@@ -54,26 +54,28 @@ def read_radiograph(path: Path) -> Radiograph:
             dataset = _read_dataset(path)
             pixels = _to_uint8(dataset, _decode(dataset))
             return Radiograph(pixels, _word(dataset, "ViewPosition"), _word(dataset, "PatientSex"), _age(dataset))
-    except BadStudy:
+    except BadStudyError:
         raise
     except Exception as error:  # a parser of hostile bytes fails in any way; the reason is kept, not lost
-        raise BadStudy(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise BadStudyError(f"unreadable: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _read_dataset(path: Path) -> pydicom.Dataset:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise BadStudy(f"{size} bytes; at most {MAX_FILE_BYTES} are accepted")
+        raise BadStudyError(f"{size} bytes; at most {MAX_FILE_BYTES} are accepted")
     if read_file_meta_info(path).TransferSyntaxUID.is_deflated:
         # Inflating has no bound, even when the pixels are not asked for.
-        raise BadStudy("deflated transfer syntax; not accepted, store it uncompressed or as JPEG")
+        raise BadStudyError("deflated transfer syntax; not accepted, store it uncompressed or as JPEG")
     dataset = pydicom.dcmread(path)
     if dataset.Rows * dataset.Columns > MAX_PIXELS:
-        raise BadStudy(f"{dataset.Rows} x {dataset.Columns} pixels; at most {MAX_PIXELS} are accepted")
+        raise BadStudyError(f"{dataset.Rows} x {dataset.Columns} pixels; at most {MAX_PIXELS} are accepted")
     if dataset.SamplesPerPixel != 1 or int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise BadStudy("not one greyscale frame")
+        raise BadStudyError("not one greyscale frame")
     if dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        raise BadStudy(f"photometric interpretation {str(dataset.PhotometricInterpretation)[:20]!r}; must be greyscale")
+        raise BadStudyError(
+            f"photometric interpretation {str(dataset.PhotometricInterpretation)[:20]!r}; must be greyscale"
+        )
     return dataset
 
 
@@ -83,12 +85,12 @@ def _decode(dataset: pydicom.Dataset) -> np.ndarray:
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
     # OpenCV fills what is missing of a truncated JPEG with grey and says nothing.
     if _END_OF_JPEG not in frame[-16:]:
-        raise BadStudy("the JPEG image is truncated")
+        raise BadStudyError("the JPEG image is truncated")
     pixels = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE)
     if pixels is None:
-        raise BadStudy("the JPEG image cannot be decoded")
+        raise BadStudyError("the JPEG image cannot be decoded")
     if pixels.shape != (dataset.Rows, dataset.Columns):
-        raise BadStudy(f"the image measures {pixels.shape}, the header says {(dataset.Rows, dataset.Columns)}")
+        raise BadStudyError(f"the image measures {pixels.shape}, the header says {(dataset.Rows, dataset.Columns)}")
     return np.asarray(pixels)
 
 
@@ -99,7 +101,7 @@ def _to_uint8(dataset: pydicom.Dataset, stored: np.ndarray) -> Image:
     elif values.dtype != np.uint8:
         low, high = np.percentile(values, (0.1, 99.9))
         if not high > low:
-            raise BadStudy("all pixels have one value")
+            raise BadStudyError("all pixels have one value")
         values = _stretch(values, float(low), float(high))
     pixels = np.asarray(np.clip(values, 0, 255), np.uint8)
     return 255 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels

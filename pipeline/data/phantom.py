@@ -87,7 +87,7 @@ def render_study(
 
 def _grid(size: int) -> tuple[Floats, Floats]:
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    return axis[None, :], axis[:, None]
+    return np.asarray(axis[None, :], np.float32), np.asarray(axis[:, None], np.float32)
 
 
 def _bump(t: Floats) -> Floats:
@@ -120,7 +120,9 @@ def _lung_mask(anatomy: Anatomy, boxes: Boxes, grid: tuple[Floats, Floats], rng:
         dome = 0.05 * (across**2) + (0.03 if side < 0 else 0.01)
         mask = np.maximum(mask, _bump((across**2.6 + np.abs(down) ** 4) ** (1 / 2.6)) * (y < bottom - 0.06 + dome))
     for bx, by, bw, bh in boxes:
-        radius = (np.abs((x - bx - bw / 2) / (bw * 0.52)) ** 3 + np.abs((y - by - bh / 2) / (bh * 0.52)) ** 3) ** (1 / 3)
+        radius = (np.abs((x - bx - bw / 2) / (bw * 0.52)) ** 3 + np.abs((y - by - bh / 2) / (bh * 0.52)) ** 3) ** (
+            1 / 3
+        )
         mask = np.maximum(mask, _bump(radius))
     return np.asarray(cv2.GaussianBlur(mask, (0, 0), size * 0.006), np.float32)
 
@@ -173,7 +175,9 @@ def _opacity(box: Boxes, lungs: Floats, grid: tuple[Floats, Floats], rng: np.ran
     bx, by, bw, bh = _as_readers_see_it(box, rng)
     ragged = 0.12 * _cloud(size, 0.08, rng)
     power = rng.uniform(2.0, 3.0)
-    radius = (np.abs((x - bx - bw / 2) / (bw / 2)) ** power + np.abs((y - by - bh / 2) / (bh / 2)) ** power) ** (1 / power)
+    radius = (np.abs((x - bx - bw / 2) / (bw / 2)) ** power + np.abs((y - by - bh / 2) / (bh / 2)) ** power) ** (
+        1 / power
+    )
     body = 1 / (1 + np.exp(np.clip((radius + ragged - 0.90) * rng.uniform(5, 10), -30, 30)))
     texture = 1 + 0.06 * _cloud(size, 0.02, rng) + 0.13 * _cloud(size, 0.09, rng)
     return np.asarray(rng.uniform(0.16, 0.5) * body * np.clip(texture, 0.2, 1.8) * (0.15 + 0.85 * lungs), np.float32)

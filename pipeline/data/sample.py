@@ -3,6 +3,7 @@
 Box geometry, counts, views, sexes, ages and patients follow the challenge's published figures.
 """
 
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,13 +86,25 @@ def make_sample(
     return len(plan)
 
 
+def example_dicom() -> bytes:
+    """One synthetic study as a DICOM file: something to show that is of no patient."""
+    boxes = draw_boxes(CHALLENGE_SIZE // 2, np.random.default_rng(0))
+    study = SampleStudy(0, "example", boxes, tables.OPACITY, "PA", 0, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        _render(_RenderJob(study, Path(folder), CHALLENGE_SIZE // 2))
+        return (Path(folder) / "example.dcm").read_bytes()
+
+
 def _draw_tables(count: int, size: int, seed: int, opacity_fraction: float) -> tables.Annotations:
     rng = np.random.default_rng([seed, 0])
     ids = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in range(count)]
     targets = rng.permutation(np.arange(count) < round(count * opacity_fraction)).astype(int)
     other = np.where(rng.random(count) < _NOT_NORMAL_SHARE, tables.NOT_NORMAL, tables.NORMAL)
     rows = [
-        (key, *box) for key, target in zip(ids, targets, strict=True) if target for box in draw_boxes(size, rng).tolist()
+        (key, *box)
+        for key, target in zip(ids, targets, strict=True)
+        if target
+        for box in draw_boxes(size, rng).tolist()
     ]
     studies = pd.DataFrame({"patientId": ids, "groupId": _draw_groups(count, rng)})
     studies["class"] = np.where(targets == 1, tables.OPACITY, other)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.clahe import prepare
-from pipeline.data.dicom import BadStudy, read_radiograph
+from pipeline.data.dicom import BadStudyError, read_radiograph
 from pipeline.errors import UserError
 
 INDEX = "index.csv"
@@ -53,11 +53,13 @@ class ShardResult:
 
 def write_shard(job: ShardJob) -> ShardResult:
     """Decode and prepare a shard's studies and save them as one array."""
-    images, rows, problems = [], [], {}
+    images: list[Image] = []
+    rows: list[dict[str, object]] = []
+    problems: dict[str, str] = {}
     for study in job.studies:
         try:
             image, row = _prepare_study(study, job)
-        except BadStudy as error:
+        except BadStudyError as error:
             problems[study.patient_id] = str(error)
             continue
         rows.append(row | {"shard": job.target.name if job.target else "", "row": len(images)})
@@ -79,7 +81,7 @@ def _prepare_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object
 def _require_inside(boxes: np.ndarray, height: int, width: int) -> None:
     for x, y, box_width, box_height in boxes:
         if x < 0 or y < 0 or x + box_width > width or y + box_height > height:
-            raise BadStudy(
+            raise BadStudyError(
                 f"box {x:g} {y:g} {box_width:g} {box_height:g} (x y width height)"
                 f" reaches outside the image of {width} x {height}"
             )
@@ -105,9 +107,10 @@ class PreparedImages(Sequence[Image]):
 def _open_shard(path: Path) -> np.ndarray:
     try:
         # allow_pickle stays False: an .npy file may otherwise carry code.
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run `dvc repro` to rebuild it") from None
+    return shard
 
 
 def read_index(folder: Path) -> pd.DataFrame:
@@ -115,7 +118,7 @@ def read_index(folder: Path) -> pd.DataFrame:
     path = folder / INDEX
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro preprocess` first")
-    text = {name: str for name in ("patientId", "groupId", "class", "view", "sex", "shard")}
+    text = dict.fromkeys(("patientId", "groupId", "class", "view", "sex", "shard"), str)
     # Ids and words stay as written: 'NA' is not a missing value, '007' is not 7.
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"age": [""]})
 

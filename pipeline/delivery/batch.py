@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.data.dicom import BadStudy, Radiograph, read_radiograph
+from pipeline.data.dicom import BadStudyError, Radiograph, read_radiograph
 from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.drawing import draw_boxes, encode_png
 from pipeline.errors import UserError
@@ -75,7 +75,7 @@ def _batches(
     for path in track(files, "Predicting", console=console, disable=not console.is_terminal):
         try:
             radiographs.append(read_radiograph(path))
-        except BadStudy as error:
+        except BadStudyError as error:
             result.problems[path] = str(error)
             continue
         paths.append(path)

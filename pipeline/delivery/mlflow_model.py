@@ -16,7 +16,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from pipeline.data.dicom import MAX_FILE_BYTES, BadStudy, Radiograph, read_radiograph
+from pipeline.data.dicom import MAX_FILE_BYTES, BadStudyError, Radiograph, read_radiograph
 from pipeline.delivery.predictor import Predictor
 from pipeline.submission import prediction_string
 
@@ -30,7 +30,12 @@ class DetectorModel(PythonModel):
         """Rebuild the model from the folder of artifacts."""
         self._predictor = Predictor(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002 - MLflow's signature
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> pd.DataFrame:
         """Detections above the operating threshold.
 
         Raises:
@@ -61,7 +66,7 @@ def _decode(number: int, text: object) -> Radiograph:
         file.flush()
         try:
             return read_radiograph(Path(file.name))
-        except BadStudy as error:
+        except BadStudyError as error:
             raise _bad_request(f"row {number}: {error}") from None
 
 

@@ -47,7 +47,9 @@ class Predictor:
         size = (rules.image_size, rules.image_size)
         found = detect(outputs, self._model.anchor_levels(batch), size, self.config.postprocessing)
         return [
-            _in_original_pixels(one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, rules.image_size, threshold)
+            _in_original_pixels(
+                one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, rules.image_size, threshold
+            )
             for one, image in zip(found, images, strict=True)
         ]
 
@@ -65,4 +67,3 @@ def _in_original_pixels(
 def to_original(boxes: Floats, height: int, width: int, image_size: int) -> Floats:
     """Boxes ``[N, 4]`` xyxy of a prepared image in pixels of the original, clipped to it."""
     return np.asarray(np.clip(boxes / letterbox_scale(height, width, image_size), 0, [width, height, width, height]))
-

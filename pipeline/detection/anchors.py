@@ -34,7 +34,8 @@ def make_anchors(height: int, width: int, scales: Sequence[float], ratios: Seque
     """Anchors of every level, P3 to P7.
 
     Args:
-        height, width: size of the image in pixels.
+        height: of the image in pixels.
+        width: of the image in pixels.
         scales: factors on the level's base size.
         ratios: height / width.
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 # Read on import: without it the library asks its server for the newest version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-import albumentations as A  # noqa: E402
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
+import albumentations as A
+import numpy as np
+import numpy.typing as npt
 
 Image = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
@@ -52,7 +52,12 @@ class Augmenter:
                 A.GaussNoise(std_range=(0.01, 0.04), p=s.noise),
             ],
             bbox_params=A.BboxParams(
-                format="pascal_voc", label_fields=[], clip=True, min_visibility=s.min_visibility, min_width=2, min_height=2
+                format="pascal_voc",
+                label_fields=[],
+                clip=True,
+                min_visibility=s.min_visibility,
+                min_width=2,
+                min_height=2,
             ),
         )
 

@@ -1,5 +1,7 @@
 """timm backbones as feature pyramids' feet: features at strides 8, 16 and 32 of one-channel images."""
 
+from typing import Any
+
 import timm
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -21,12 +23,13 @@ class Backbone(nn.Module):
     def __init__(self, name: str, weights: str, norm: str) -> None:
         super().__init__()
         self.body = _norm_layers(_create(name, weights), norm)
-        reductions = self.body.feature_info.reduction()
+        features: Any = self.body.feature_info  # timm's; nn.Module knows no such attribute
+        reductions = features.reduction()
         missing = [stride for stride in STRIDES if stride not in reductions]
         if missing:
             raise UserError(f"model.backbone = {name!r}: no features at stride {missing[0]}; needs 8, 16 and 32")
         self.levels = [reductions.index(stride) for stride in STRIDES]
-        self.channels = [self.body.feature_info.channels()[level] for level in self.levels]
+        self.channels = [features.channels()[level] for level in self.levels]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of ``[B, 1, H, W]`` at strides 8, 16, 32."""
@@ -52,7 +55,8 @@ def _create(name: str, weights: str) -> nn.Module:
 def _norm_layers(body: nn.Module, norm: str) -> nn.Module:
     """Make the norm layers independent of the batch, so that a batch of one image trains."""
     if norm == "frozen_batch":
-        return freeze_batch_norm_2d(body)  # type: ignore[no-any-return]
+        frozen: nn.Module = freeze_batch_norm_2d(body)
+        return frozen
     for parent in list(body.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -66,4 +70,3 @@ def _norm_layers(body: nn.Module, norm: str) -> nn.Module:
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-

@@ -29,7 +29,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in _newest_first(folder):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a damaged file makes the reader raise
+        except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the reader raise
             logger.warning("%s: cannot be read (%s); trying the one before", path, type(error).__name__)
             continue
         logger.info("resuming from %s", path)

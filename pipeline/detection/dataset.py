@@ -20,7 +20,7 @@ class Example(NamedTuple):
 
     image: npt.NDArray[np.uint8]
     boxes: Boxes
-    index: int
+    position: int
 
 
 class Batch(NamedTuple):
@@ -86,7 +86,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         boxes[row, : len(example.boxes)] = example.boxes
         labels[row, : len(example.boxes)] = 0  # one class: opacity
     images = np.stack([example.image for example in examples])[:, None]
-    indices = np.array([example.index for example in examples])
+    indices = np.array([example.position for example in examples])
     return Batch(*(torch.from_numpy(part) for part in (images, boxes, labels, indices)))
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -106,7 +106,7 @@ class Trainer:
         checkpoints: Path,
     ) -> None:
         if settings.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=settings.lr)
         self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
         self.model, self.optimizer = fabric.setup(model, optimizer)
@@ -121,6 +121,9 @@ class Trainer:
     def _bare(self) -> RetinaNet:
         module: RetinaNet = self.model.module
         return module
+
+    def _averaged_model(self) -> RetinaNet:
+        return cast(RetinaNet, self.averaged.module)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -148,11 +151,15 @@ class Trainer:
         """
         while self.epoch < self.settings.epochs:
             self._train_epoch(hooks.on_step)
-            detections = predict(self.fabric, self.averaged.module, self.val_data, self.settings.batch_size, self.rules)
+            detections = predict(
+                self.fabric, self._averaged_model(), self.val_data, self.settings.batch_size, self.rules
+            )
             score = hooks.on_epoch(detections, self.epoch)
             # Of equal epochs the later one: a first epoch that finds nothing must not win at 0.
             if score >= self.best.score:
-                weights = {name: value.detach().cpu().clone() for name, value in self.averaged.module.state_dict().items()}
+                weights = {
+                    name: value.detach().cpu().clone() for name, value in self.averaged.module.state_dict().items()
+                }
                 self.best = Best(self.epoch, score, weights)
             save_checkpoint(self.checkpoints, self.epoch, self._state())
             self.epoch += 1
@@ -262,7 +269,12 @@ class _Progress:
     def __init__(self, description: str, total: int) -> None:
         self._console = Console(stderr=True)
         self._description, self._text = description, ""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
         self._bar = Progress(
             *columns, TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
         )

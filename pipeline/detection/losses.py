@@ -144,9 +144,9 @@ class DetectionLoss(nn.Module):
         positive = matched > BACKGROUND  # (B, A)
         chosen = matched.clamp(min=0)
         classes = labels.gather(1, chosen)
-        targets = ((classes[..., None] == torch.arange(logits.shape[2], device=logits.device)) & positive[..., None]).to(
-            logits.dtype
-        )
+        targets = (
+            (classes[..., None] == torch.arange(logits.shape[2], device=logits.device)) & positive[..., None]
+        ).to(logits.dtype)
         counted = (matched != IGNORED)[..., None].expand_as(targets)
         classification = torch.where(counted, self._classification(logits, targets, counted), 0.0).sum((1, 2))  # (B,)
         # Anchors without a box regress to themselves, so that no infinity is multiplied by zero.

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +25,7 @@ def coco_map(results: Sequence[ImageResult]) -> dict[str, float]:
     from faster_coco_eval import COCO, COCOeval_faster
 
     # The library prints its progress.
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         truth = COCO(_truth(results))
         found = truth.loadRes(_detections(results))
         evaluation = COCOeval_faster(truth, found, "bbox", print_function=lambda *_: None)
@@ -39,7 +38,13 @@ def coco_map(results: Sequence[ImageResult]) -> dict[str, float]:
 
 def _truth(results: Sequence[ImageResult]) -> dict[str, object]:
     annotations = [
-        {"image_id": image, "category_id": 1, "bbox": _xywh(box), "area": float(np.prod(box[2:] - box[:2])), "iscrowd": 0}
+        {
+            "image_id": image,
+            "category_id": 1,
+            "bbox": _xywh(box),
+            "area": float(np.prod(box[2:] - box[:2])),
+            "iscrowd": 0,
+        }
         for image, result in enumerate(results)
         for box in result.truth
     ]

@@ -3,17 +3,17 @@
 import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")  # no display on a server
+mpl.use("Agg")  # no display on a server
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 
-from pipeline.evaluation.ranked import rank_detections  # noqa: E402
-from pipeline.evaluation.results import ImageResult  # noqa: E402
-from pipeline.evaluation.rsna_score import mean_score, scores_by_count  # noqa: E402
+from pipeline.evaluation.ranked import rank_detections
+from pipeline.evaluation.results import ImageResult
+from pipeline.evaluation.rsna_score import mean_score, scores_by_count
 
 THRESHOLDS = np.linspace(0, 1, 101)
 

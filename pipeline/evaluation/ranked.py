@@ -33,7 +33,9 @@ class Ranking:
 def rank_detections(results: Sequence[ImageResult]) -> Ranking:
     """Pool the detections of all images, at most 100 of each, as COCO does."""
     counts = [min(len(result.scores), MAX_DETECTIONS) for result in results]
-    scores = np.concatenate([result.scores[:count] for result, count in zip(results, counts, strict=True)] or [[]])
+    scores = np.concatenate(
+        [np.zeros(0), *(result.scores[:count] for result, count in zip(results, counts, strict=True))]
+    )
     image = np.repeat(np.arange(len(results)), counts)
     matched = [hits(result, IOU_THRESHOLDS, inclusive=True)[:, :MAX_DETECTIONS] for result in results]
     order = np.argsort(-scores, kind="stable")

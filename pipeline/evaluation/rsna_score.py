@@ -65,7 +65,9 @@ def best_thresholds(results: Sequence[ImageResult], weights: Floats) -> tuple[Fl
     image = np.repeat(np.arange(len(results)), [len(result.scores) for result in results])[order]
     gain = np.concatenate([np.diff(np.nan_to_num(scores_by_count(result))) for result in results])[order]
     # An image without boxes begins to count (as 0) with its first detection.
-    added = np.concatenate([(np.arange(len(result.scores)) == 0) & (not len(result.truth)) for result in results])[order]
+    added = np.concatenate([(np.arange(len(result.scores)) == 0) & (not len(result.truth)) for result in results])[
+        order
+    ]
     total = np.cumsum(gain * weights[:, image], 1)
     counted = (weights @ has_truth(results))[:, None] + np.cumsum(added * weights[:, image], 1)
     # A threshold keeps all detections of one score or none.

@@ -29,7 +29,10 @@ def summarize(
         Each metric as ``<key>``, ``<key>_low`` and ``<key>_high``; None where it is not defined
         (no true box, say); and the counts ``images``, ``patients``, ``boxes``.
     """
-    point = {name: float(values[0]) for name, values in metric_draws(results, score_thresh, np.ones((1, len(results)))).items()}
+    point = {
+        name: float(values[0])
+        for name, values in metric_draws(results, score_thresh, np.ones((1, len(results)))).items()
+    }
     point |= coco_map(results) | {"rsna_score": rsna_score(results, score_thresh)}
     drawn = metric_draws(results, score_thresh, patient_weights(groups, draws, seed))
     summary: Summary = {

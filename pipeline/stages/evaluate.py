@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import provenance
+from pipeline.data.sample import example_dicom
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.delivery.predictor import to_original
 from pipeline.detection.engine import make_fabric, predict
@@ -18,12 +19,12 @@ from pipeline.evaluation.examples import pick_examples
 from pipeline.evaluation.report import Picture, render_report
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.rsna_score import rsna_scores
-from pipeline.submission import submission_table
 from pipeline.evaluation.summary import Summary, summarize
 from pipeline.files import directory_atomic, write_json, write_text
 from pipeline.params import Params, load_params
 from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.train import MODELS, RUN_FILE, log_datasets, run_tags
+from pipeline.submission import submission_table
 from pipeline.tracking import TrackedRun, tracked_run
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         write_json(reports / "metrics.json", metrics)
         write_text(reports / "predictions.csv", _predictions(found, splits, config))
         curves = _write_plots(reports / "plots", found, splits["test"], config)
-        page = render_report(metrics, curves, _pictures(found["test"], splits["test"], config), _provenance(run, config))
+        page = render_report(
+            metrics, curves, _pictures(found["test"], splits["test"], config), _provenance(run, config)
+        )
         write_text(reports / "report.html", page)
         _log(run, params, splits, metrics, models, reports)
     logger.info("%s", format_metrics(metrics))
@@ -55,7 +58,7 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
     """Detections and true boxes of val and test, in pixels of the originals."""
     model, config = load_model(models)
     fabric = make_fabric(params.train.accelerator, "32-true")
-    model = fabric.to_device(model)
+    fabric.to_device(model)
     results = {}
     for name in EVALUATED:
         data = splits[name]
@@ -98,9 +101,7 @@ def _summarize(params: Params, results: list[ImageResult], data: SplitData, conf
     return summarize(results, groups, config.operating_threshold, params.evaluate.bootstrap_draws, params.seed)
 
 
-def _predictions(
-    found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig
-) -> str:
+def _predictions(found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig) -> str:
     """Val and test in one file, in the challenge's format, above the operating threshold."""
     results = [result for name in EVALUATED for result in found[name]]
     keys = [key for name in EVALUATED for key in splits[name].index["patientId"]]
@@ -178,7 +179,7 @@ def _log(
     for name in ("metrics.json", "predictions.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
-    run.log_model(models, test)
+    run.log_model(models, test, example_dicom())
 
 
 def main() -> None:

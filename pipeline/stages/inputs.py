@@ -51,7 +51,7 @@ def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = 
     parts = {}
     for name in SPLITS:
         rows = index[splits == name].reset_index(drop=True)
-        boxes = [_xyxy(box) for box in read_boxes(prepared, rows["patientId"])]
+        boxes = [_xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
         parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, image_size)
     return parts
 

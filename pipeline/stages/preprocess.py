@@ -28,7 +28,9 @@ def preprocess(params: Params, prepared: Path = PREPARED, quarantine: Path = QUA
     """
     inventory = take_inventory(Path(params.data.dir))
     with directory_atomic(prepared) as folder:
-        results = map_parallel(write_shard, _jobs(params, inventory, folder), params.preprocess.workers, "Preprocessing")
+        results = map_parallel(
+            write_shard, _jobs(params, inventory, folder), params.preprocess.workers, "Preprocessing"
+        )
         rows = pd.DataFrame([row for result in results for row in result.rows])
         problems = dict(inventory.problems)
         for result in results:
@@ -52,7 +54,11 @@ def _jobs(params: Params, inventory: Inventory, folder: Path) -> list[ShardJob]:
     columns, rows = rules.clahe.tile_grid_size
     return [
         ShardJob(
-            folder / f"images-{number:05d}.npy", tuple(studies), rules.image_size, rules.clahe.clip_limit, (columns, rows)
+            folder / f"images-{number:05d}.npy",
+            tuple(studies),
+            rules.image_size,
+            rules.clahe.clip_limit,
+            (columns, rows),
         )
         for number, studies in sorted(shards.items())
     ]

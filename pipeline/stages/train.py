@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -85,8 +84,10 @@ def finish(params: Params, best: Best, val_data: SplitData, models: Path) -> Mod
     model.load_state_dict(best.weights)
     # float32 as at inference, whatever precision the training had.
     fabric = make_fabric(params.train.accelerator, "32-true")
-    model = fabric.to_device(model)
-    found = predict(fabric, model, val_data.dataset(None, params.seed), params.train.batch_size, post_processing(params))
+    fabric.to_device(model)
+    found = predict(
+        fabric, model, val_data.dataset(None, params.seed), params.train.batch_size, post_processing(params)
+    )
     results = results_in_prepared_pixels(found, val_data)
     threshold = stable_threshold(results, val_data.index["groupId"].to_list(), THRESHOLD_DRAWS, params.seed)
     rules = params.preprocess
@@ -131,7 +132,8 @@ def results_in_prepared_pixels(found: Sequence[Detections], data: SplitData) -> 
     dataset = data.dataset(None, 0)
     truth = [dataset[0, index].boxes for index in range(len(dataset))]
     return [
-        image_result(one["boxes"].numpy(), one["scores"].numpy(), boxes) for one, boxes in zip(found, truth, strict=True)
+        image_result(one["boxes"].numpy(), one["scores"].numpy(), boxes)
+        for one, boxes in zip(found, truth, strict=True)
     ]
 
 
@@ -159,9 +161,13 @@ def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) 
 def run_tags(params: Params) -> dict[str, str]:
     """Which code, which data, and which flow made the run."""
     tags = provenance.git_state() | {f"dvc.{path}": value for path, value in provenance.dvc_hashes().items()}
-    tags["prefect_flow_run_id"] = os.environ.get("PNEUMOFLOW_FLOW_RUN_ID", "none")
+    if flow_run := os.environ.get("PNEUMOFLOW_FLOW_RUN_ID"):
+        tags["prefect_flow_run_id"] = flow_run
     loss, size = params.loss.classification, params.preprocess.image_size
-    return tags | {"mlflow.runName": f"{params.model.backbone} {size}px {loss}", "mlflow.source.name": "pipeline.stages.train"}
+    return tags | {
+        "mlflow.runName": f"{params.model.backbone} {size}px {loss}",
+        "mlflow.source.name": "pipeline.stages.train",
+    }
 
 
 def training_fingerprint(params: Params) -> str:
