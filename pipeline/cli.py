@@ -116,3 +116,7 @@ def _model_folder(model: str) -> Path:
 def main() -> None:
     """The console script."""
     run_main(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -69,8 +69,13 @@ def encode_png(picture: Image) -> bytes:
     return data.tobytes()
 
 
-def data_uri(picture: Image) -> str:
-    """A BGR picture as a JPEG data URI, for pages that must work offline."""
+def encode_jpeg(picture: Image) -> bytes:
+    """JPEG bytes of a BGR picture."""
     ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])
     assert ok
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    return data.tobytes()
+
+
+def data_uri(picture: Image) -> str:
+    """A BGR picture as a JPEG data URI, for pages that must work offline."""
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(picture)).decode()

@@ -75,13 +75,19 @@ class ModelParams(_Section):
     """The RetinaNet: a timm backbone, an FPN and two subnets."""
 
     backbone: str
-    weights: str
+    weights: Literal["none", "imagenet"]
     norm: Literal["group", "frozen_batch"]
     fpn_channels: Annotated[int, Field(ge=32, multiple_of=32)]
     head_convs: Annotated[int, Field(ge=1, le=8)]
     anchor_scales: Ratios
     anchor_ratios: Ratios
     prior_probability: OpenFraction
+
+    @model_validator(mode="after")
+    def _norm_fits_weights(self) -> Self:
+        if self.weights == "imagenet" and self.norm == "group":
+            raise ValueError("weights imagenet need norm frozen_batch; they were trained with BatchNorm")
+        return self
 
 
 class LossParams(_Section):

@@ -29,15 +29,16 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def dvc_hashes(lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> dict[str, str]:
-    """DVC's hash of each tracked path: raw data from ``*.dvc``, stage outputs from ``dvc.lock``."""
+def input_hashes(lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> dict[str, str]:
+    """DVC's hashes of what is trained on: raw data from ``data/*.dvc``, what was made of it from ``dvc.lock``."""
     hashes = {}
     for file in sorted(folder.glob("*.dvc")):
         for out in _yaml(file).get("outs", []):
             hashes[f"{file.parent / out['path']}"] = str(out.get("md5", ""))
     if lock.exists():
         for stage in (_yaml(lock).get("stages") or {}).values():
-            hashes |= {out["path"]: str(out.get("md5", "")) for out in stage.get("outs", [])}
+            outs = {out["path"]: str(out.get("md5", "")) for out in stage.get("outs", [])}
+            hashes |= {path: value for path, value in outs.items() if Path(path).is_relative_to(folder)}
     return hashes
 
 

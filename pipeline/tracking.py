@@ -47,6 +47,8 @@ _SERVING_PACKAGES = (
     "pylibjpeg-openjpeg", "safetensors", "timm", "torch", "torchvision",
 )  # fmt: skip
 _PARAM_LENGTH = 500
+# Without it MLflow's pages open on tools for language models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def tracking_uri() -> str:
@@ -94,15 +96,19 @@ class TrackedRun:
 
     def log_dataset(self, name: str, digest: str, source: str, contexts: Mapping[str, int]) -> None:
         """Record which version of a data set each split was taken from, and how many studies it has."""
-        dataset = MetaDataset(_source(source), name=name, digest=digest[:36] or None)  # type: ignore[abstract]
-        for context, studies in contexts.items():
-            with mlflow.start_run(self.run_id):
+        with mlflow.start_run(self.run_id):
+            for context, studies in contexts.items():
+                # One name each: a run shows a data set once, whatever it was used for.
+                dataset = MetaDataset(  # type: ignore[abstract]
+                    _source(source), name=f"{name} {context}", digest=digest[:36] or None
+                )
                 mlflow.log_input(dataset, context=context, tags={"studies": str(studies)})
 
-    def log_model(self, folder: Path, metrics: Mapping[str, float | None], example: bytes) -> str:
+    def log_model(self, folder: Path, metrics: Mapping[str, float | None], step: int, example: bytes) -> str:
         """Log and register the model in ``folder`` as a pyfunc; returns its URI.
 
-        ``example`` is a DICOM file that shows what the model takes; it is stored beside it.
+        ``metrics`` are logged at ``step`` for the run and the model. ``example`` is a DICOM file
+        that shows what the model takes; it is stored beside it.
         """
         code = Path(__file__).resolve().parent
         with mlflow.start_run(self.run_id):
@@ -118,7 +124,7 @@ class TrackedRun:
                 metadata={"format": "safetensors"},
             )
             known = {key: value for key, value in metrics.items() if value is not None}
-            mlflow.log_metrics(known, model_id=info.model_id)
+            mlflow.log_metrics(known, step=step, model_id=info.model_id)
         if info.registered_model_version is not None:
             self._client.set_registered_model_alias(MODEL_NAME, "challenger", str(info.registered_model_version))
         return str(info.model_uri)
@@ -189,7 +195,7 @@ def _experiment(client: mlflow.MlflowClient) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     try:
         found = client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else client.create_experiment(name)
+        experiment = found.experiment_id if found else client.create_experiment(name, tags=_EXPERIMENT_TAGS)
     except MlflowException as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"MLFLOW_TRACKING_URI = {tracking_uri()}: cannot be used: {reason}") from None

@@ -1,5 +1,6 @@
 """Deal studies to train, val and test: stratified by class and view, whole patients only."""
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,7 +28,7 @@ def split_studies(studies: pd.DataFrame, fractions: Mapping[str, float], seed: i
         ``train``, ``val`` or ``test`` per row, on the index of ``studies``.
 
     Raises:
-        UserError: there are fewer patients than folds.
+        UserError: there are too few patients or studies for the folds.
     """
     folds = _fold_count(fractions)
     patients = studies["groupId"].nunique()
@@ -37,7 +38,14 @@ def split_studies(studies: pd.DataFrame, fractions: Mapping[str, float], seed: i
     folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     result = pd.Series("", index=studies.index, name="split")
     owner = [name for name in SPLITS for _ in range(round(fractions[name] * folds))]
-    for name, (_, members) in zip(owner, folder.split(studies, strata, studies["groupId"]), strict=True):
+    with warnings.catch_warnings():
+        # A stratum of fewer studies than folds cannot be in every fold; it is dealt as evenly as it goes.
+        warnings.filterwarnings("ignore", "The least populated class")
+        try:
+            dealt = [members for _, members in folder.split(studies, strata, studies["groupId"])]
+        except ValueError as error:
+            raise UserError(f"split.fractions: {len(studies)} studies are too few for {folds} folds: {error}") from None
+    for name, members in zip(owner, dealt, strict=True):
         result.iloc[members] = name
     return result
 

@@ -42,14 +42,16 @@ def make_anchors(height: int, width: int, scales: Sequence[float], ratios: Seque
     Returns:
         Per level float32 ``[rows * columns * len(ratios) * len(scales), 4]`` xyxy pixels, in the
         order of a head's output: rows, columns, anchor shapes. As in torchvision, the first
-        anchor is centred on the corner (0, 0), and corners of shapes are rounded.
+        anchor is centred on the corner (0, 0), corners of shapes are rounded, and where a level
+        does not divide the image, its anchors stand closer than its stride.
     """
     levels = []
     for stride in LEVEL_STRIDES:
         half = (anchor_shapes(stride, scales, ratios) / 2).to(torch.float32)
         corners = torch.cat([-half, half], 1).round()  # (S, 4)
-        y = torch.arange(level_grid(height, stride)) * stride
-        x = torch.arange(level_grid(width, stride)) * stride
+        rows, columns = level_grid(height, stride), level_grid(width, stride)
+        y = torch.arange(rows) * (height // rows)
+        x = torch.arange(columns) * (width // columns)
         shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], -1).reshape(-1, 1, 4)
         levels.append((shifts + corners).reshape(-1, 4))

@@ -12,8 +12,12 @@ STRIDES = (8, 16, 32)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm (Wu and He 2018) of at most 32 groups that divide ``channels``."""
-    groups = next(count for count in (32, 16, 8, 4, 2, 1) if channels % count == 0)
+    """GroupNorm (Wu and He 2018) of at most 32 groups of at least 8 channels each.
+
+    On the coarsest level of a small image, a group of one channel would be one number, and its
+    normalised value always 0.
+    """
+    groups = next(count for count in (32, 16, 8, 4, 2, 1) if channels % count == 0 and channels // count >= min(8, channels))
     return nn.GroupNorm(groups, channels)
 
 

@@ -100,4 +100,5 @@ def make_loader(dataset: DetectionDataset, sampler: EpochSampler, batch_size: in
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="spawn" if workers else None,
+        persistent_workers=workers > 0,
     )

@@ -12,7 +12,7 @@ from pipeline.data.sample import example_dicom
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.delivery.predictor import to_original
 from pipeline.detection.engine import make_fabric, predict
-from pipeline.drawing import contact_sheet, data_uri, draw_boxes, encode_png
+from pipeline.drawing import contact_sheet, data_uri, draw_boxes, encode_jpeg
 from pipeline.errors import UserError, run_main
 from pipeline.evaluation.curves import CURVES, curve_tables, plot_curve
 from pipeline.evaluation.examples import pick_examples
@@ -33,6 +33,7 @@ REPORTS = Path("reports")
 EVALUATED = ("val", "test")
 EXAMPLES_PER_ROW = 4
 PICTURE_SIDE = 420
+INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
 
 
 def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> None:
@@ -122,7 +123,7 @@ def _write_plots(
             (target / f"{name}.png").write_bytes(pictures[name])
         rows = pick_examples(found["test"], config.operating_threshold, EXAMPLES_PER_ROW)
         sheet = [_draw(found["test"], test, config, place) for row in rows.values() for place in row]
-        (target / "examples.png").write_bytes(encode_png(contact_sheet(sheet, EXAMPLES_PER_ROW)))
+        (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
     return pictures
 
 
@@ -152,7 +153,7 @@ def _pictures(results: list[ImageResult], data: SplitData, config: ModelConfig) 
 
 
 def _provenance(run: TrackedRun, config: ModelConfig) -> dict[str, str]:
-    hashes = {f"DVC {path}": value for path, value in provenance.dvc_hashes().items()}
+    hashes = {f"DVC {path}": value for path, value in provenance.input_hashes().items()}
     state = provenance.git_state()
     return {
         "MLflow run": run.run_id,
@@ -171,15 +172,13 @@ def _log(
     reports: Path,
 ) -> None:
     log_datasets(run, params, splits)
-    test = {f"test/{name}": value for name, value in metrics["test"].items()}
-    # The curves of the epochs own the names of val's headline numbers.
-    val = {f"val/{name}": value for name, value in metrics["val"].items() if name.startswith(("auroc", "froc"))}
-    run.log_metrics({**test, **val}, step=params.train.epochs)
-    run.flush()
+    # Each metric is a chart: the intervals of all of them are left to metrics.json and the report.
+    shown = [name for name in metrics["test"] if not name.endswith(("_low", "_high"))] + list(INTERVALS_SHOWN)
+    test = {f"test/{name}": metrics["test"][name] for name in shown}
     for name in ("metrics.json", "predictions.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
-    run.log_model(models, test, example_dicom())
+    run.log_model(models, test, params.train.epochs, example_dicom())
 
 
 def main() -> None:

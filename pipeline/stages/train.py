@@ -154,13 +154,13 @@ def _hooks(run: TrackedRun, val_data: SplitData) -> Hooks:
 def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:
     """Link the run to the version of the data that it saw."""
     raw = params.data.dir
-    digest = provenance.dvc_hashes().get(raw, "")
+    digest = provenance.input_hashes().get(raw, "")
     run.log_dataset(Path(raw).name, digest, raw, {name: len(part.index) for name, part in splits.items()})
 
 
 def run_tags(params: Params) -> dict[str, str]:
     """Which code, which data, and which flow made the run."""
-    tags = provenance.git_state() | {f"dvc.{path}": value for path, value in provenance.dvc_hashes().items()}
+    tags = provenance.git_state() | {f"dvc.{path}": value for path, value in provenance.input_hashes().items()}
     if flow_run := os.environ.get("PNEUMOFLOW_FLOW_RUN_ID"):
         tags["prefect_flow_run_id"] = flow_run
     loss, size = params.loss.classification, params.preprocess.image_size

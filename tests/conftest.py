@@ -1,0 +1,102 @@
+"""All data of the tests: made here, small, and of no patient."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.update(DVC_NO_ANALYTICS="1", NO_ALBUMENTATIONS_UPDATE="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
+
+from pipeline.data.sample import make_sample
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """No test writes into the repository, whatever it runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def repository():
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """A data set of 60 studies of 128 pixels; read only."""
+    folder = tmp_path_factory.mktemp("sample") / "rsna"
+    make_sample(folder, studies=60, size=128, seed=5, opacity_fraction=0.5, labels=None, workers=1)
+    return folder
+
+
+@pytest.fixture
+def rsna(sample, tmp_path):
+    """A copy of the sample at data/rsna, for a test to break."""
+    return Path(shutil.copytree(sample, tmp_path / "data" / "rsna"))
+
+
+@pytest.fixture(scope="session")
+def _small_params():
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    values["preprocess"] |= {"image_size": 128, "shard_size": 16, "workers": 1}
+    values["split"]["fractions"] = {"train": 0.6, "val": 0.2, "test": 0.2}
+    values["model"] |= {"backbone": "resnet10t", "fpn_channels": 32, "head_convs": 1}
+    values["train"] |= {"epochs": 2, "log_every_steps": 1, "precision": "32-true"}
+    values["evaluate"] |= {"bootstrap_draws": 100, "score_thresh": 0.01}
+    return values
+
+
+@pytest.fixture
+def small_params(_small_params):
+    """The shipped params, shrunk to a model that trains in seconds; a copy to change."""
+    return copy.deepcopy(_small_params)
+
+
+@pytest.fixture
+def write_params(tmp_path):
+    def write(values, path=tmp_path / "params.yaml"):
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run():
+    """Run a command of ours as a user would; returns the finished process."""
+
+    def call(*arguments, cwd=None, **env):
+        return subprocess.run(
+            [sys.executable, "-m", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", **env},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    return call
+
+
+@pytest.fixture
+def one_line_error():
+    """Assert that a process ended as bad input must end, and return the line."""
+
+    def check(done, *words):
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr + done.stdout
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, done.stderr
+        for word in words:
+            assert str(word) in lines[0], lines[0]
+        return lines[0]
+
+    return check

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.detection.dataset import DetectionDataset
+from pipeline.detection.engine import TrainSettings
+from pipeline.detection.losses import LossSettings
+from pipeline.detection.postprocess import PostProcessing
+from pipeline.detection.retinanet import Architecture
+
+
+@pytest.fixture
+def architecture():
+    return Architecture("resnet10t", "group", 32, 1, (1.0, 1.26, 1.587), (0.75, 1.3, 2.2), 0.01)
+
+
+@pytest.fixture
+def loss_settings():
+    return LossSettings("focal", 0.25, 2.0, 1.0, "batch", "smooth_l1", 1 / 9, 1.0, 0.5, 0.4, True)
+
+
+@pytest.fixture
+def rules():
+    return PostProcessing(score_thresh=0.05, nms_thresh=0.3, detections_per_img=20, topk_candidates=100)
+
+
+@pytest.fixture
+def train_settings():
+    return TrainSettings(
+        epochs=2, batch_size=4, lr=0.002, weight_decay=0.01, warmup_epochs=0.5, clip_norm=1.0,
+        channels_last=True, workers=0, ema_decay=0.9, log_every_steps=1, seed=3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def squares():
+    """Bright squares on noise, one or none per image: (images, boxes)."""
+    rng = np.random.default_rng(0)
+    images, boxes = [], []
+    for number in range(16):
+        image = rng.integers(40, 80, (128, 128), dtype=np.uint8)
+        side, x, y = int(rng.integers(30, 60)), int(rng.integers(5, 60)), int(rng.integers(5, 60))
+        if number % 4:
+            image[y : y + side, x : x + side] += 120
+            boxes.append(np.array([[x, y, x + side, y + side]], np.float32))
+        else:
+            boxes.append(np.zeros((0, 4), np.float32))
+        images.append(image)
+    return images, boxes
+
+
+@pytest.fixture
+def dataset(squares):
+    return DetectionDataset(*squares, augmenter=None, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.detection.augment import Augmenter, AugmentSettings
+
+NONE = AugmentSettings(0, 0, 0.2, 0.1, 5, 0, 0.2, 0.2, 0, 0, 0.3)
+
+
+@pytest.fixture
+def picture():
+    image = np.zeros((100, 100), np.uint8)
+    image[20:50, 10:40] = 255
+    return image, np.array([[10, 20, 40, 50]], np.float32)
+
+
+def bright(image):
+    rows, columns = np.where(image > 128)
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
+def test_nothing_asked_nothing_changed(picture):
+    image, boxes = Augmenter(NONE)(*picture, seed=1)
+    np.testing.assert_array_equal(image, picture[0])
+    np.testing.assert_array_equal(boxes, picture[1])
+
+
+def test_a_flip_takes_the_box_along(picture):
+    image, boxes = Augmenter(replace(NONE, horizontal_flip=1))(*picture, seed=1)
+    np.testing.assert_allclose(boxes, [[60, 20, 90, 50]], atol=1e-4)
+    np.testing.assert_allclose(boxes[0], bright(image), atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_stay_on_what_they_are_around(picture, seed):
+    image, boxes = Augmenter(replace(NONE, affine=1, rotate=0))(*picture, seed=seed)
+    np.testing.assert_allclose(boxes[0], bright(image), atol=1.6)
+
+
+def test_the_seed_decides(picture):
+    everything = AugmentSettings(0.5, 1, 0.2, 0.1, 5, 1, 0.2, 0.2, 1, 1, 0.3)
+    augment, other = Augmenter(everything), Augmenter(everything)
+    first = augment(*picture, seed=7)
+    augment(*picture, seed=8)
+    for again in (augment(*picture, seed=7), other(*picture, seed=7)):
+        np.testing.assert_array_equal(first[0], again[0])
+        np.testing.assert_array_equal(first[1], again[1])
+    assert (augment(*picture, seed=9)[0] != first[0]).any()
+    assert first[0].dtype == np.uint8
+    assert first[1].dtype == np.float32
+
+
+def test_images_without_boxes(picture):
+    _, boxes = Augmenter(replace(NONE, affine=1))(picture[0], np.zeros((0, 4), np.float32), seed=0)
+    assert boxes.shape == (0, 4)

@@ -1,0 +1,158 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.detection.augment import Augmenter, AugmentSettings
+from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.detection.dataset import DetectionDataset
+from pipeline.detection.engine import Hooks, Trainer, learning_rate, make_fabric, predict
+from pipeline.detection.losses import DetectionLoss
+from pipeline.detection.retinanet import RetinaNet
+from pipeline.errors import UserError
+
+AUGMENT = AugmentSettings(0.5, 0.5, 0.1, 0.05, 2, 0.5, 0.1, 0.1, 0.2, 0.1, 0.3)
+
+
+@pytest.fixture
+def build(architecture, loss_settings, rules, train_settings, dataset, squares, tmp_path):
+    def make(folder="checkpoints", augment=None, data=None, precision="32-true", loss=None, **changes):
+        torch.manual_seed(1)
+        train_data = data or (DetectionDataset(*squares, Augmenter(augment), 0) if augment else dataset)
+        return Trainer(
+            make_fabric("cpu", precision),
+            RetinaNet(architecture),
+            DetectionLoss(loss or loss_settings),
+            train_data,
+            dataset,
+            rules,
+            replace(train_settings, **changes),
+            tmp_path / folder,
+        )
+
+    return make
+
+
+def silent(score=lambda epoch: epoch, steps=None):
+    return Hooks(
+        on_step=lambda metrics, step: steps.append((step, metrics)) if steps is not None else None,
+        on_epoch=lambda found, epoch: score(epoch),
+    )
+
+
+def test_learning_rate_warms_up_and_falls():
+    rates = [learning_rate(step, 100, 10, 0.5) for step in range(100)]
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[9] == rates[10] == 0.5
+    assert all(after <= before for before, after in zip(rates[10:], rates[11:], strict=False))
+    assert rates[99] < 0.001
+    assert learning_rate(0, 10, 0, 0.5) == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_learns_to_find_squares(build, squares, precision):
+    """The whole chain: without any of matching, losses, decoding or averaging it finds nothing."""
+    trainer = build(epochs=40, precision=precision, lr=0.004)
+    best = trainer.fit(silent())
+    model = trainer._bare()
+    model.load_state_dict(best.weights)
+    found = predict(trainer.fabric, model, trainer.val_data, 4, trainer.rules)
+    distances = [
+        np.abs(one["boxes"][0].numpy() - box[0]).max() if len(one["boxes"]) else math.inf
+        for one, box in zip(found, squares[1], strict=True)
+        if len(box)
+    ]
+    assert np.median(distances) < 6
+    assert sum(bool((one["scores"] > 0.5).any()) for one, box in zip(found, squares[1], strict=True) if not len(box)) == 0
+
+
+@pytest.mark.parametrize("normalizer", ["batch", "ema"])
+def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_settings, normalizer):
+    loss = replace(loss_settings, normalizer=normalizer)
+    whole = build("a", AUGMENT, loss=loss, epochs=3)
+    whole.fit(silent())
+
+    class Stop(Exception):
+        pass
+
+    def killed(epoch):
+        if epoch == 1:
+            raise Stop
+        return epoch
+
+    first = build("b", AUGMENT, loss=loss, epochs=3)
+    with pytest.raises(Stop):
+        first.fit(silent(killed))
+    second = build("b", AUGMENT, loss=loss, epochs=3)
+    torch.manual_seed(99)
+    assert second.resume()
+    assert second.epoch == 1
+    second.fit(silent())
+    for name, value in whole._bare().state_dict().items():
+        assert torch.equal(value, second._bare().state_dict()[name]), name
+    assert whole.best.score == second.best.score == 2
+    for name, value in whole.best.weights.items():
+        assert torch.equal(value, second.best.weights[name]), name
+
+
+def test_steps_are_reported(build):
+    steps = []
+    build(batch_size=1, epochs=1).fit(silent(steps=steps))
+    assert [step for step, _ in steps] == list(range(16))
+    metrics = steps[-1][1]
+    assert metrics["train/loss"] == pytest.approx(metrics["train/loss_classification"] + metrics["train/loss_box"])
+    assert metrics["train/images_per_second"] > 0
+    assert metrics["train/gradient_norm"] > 0
+
+
+def test_images_without_any_box_train(build, squares):
+    empty = DetectionDataset(squares[0], [np.zeros((0, 4), np.float32)] * 16, None, 0)
+    steps = []
+    build(data=empty, epochs=1).fit(silent(steps=steps))
+    assert all(math.isfinite(metrics["train/loss"]) and metrics["train/loss_box"] == 0 for _, metrics in steps)
+
+
+def test_the_best_epoch_is_kept(build):
+    best = build(epochs=3).fit(silent(lambda epoch: [0.2, 0.7, 0.3][epoch]))
+    assert (best.epoch, best.score) == (1, 0.7)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_reason(build):
+    trainer = build(epochs=1)
+    with torch.no_grad():
+        trainer._bare().class_head.last.bias.fill_(math.nan)
+    with pytest.raises(UserError, match=r"train\.lr = 0\.002: the loss is nan in epoch 1 \(images \["):
+        trainer.fit(silent())
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    for epoch in range(3):
+        save_checkpoint(tmp_path, epoch, {"epoch": epoch, "weights": torch.ones(100) * epoch})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001.pt", "epoch-0002.pt"]
+    newest = tmp_path / "epoch-0002.pt"
+    newest.write_bytes(newest.read_bytes()[:300])
+    assert load_checkpoint(tmp_path)["epoch"] == 1
+    assert "epoch-0002.pt: cannot be read" in caplog.text
+    assert load_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_checkpoint_that_carries_code_is_not_run(tmp_path):
+    import os
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "pwned"),))
+
+    torch.save({"epoch": 1, "x": Evil()}, tmp_path / "epoch-0001.pt")
+    assert load_checkpoint(tmp_path) is None
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_an_accelerator_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match="train.accelerator = 'cuda'"):
+        make_fabric("cuda", "32-true")

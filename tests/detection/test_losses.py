@@ -1,0 +1,212 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from pipeline.detection.anchors import encode_boxes, make_anchors
+from pipeline.detection.losses import (
+    DetectionLoss,
+    balanced_cross_entropy_loss,
+    box_loss,
+    cross_entropy_loss,
+    focal_loss,
+    frequency_balanced_cross_entropy_loss,
+    weighted_cross_entropy_loss,
+)
+
+ANCHORS = torch.cat(make_anchors(64, 64, (1.0,), (1.0,)))
+elements = st.lists(st.tuples(st.floats(-80, 80), st.integers(0, 1)), min_size=1, max_size=20)
+
+
+def tensors(rows):
+    logits = torch.tensor([logit for logit, _ in rows], dtype=torch.float64, requires_grad=True)
+    return logits, torch.tensor([target for _, target in rows], dtype=torch.float64)
+
+
+def test_worked_example():
+    logits = torch.tensor([[0.3, 0.4], [0.7, 0.4]])
+    targets = F.one_hot(torch.tensor([0, 1]), 2).float()
+    loss = focal_loss(logits, targets, 0.25, 2.0)
+    torch.testing.assert_close(loss, torch.tensor([[0.025098, 0.245437], [0.369409, 0.020655]]), atol=1e-6, rtol=0)
+    assert abs(float(loss.sum() / 2) - 0.330300) < 1e-6
+
+
+@given(elements, st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
+def test_focal_loss_is_the_papers_formula(rows, alpha, gamma):
+    logits, targets = tensors(rows)
+    found = focal_loss(logits, targets, alpha, gamma)
+    for value, (logit, target) in zip(found.tolist(), rows, strict=True):
+        # In words of p, with the logarithm of p taken where it does not underflow.
+        p_t = 1 / (1 + math.exp(-logit if target else logit))
+        log_p_t = -math.log1p(math.exp(-logit if target else logit))
+        wanted = -(alpha if target else 1 - alpha) * (1 - p_t) ** gamma * log_p_t
+        assert value == pytest.approx(wanted, rel=1e-6, abs=1e-12)
+    found.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@given(elements.filter(lambda rows: all(abs(logit) < 20 for logit, _ in rows)))
+def test_focal_loss_is_torchvisions_in_value_and_gradient(rows):
+    logits, targets = tensors(rows)
+    other = logits.detach().clone().requires_grad_()
+    ours, theirs = focal_loss(logits, targets, 0.25, 2.0), sigmoid_focal_loss(other, targets, 0.25, 2.0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-10)
+    ours.sum().backward()
+    theirs.sum().backward()
+    torch.testing.assert_close(logits.grad, other.grad, rtol=1e-5, atol=1e-8)
+
+
+@given(elements)
+def test_identities(rows):
+    logits, targets = tensors(rows)
+    entropy = cross_entropy_loss(logits, targets)
+    torch.testing.assert_close(entropy, F.binary_cross_entropy_with_logits(logits, targets, reduction="none"))
+    torch.testing.assert_close(focal_loss(logits, targets, 0.5, 0.0), entropy / 2)
+    torch.testing.assert_close(
+        balanced_cross_entropy_loss(logits, targets, 0.3), torch.where(targets > 0, 0.3, 0.7) * entropy
+    )
+    torch.testing.assert_close(
+        weighted_cross_entropy_loss(logits, targets, 4.0), torch.where(targets > 0, 4.0, 1.0) * entropy
+    )
+    share = float((targets == 0).double().mean())
+    beta = min(max(share, 1e-6), 1 - 1e-6)
+    torch.testing.assert_close(
+        frequency_balanced_cross_entropy_loss(logits, targets, torch.ones_like(targets, dtype=torch.bool)),
+        torch.where(targets > 0, beta, 1 - beta) * entropy,
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "ciou"])
+def test_box_losses(kind):
+    anchors = ANCHORS[:5].double()
+    boxes = (anchors + torch.tensor([3.0, -2, 9, 4]))[None]
+    exact = encode_boxes(boxes, anchors)
+    assert float(box_loss(kind, exact, boxes, anchors, 1 / 9).abs().max()) < 1e-6
+    deltas = (exact + 0.3).requires_grad_()
+    loss = box_loss(kind, deltas, boxes, anchors, 1 / 9)
+    assert loss.shape == (1, 5)
+    assert bool((loss > 0).all())
+    loss.sum().backward()
+    assert torch.isfinite(deltas.grad).all()
+    if kind == "smooth_l1":
+        torch.testing.assert_close(loss, torch.full((1, 5), 4 * (0.3 - 1 / 18), dtype=torch.float64))
+
+
+def test_smooth_l1_is_continuous_at_beta():
+    anchors = ANCHORS[:1].double()
+    beta = 1 / 9
+    values = [
+        float(box_loss("smooth_l1", torch.full((1, 1, 4), d, dtype=torch.float64), anchors[None], anchors, beta))
+        for d in (beta - 1e-9, beta + 1e-9)
+    ]
+    assert values[0] == pytest.approx(values[1], abs=1e-7)
+    assert values[0] == pytest.approx(4 * 0.5 * beta, abs=1e-7)
+
+
+def batch(boxes_per_image):
+    """Logits and deltas of random heads, and boxes on top of some anchors."""
+    most = max(1, *boxes_per_image)
+    boxes = torch.zeros(len(boxes_per_image), most, 4)
+    boxes[..., 2:] = 1
+    labels = torch.full((len(boxes_per_image), most), -1)
+    for row, count in enumerate(boxes_per_image):
+        boxes[row, :count] = ANCHORS[torch.arange(count) * 17 + 3] + 1
+        labels[row, :count] = 0
+    shape = (len(boxes_per_image), len(ANCHORS))
+    logits = torch.randn(*shape, 1, requires_grad=True)
+    return logits, torch.randn(*shape, 4, requires_grad=True), boxes, labels
+
+
+def test_equals_torchvisions_retinanet_loss(loss_settings):
+    """The paper's normaliser, image by image, against torchvision's own head classes."""
+    from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
+
+    logits, deltas, boxes, labels = batch([2, 0, 1])
+    settings = replace(loss_settings, normalizer="per_image", box="l1")
+    ours = DetectionLoss(settings)(logits, deltas, ANCHORS, boxes, labels)
+    from torchvision.models.detection._utils import Matcher
+    from torchvision.ops import box_iou
+
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    targets = [{"boxes": box[label >= 0], "labels": label[label >= 0]} for box, label in zip(boxes, labels, strict=True)]
+    matched = [
+        matcher(box_iou(target["boxes"], ANCHORS)) if len(target["boxes"]) else torch.full((len(ANCHORS),), -1)
+        for target in targets
+    ]
+    heads = RetinaNetClassificationHead(8, 1, 1), RetinaNetRegressionHead(8, 1)
+    wanted = heads[0].compute_loss(targets, {"cls_logits": logits}, matched)
+    torch.testing.assert_close(ours.classification, wanted, rtol=1e-5, atol=1e-6)
+    wanted = heads[1].compute_loss(targets, {"bbox_regression": deltas}, [ANCHORS] * 3, matched)
+    torch.testing.assert_close(ours.box, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalizer", ["per_image", "batch", "ema"])
+@pytest.mark.parametrize(
+    "classification",
+    [
+        "focal",
+        "cross_entropy",
+        "balanced_cross_entropy",
+        "weighted_cross_entropy",
+        "frequency_balanced_cross_entropy",
+    ],
+)
+@pytest.mark.parametrize("counts", [[0, 0], [1, 0], [4, 2]])
+def test_every_setting_is_finite_with_and_without_boxes(loss_settings, normalizer, classification, counts):
+    logits, deltas, boxes, labels = batch(counts)
+    loss = DetectionLoss(replace(loss_settings, normalizer=normalizer, classification=classification))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = loss(logits.bfloat16() * 40, deltas.bfloat16(), ANCHORS, boxes, labels)
+    (losses.classification + losses.box).backward()
+    assert losses.classification.dtype == torch.float32
+    assert losses.classification.item() > 0
+    assert (losses.box.item() > 0) == any(counts)
+    assert torch.isfinite(logits.grad).all()
+    assert torch.isfinite(deltas.grad).all()
+
+
+def test_alpha_gamma_and_beta_reach_the_loss(loss_settings):
+    logits, deltas, boxes, labels = batch([2, 1])
+    values = {
+        DetectionLoss(replace(loss_settings, **change))(logits, deltas, ANCHORS, boxes, labels).classification.item()
+        for change in (
+            {},
+            {"alpha": 0.5},
+            {"gamma": 1.0},
+            {"classification": "weighted_cross_entropy"},
+            {"classification": "weighted_cross_entropy", "beta": 5.0},
+        )
+    }
+    assert len(values) == 5
+
+
+def test_ignored_anchors_add_nothing(loss_settings):
+    logits, deltas, boxes, labels = batch([1])
+    boxes[0, 0] = ANCHORS[20] + torch.tensor([0.0, 0, 0, 32])
+    settings = replace(loss_settings, low_quality_matches=False, fg_iou_thresh=0.9, bg_iou_thresh=0.01)
+    loss = DetectionLoss(settings)(logits, deltas, ANCHORS, boxes, labels)
+    loss.classification.backward()
+    from pipeline.detection.matching import IGNORED, match_anchors
+
+    ignored = match_anchors(ANCHORS, boxes, labels, 0.9, 0.01, False)[0] == IGNORED
+    assert int(ignored.sum()) > 0
+    assert float(logits.grad[0, ignored].abs().max()) == 0
+    assert float(logits.grad[0, ~ignored].abs().min()) > 0
+
+
+def test_ema_normaliser_follows_detectron2(loss_settings):
+    loss = DetectionLoss(replace(loss_settings, normalizer="ema"))
+    _, _, boxes, labels = batch([2, 1])
+    logits, deltas = torch.zeros(2, len(ANCHORS), 1), torch.zeros(2, len(ANCHORS), 4)
+    positives = float(loss(logits, deltas, ANCHORS, boxes, labels).positives) * 2
+    assert float(loss.running_positives) == pytest.approx(0.9 * 100 + 0.1 * positives)
+    loss.eval()
+    loss(logits, deltas, ANCHORS, boxes, labels)
+    assert float(loss.running_positives) == pytest.approx(0.9 * 100 + 0.1 * positives)

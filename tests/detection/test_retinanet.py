@@ -1,0 +1,57 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.detection.backbones import Backbone
+from pipeline.detection.retinanet import RetinaNet
+from pipeline.errors import UserError
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 64)])
+def test_one_output_per_anchor(architecture, height, width):
+    model = RetinaNet(architecture)
+    images = torch.randint(0, 255, (2, 1, height, width), dtype=torch.uint8)
+    outputs = model(images)
+    anchors = torch.cat(model.anchor_levels(images))
+    assert outputs.logits.shape == (2, len(anchors), 1)
+    assert outputs.deltas.shape == (2, len(anchors), 4)
+
+
+def test_every_anchor_starts_at_the_prior(architecture):
+    model = RetinaNet(architecture)
+    probability = model(torch.randint(0, 255, (1, 1, 128, 128))).logits.sigmoid()
+    assert abs(float(probability.mean()) - 0.01) < 0.002
+    assert float(model.class_head.last.bias[0]) == pytest.approx(-math.log(99))
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen_batch"])
+def test_no_layer_depends_on_the_rest_of_the_batch(architecture, norm):
+    model = RetinaNet(replace(architecture, norm=norm)).train()
+    images = torch.randint(0, 255, (3, 1, 128, 128))
+    torch.testing.assert_close(model(images).logits[:1], model(images[:1]).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_atto"])
+def test_backbones_give_three_levels(name):
+    backbone = Backbone(name, "none", "group")
+    features = backbone(torch.zeros(1, 1, 64, 64))
+    assert [tuple(level.shape) for level in features] == [
+        (1, channels, 64 // stride, 64 // stride) for channels, stride in zip(backbone.channels, (8, 16, 32), strict=True)
+    ]
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
+
+
+def test_unknown_and_unfit_backbones():
+    with pytest.raises(UserError, match="model.backbone = 'resnet_18': not a timm model"):
+        Backbone("resnet_18", "none", "group")
+    with pytest.raises(UserError, match="no features at stride"):
+        Backbone("vit_tiny_patch16_224", "none", "group")
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="model.weights = 'imagenet': the weights of resnet18 cannot be fetched"):
+        Backbone("resnet18", "imagenet", "frozen_batch")
