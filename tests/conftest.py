@@ -100,3 +100,62 @@ def one_line_error():
         return lines[0]
 
     return check
+
+
+def make_project(folder, sample, params):
+    """A clone of the repository with a small data set and params, its DVC remote beside it."""
+    for name in ("pipeline", "flows"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "prefect.yaml", "pyproject.toml", ".dvcignore", ".gitignore"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(sample, folder / "data" / "rsna")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    dvc = [sys.executable, "-m", "dvc"]
+    for command in (
+        [*git, "init", "-q"],
+        [*dvc, "init", "-q"],
+        [*dvc, "remote", "add", "-q", "-d", "local", "../remote"],
+        [*dvc, "add", "-q", "data/rsna"],
+        [*dvc, "push", "-q", "data/rsna.dvc"],
+        [*git, "add", "."],
+        [*git, "commit", "-qm", "start"],
+    ):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def project_environment(folder, **more):
+    """What a user's shell would have in that folder: nothing of the tests' own."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_", "PYTHONPATH"))}
+    home = folder.parent / "prefect"
+    return {**own, "PREFECT_HOME": str(home), "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{own['PATH']}", **more}
+
+
+@pytest.fixture
+def project(tmp_path, sample, small_params):
+    """A project of a test's own."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return make_project(folder, sample, small_params)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, sample, _small_params):
+    """A project after one run of the training flow; (folder, finished process). Leave it as it is."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    folder.mkdir()
+    make_project(folder, sample, copy.deepcopy(_small_params))
+    # As on a fresh clone: the data come from the remote alone.
+    shutil.rmtree(folder / "data" / "rsna")
+    shutil.rmtree(folder / ".dvc" / "cache")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.training"],
+        cwd=folder,
+        env=project_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done

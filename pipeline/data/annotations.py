@@ -45,6 +45,11 @@ class Annotations:
         return [grouped.get(key, np.zeros((0, 4))) for key in patient_ids]
 
 
+def xyxy(boxes: np.ndarray) -> np.ndarray:
+    """Corners of boxes ``[N, 4]`` that are given as x, y, width, height."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
 def read_annotations(folder: Path) -> Annotations:
     """Read the label, class and group tables of a data set in the challenge's layout.
 

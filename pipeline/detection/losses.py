@@ -64,7 +64,7 @@ def frequency_balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, count
         targets: same shape, 0 or 1.
         counted: same shape, bool; elements that are ignored by the loss have no say.
     """
-    share = ((targets == 0) & counted).sum() / counted.sum().clamp(min=1)
+    share = ((targets == 0) & counted).sum().to(logits.dtype) / counted.sum().clamp(min=1)
     beta = share.clamp(_EPS, 1 - _EPS)
     return torch.where(targets > 0, beta, 1 - beta) * cross_entropy_loss(logits, targets)
 

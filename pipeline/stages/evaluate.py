@@ -122,7 +122,8 @@ def _write_plots(
             tables[name].to_csv(target / f"{name}.csv", index=False)
             (target / f"{name}.png").write_bytes(pictures[name])
         rows = pick_examples(found["test"], config.operating_threshold, EXAMPLES_PER_ROW)
-        sheet = [_draw(found["test"], test, config, place) for row in rows.values() for place in row]
+        blank = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), np.uint8)
+        sheet = [_draw(found["test"], test, config, place) for row in rows.values() for place in row] or [blank]
         (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
     return pictures
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.data.annotations import xyxy
 from pipeline.data.clahe import letterbox_scale
 from pipeline.data.shards import PreparedImages, read_boxes, read_index
 from pipeline.data.splits import SPLITS, require_no_leak
@@ -51,10 +52,6 @@ def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = 
     parts = {}
     for name in SPLITS:
         rows = index[splits == name].reset_index(drop=True)
-        boxes = [_xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
+        boxes = [xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
         parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, image_size)
     return parts
-
-
-def _xyxy(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.data.annotations import GROUPS, LABELS, read_annotations
+from pipeline.data.annotations import GROUPS, LABELS, read_annotations, xyxy
 from pipeline.errors import UserError
 from pipeline.evaluation.results import image_result
 from pipeline.evaluation.summary import Summary, summarize
@@ -33,8 +33,7 @@ def score_submission(predictions: Path, labels: Path, draws: int, seed: int) -> 
         raise UserError(f"{predictions}: has no rows; one line per study is needed")
     results = []
     for (boxes, scores), truth in zip(found.values(), annotations.boxes_of(list(found)), strict=True):
-        truth[:, 2:] += truth[:, :2]
-        results.append(image_result(boxes, scores, truth))
+        results.append(image_result(boxes, scores, xyxy(truth)))
     # Below every confidence: what is in a submission counts.
     lowest = min((float(scores.min()) for _, scores in found.values() if len(scores)), default=0.0) - 1.0
     summary = summarize(results, [groups[key] for key in found], lowest, draws, seed)

@@ -22,8 +22,8 @@ def test_one_output_per_anchor(architecture, height, width):
 def test_every_anchor_starts_at_the_prior(architecture):
     model = RetinaNet(architecture)
     probability = model(torch.randint(0, 255, (1, 1, 128, 128))).logits.sigmoid()
-    assert abs(float(probability.mean()) - 0.01) < 0.002
-    assert float(model.class_head.last.bias[0]) == pytest.approx(-math.log(99))
+    assert abs(probability.mean().item() - 0.01) < 0.002
+    assert model.class_head.last.bias[0].item() == pytest.approx(-math.log(99))
 
 
 @pytest.mark.parametrize("norm", ["group", "frozen_batch"])
