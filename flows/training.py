@@ -38,16 +38,7 @@ class _OneLineForUsers(logging.Filter):
 @task(name="pull data", retries=2, retry_delay_seconds=5)
 def pull_data() -> None:
     """Bring the raw data set to the version that its ``.dvc`` file names."""
-    state = raw_data_state()
-    if state == "changed":
-        raise UserError(
-            f"{RAW_DATA}: differs from {RAW_DATA}.dvc; `dvc add {RAW_DATA}` records it as the data to train on,"
-            f" `dvc checkout {RAW_DATA}` brings the recorded version back"
-        )
-    if state == "missing":
-        run_dvc(["pull", f"{RAW_DATA}.dvc"], get_run_logger().info)
-    else:
-        get_run_logger().info("%s is as recorded in %s.dvc", RAW_DATA, RAW_DATA)
+    run_dvc(["pull", f"{RAW_DATA}.dvc"], get_run_logger().info)
 
 
 @task(name="stage", task_run_name="{name}")
@@ -89,7 +80,14 @@ _ONE_LINE = _OneLineForUsers()
 
 
 def _run_pipeline() -> State[Any] | None:
-    pull_data()
+    state = raw_data_state()
+    if state == "changed":
+        raise UserError(
+            f"{RAW_DATA}: differs from {RAW_DATA}.dvc; `dvc add {RAW_DATA}` records it as the data to train on,"
+            f" `dvc checkout {RAW_DATA}` brings the recorded version back"
+        )
+    if state == "missing":
+        pull_data()
     if not changed():
         get_run_logger().info(NOTHING_TO_DO)
         return Completed(message=NOTHING_TO_DO)

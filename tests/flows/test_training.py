@@ -1,0 +1,237 @@
+"""The main job as users run it: real DVC, real Prefect, real MLflow, real signals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from filelock import FileLock
+
+from pipeline.data.sample import make_sample
+from tests.conftest import project_environment
+
+pytestmark = pytest.mark.slow
+
+
+def call(folder, *arguments, **env):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=project_environment(folder, **env),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def error_of(done):
+    """The one line on which bad input must end."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def ran(done):
+    """The stages that a `dvc repro` ran."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of the trained project, with an MLflow store of its own."""
+    folder = Path(shutil.copytree(trained[0], tmp_path / "copy" / "project"))
+    (folder / "mlflow.db").unlink()
+    shutil.copytree(trained[0].parent / "remote", tmp_path / "copy" / "remote")
+    return folder
+
+
+@pytest.fixture
+def edit():
+    def change(folder, section, **values):
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        params[section] |= values
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+    return change
+
+
+def test_what_the_flow_prints(trained):
+    folder, done = trained
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("Test split: ") for line in lines)
+    metrics = json.loads((folder / "reports/metrics.json").read_text())["test"]
+    assert any(line.split()[:2] == ["map_50", f"{metrics['map_50']:.3f}"] for line in lines)
+    run_id = json.loads((folder / "models/mlflow_run.json").read_text())["run_id"]
+    assert any(line.startswith("MLflow: ") and run_id in line for line in lines)
+    assert f"Report: {folder / 'reports/report.html'}" in lines
+    assert "epoch 2/2" in done.stdout + done.stderr
+
+
+def test_what_the_flow_leaves(trained):
+    folder, _ = trained
+    for name in (
+        "models/model.safetensors", "models/model.json", "reports/predictions.csv", "reports/report.html",
+        "reports/plots/examples.jpg", "reports/plots/froc.png", "data/splits.csv", "dvc.lock",
+    ):  # fmt: skip
+        assert (folder / name).stat().st_size > 0, name
+    assert not any((folder / "checkpoints").iterdir())
+    groups = pd.read_csv(folder / "data/prepared/index.csv").merge(pd.read_csv(folder / "data/splits.csv"))
+    assert groups.groupby("groupId")["split"].nunique().max() == 1
+    assert set(groups["split"]) == {"train", "val", "test"}
+
+
+def test_what_mlflow_knows(trained):
+    folder, _ = trained
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run_id = json.loads((folder / "models/mlflow_run.json").read_text())["run_id"]
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["loss.alpha"] == "0.25"
+    assert run.data.params["preprocess.clahe.clip_limit"] == "2.0"
+    keys = {
+        "train/loss", "train/loss_classification", "train/loss_box", "train/lr", "train/images_per_second",
+        "val/rsna_score", "val/map", "val/map_50", "test/rsna_score", "test/map", "test/map_50", "test/auroc",
+    }  # fmt: skip
+    assert keys <= run.data.metrics.keys()
+    steps = [metric.step for metric in client.get_metric_history(run_id, "train/loss")]
+    assert steps == list(range(len(steps)))
+    assert [metric.step for metric in client.get_metric_history(run_id, "val/map")] == [1, 2]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True).stdout.strip()
+    tags = run.data.tags
+    assert tags["git_commit"] == head
+    assert tags["git_dirty"] == "false"
+    assert tags["dvc.data/rsna"] == yaml.safe_load((folder / "data/rsna.dvc").read_text())["outs"][0]["md5"]
+    assert len(tags["prefect_flow_run_id"]) == 36
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"rsna train", "rsna val", "rsna test"}
+    artifacts = {item.path for item in client.list_artifacts(run_id)}
+    assert {"metrics.json", "predictions.csv", "report.html", "plots"} <= artifacts
+    assert client.get_model_version_by_alias("rsna-retinanet", "challenger").run_id == run_id
+    assert len(client.search_runs(["1"])) == 1
+
+
+def test_unchanged_data_are_nothing_to_do(trained):
+    folder, _ = trained
+    started = time.monotonic()
+    done = call(folder, "dvc", "repro")
+    assert time.monotonic() - started < 10
+    assert ran(done) == []
+    assert "Data and pipelines are up to date." in done.stdout
+    before = (folder / "mlflow.db").read_bytes()
+    again = call(folder, "flows.training")
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout + again.stderr
+    assert (folder / "mlflow.db").read_bytes() == before
+
+
+def test_dvc_shows_metrics_and_plots(trained):
+    shown = call(trained[0], "dvc", "metrics", "show", "--json")
+    assert json.loads(shown.stdout)[""]["data"]["reports/metrics.json"]["data"]["test"]["images"] > 0
+    assert call(trained[0], "dvc", "metrics", "diff").returncode == 0
+    plots = call(trained[0], "dvc", "plots", "show", "--out", "../dvc_plots")
+    assert plots.returncode == 0, plots.stderr
+    assert "Precision and recall" in (trained[0].parent / "dvc_plots/index.html").read_text()
+
+
+def test_only_what_depends_on_an_edit_runs(copy, edit):
+    edit(copy, "train", lr=0.0007)
+    assert ran(call(copy, "dvc", "repro")) == ["train", "evaluate"]
+    params = yaml.safe_load((copy / "params.yaml").read_text())
+    edit(copy, "preprocess", clahe=params["preprocess"]["clahe"] | {"clip_limit": 3.0})
+    # The split depends on which studies there are, not on how they look.
+    assert ran(call(copy, "dvc", "repro")) == ["preprocess", "train", "evaluate"]
+    run_id = json.loads((copy / "models/mlflow_run.json").read_text())["run_id"]
+    client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
+    assert client.get_run(run_id).data.params["train.lr"] == "0.0007"
+    assert "prefect_flow_run_id" not in client.get_run(run_id).data.tags
+
+
+def test_own_data(copy, tmp_path):
+    shutil.rmtree(copy / "data/rsna")
+    make_sample(copy / "data/rsna", studies=50, size=160, seed=9, opacity_fraction=0.5, labels=None, workers=1)
+    done = call(copy, "flows.training")
+    assert "dvc add data/rsna" in error_of(done)
+    assert (copy / "data/rsna/stage_2_train_labels.csv").exists()
+    assert call(copy, "dvc", "add", "data/rsna").returncode == 0
+    assert ran(call(copy, "dvc", "repro")) == ["preprocess", "split", "train", "evaluate"]
+    assert len(pd.read_csv(copy / "data/prepared/index.csv")) == 50
+
+
+def test_no_remote_is_one_line_and_no_harm(copy):
+    shutil.rmtree(copy / "data/rsna")
+    shutil.rmtree(copy / ".dvc/cache")
+    shutil.rmtree(copy.parent / "remote")
+    before = (copy / "models/model.safetensors").read_bytes()
+    done = call(copy, "flows.training")
+    assert error_of(done).startswith("error: dvc pull data/rsna.dvc (exit code ")
+    assert (done.stdout + done.stderr).count("Retry ") == 2
+    assert (copy / "models/model.safetensors").read_bytes() == before
+
+
+def test_a_stages_own_reason_reaches_the_user(copy, edit):
+    edit(copy, "loss", alpha=0.3)
+    (copy / "data/prepared/boxes.csv").unlink()
+    shutil.rmtree(copy / "models")
+    (copy / "models").write_text("in the way")
+    done = call(copy, "flows.training")
+    assert "models" in error_of(done)
+
+
+def test_never_two_at_once(copy):
+    with FileLock(copy / ".pneumoflow.lock"):
+        done = call(copy, "flows.training")
+    assert error_of(done).startswith("error: .pneumoflow.lock: another training run holds it")
+
+
+def start(folder, tmp_path):
+    """Start the flow and wait for its first epoch; (process, all its descendants)."""
+    log = (tmp_path / "flow.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.training"], cwd=folder, env=project_environment(folder), stdout=log, stderr=log
+    )
+    deadline = time.monotonic() + 120
+    while "epoch 1/" not in (tmp_path / "flow.log").read_text():
+        assert process.poll() is None, (tmp_path / "flow.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_survives_a_signal_and_the_run_goes_on(copy, edit, tmp_path, number):
+    edit(copy, "train", epochs=12)
+    process, family = start(copy, tmp_path)
+    names = [" ".join(member.cmdline()) for member in family]
+    assert any("dvc" in name for name in names)
+    assert any("pipeline.stages.train" in name for name in names)
+    before = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(30) != 0
+    assert time.monotonic() - before < 20
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    assert "Traceback" not in (tmp_path / "flow.log").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "KILLED"
+    if number == signal.SIGINT:
+        return
+    done = call(copy, "flows.training")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on with epoch" in done.stdout + done.stderr
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert sorted(steps) == list(range(len(steps)))
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "val/map")] == list(range(1, 13))
+    assert os.listdir(copy / "checkpoints") == []
