@@ -1,12 +1,13 @@
 """Serve the training flow on the schedule of ``params.yaml``; never two runs at once."""
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.servers import HOST, PREFECT_PORT, answers, prefect_server
 from flows.training import training
 from pipeline.errors import UserError, run_main
 from pipeline.params import load_params
@@ -31,21 +32,18 @@ def main() -> None:
         )
 
 
-@contextlib.contextmanager
+@contextmanager
 def _server() -> Iterator[None]:
-    """The server that Prefect is set to, or one of our own for as long as we serve."""
+    """The server that Prefect is set to, else one on this machine: running already, or ours while we serve."""
     if PREFECT_API_URL.value():
         yield
         return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()
-    server.start()
-    try:
-        with temporary_settings({PREFECT_API_URL: server.api_url}):
+    local = f"http://{HOST}:{PREFECT_PORT}"
+    with ExitStack() as stack:
+        # Prefect's temporary server would do for one run, but it has no scheduler.
+        url = local if answers(f"{local}/api/health") else stack.enter_context(prefect_server(PREFECT_PORT))
+        with temporary_settings({PREFECT_API_URL: f"{url}/api"}):
             yield
-    finally:
-        server.stop()
 
 
 if __name__ == "__main__":

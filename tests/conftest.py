@@ -129,7 +129,13 @@ def project_environment(folder, **more):
     """What a user's shell would have in that folder: nothing of the tests' own."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_", "PYTHONPATH"))}
     home = folder.parent / "prefect"
-    return {**own, "PREFECT_HOME": str(home), "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{own['PATH']}", **more}
+    return {
+        **own,
+        "PREFECT_HOME": str(home),
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
+        **more,
+    }
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import mlflow
 import psutil
 import pytest
 
-from pipeline.tracking import MODEL_NAME, download_model, run_place, tracked_run
 from pipeline.errors import UserError
+from pipeline.tracking import MODEL_NAME, download_model, run_place, tracked_run
 
 TAGS = {"git_commit": "abc"}
 
@@ -30,7 +30,9 @@ def test_a_run_that_ends_is_finished(client):
     assert stored.data.tags["git_commit"] == "abc"
 
 
-@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (UserError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError, "FAILED"), (UserError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
 def test_a_run_that_fails_is_not_finished(client, error, status):
     with pytest.raises(error), tracked_run(None, TAGS) as run:
         run.log_metrics({"train/loss": 1}, step=0)
@@ -52,9 +54,13 @@ run_main(main)
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, "KILLED"), (signal.SIGINT, "KILLED"), (signal.SIGKILL, "RUNNING")])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, "KILLED"), (signal.SIGINT, "KILLED"), (signal.SIGKILL, "RUNNING")]
+)
 def test_signals(client, number, status):
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     run_id = process.stdout.readline().strip()
     started = time.monotonic()
     process.send_signal(number)

@@ -17,7 +17,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
     On the coarsest level of a small image, a group of one channel would be one number, and its
     normalised value always 0.
     """
-    groups = next(count for count in (32, 16, 8, 4, 2, 1) if channels % count == 0 and channels // count >= min(8, channels))
+    groups = next(
+        count for count in (32, 16, 8, 4, 2, 1) if channels % count == 0 and channels // count >= min(8, channels)
+    )
     return nn.GroupNorm(groups, channels)
 
 

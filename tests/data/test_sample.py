@@ -61,8 +61,12 @@ def test_boxes_follow_the_challenges_figures():
     assert abs(boxes[:, 3].mean() - 329) < 20
     assert abs(np.median(boxes[:, 3] / boxes[:, 2]) - 1.4) < 0.07
     centre = (boxes[:, :2] + boxes[:, 2:] / 2) / 1024
-    np.testing.assert_allclose(np.percentile(centre[:, 0], [5, 25, 50, 75, 95]), [0.23, 0.31, 0.41, 0.69, 0.77], atol=0.05)
-    np.testing.assert_allclose(np.percentile(centre[:, 1], [5, 25, 50, 75, 95]), [0.33, 0.44, 0.52, 0.59, 0.70], atol=0.03)
+    np.testing.assert_allclose(
+        np.percentile(centre[:, 0], [5, 25, 50, 75, 95]), [0.23, 0.31, 0.41, 0.69, 0.77], atol=0.05
+    )
+    np.testing.assert_allclose(
+        np.percentile(centre[:, 1], [5, 25, 50, 75, 95]), [0.33, 0.44, 0.52, 0.59, 0.70], atol=0.03
+    )
     assert abs((centre[:, 0] > 0.5).mean() - 0.46) < 0.04
     counts = np.bincount([len(one) for one in drawn], minlength=5)[1:5] / 4000
     np.testing.assert_allclose(counts, np.array([2614, 3266, 119, 13]) / 6012, atol=0.03)
@@ -75,7 +79,9 @@ def test_an_opacity_is_brighter_than_its_surroundings(tmp_path):
     from pipeline.data.dicom import read_radiograph
 
     brighter = []
-    for key, boxes in zip(found.studies["patientId"], found.boxes_of(found.studies["patientId"].to_list()), strict=True):
+    for key, boxes in zip(
+        found.studies["patientId"], found.boxes_of(found.studies["patientId"].to_list()), strict=True
+    ):
         pixels = read_radiograph(tmp_path / "s" / IMAGES / f"{key}.dcm").pixels.astype(float)
         for x, y, width, height in boxes.astype(int):
             mirrored = pixels[:, ::-1][y : y + height, x : x + width]

@@ -39,7 +39,11 @@ def test_a_saved_model_is_the_same_model(models, tmp_path):
         ("model.safetensors", lambda path: path.write_bytes(b"\x80\x04K\x01."), "damaged"),
         ("model.json", lambda path: path.unlink(), "model.json: no such file"),
         ("model.json", lambda path: path.write_text("{"), "not JSON"),
-        ("model.json", lambda path: path.write_text(re.sub(r"(operating_threshold.: )", r"\g<1>7", path.read_text())), "operating_threshold = 7"),
+        (
+            "model.json",
+            lambda path: path.write_text(re.sub(r"(operating_threshold.: )", r"\g<1>7", path.read_text())),
+            "operating_threshold = 7",
+        ),
     ],
 )
 def test_a_damaged_model_is_refused(models, name, change, message):
@@ -92,7 +96,9 @@ def test_the_command(models, sample, tmp_path, run, one_line_error):
     assert done.returncode == 0, done.stderr
     assert "1 studies" in done.stdout
     one_line_error(run("pipeline.cli", "predict", models, tmp_path / "no.dcm", "--out", tmp_path / "out2"), "no.dcm")
-    one_line_error(run("pipeline.cli", "predict", tmp_path, file, "--out", tmp_path / "out2"), "model.json", "no such file")
+    one_line_error(
+        run("pipeline.cli", "predict", tmp_path, file, "--out", tmp_path / "out2"), "model.json", "no such file"
+    )
     assert not (tmp_path / "out2").exists()
     assert run("pipeline.cli", "predict", models).returncode == 2
 

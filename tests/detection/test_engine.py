@@ -66,7 +66,9 @@ def test_learns_to_find_squares(build, squares, precision):
         if len(box)
     ]
     assert np.median(distances) < 6
-    assert sum(bool((one["scores"] > 0.5).any()) for one, box in zip(found, squares[1], strict=True) if not len(box)) == 0
+    assert (
+        sum(bool((one["scores"] > 0.5).any()) for one, box in zip(found, squares[1], strict=True) if not len(box)) == 0
+    )
 
 
 @pytest.mark.parametrize("normalizer", ["batch", "ema"])

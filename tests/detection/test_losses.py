@@ -135,7 +135,9 @@ def test_equals_torchvisions_retinanet_loss(loss_settings):
     from torchvision.ops import box_iou
 
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
-    targets = [{"boxes": box[label >= 0], "labels": label[label >= 0]} for box, label in zip(boxes, labels, strict=True)]
+    targets = [
+        {"boxes": box[label >= 0], "labels": label[label >= 0]} for box, label in zip(boxes, labels, strict=True)
+    ]
     matched = [
         matcher(box_iou(target["boxes"], ANCHORS)) if len(target["boxes"]) else torch.full((len(ANCHORS),), -1)
         for target in targets

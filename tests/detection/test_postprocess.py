@@ -22,7 +22,10 @@ def outputs(images, **found):
 def test_finds_what_the_heads_say():
     first, second = [30.0, 30, 60, 70], [80.0, 20, 120, 60]
     found = detect(
-        outputs(2, boxes={(0, 37): (first, 2.0), (0, 40): (second, 3.0), (1, 90): (first, 0.0)}), LEVELS, (128, 128), RULES
+        outputs(2, boxes={(0, 37): (first, 2.0), (0, 40): (second, 3.0), (1, 90): (first, 0.0)}),
+        LEVELS,
+        (128, 128),
+        RULES,
     )
     torch.testing.assert_close(found[0]["boxes"], torch.tensor([second, first]), atol=1e-3, rtol=0)
     torch.testing.assert_close(found[0]["scores"], torch.tensor([3.0, 2.0]).sigmoid())
@@ -47,9 +50,7 @@ def test_overlaps_low_scores_and_boxes_outside_go():
         (128, 128),
         RULES,
     )[0]
-    torch.testing.assert_close(
-        found["boxes"], torch.tensor([box, [100.0, 100, 128, 128]]), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(found["boxes"], torch.tensor([box, [100.0, 100, 128, 128]]), atol=1e-3, rtol=0)
 
 
 def test_counts_and_order_on_random_heads():

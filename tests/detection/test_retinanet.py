@@ -38,7 +38,8 @@ def test_backbones_give_three_levels(name):
     backbone = Backbone(name, "none", "group")
     features = backbone(torch.zeros(1, 1, 64, 64))
     assert [tuple(level.shape) for level in features] == [
-        (1, channels, 64 // stride, 64 // stride) for channels, stride in zip(backbone.channels, (8, 16, 32), strict=True)
+        (1, channels, 64 // stride, 64 // stride)
+        for channels, stride in zip(backbone.channels, (8, 16, 32), strict=True)
     ]
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
 

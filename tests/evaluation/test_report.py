@@ -37,7 +37,10 @@ def test_page_is_whole_and_escapes_what_it_shows():
     table = curve_tables({"test": IMAGES})["froc"]
     evil = Picture("<script>alert(1)</script>", "RSNA score 0.5", "data:image/jpeg;base64,AA==")
     page = render_report(
-        {"val": summary, "test": summary}, {"froc": plot_curve("froc", table)}, {"Best": [evil], "Worst": []}, {"Git": "x"}
+        {"val": summary, "test": summary},
+        {"froc": plot_curve("froc", table)},
+        {"Best": [evil], "Worst": []},
+        {"Git": "x"},
     )
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

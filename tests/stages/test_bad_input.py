@@ -122,7 +122,9 @@ def test_too_many_bad_studies_stop_and_lose_nothing(stage, rsna, tmp_path, one_l
     before = {path: path.read_bytes() for path in (tmp_path / "data/prepared").iterdir()}
     keys = studies(rsna, 4)
     break_studies(rsna, kind, keys)
-    one_line_error(stage(data={"max_bad_fraction": 0.05}), "4 of 60", "data.max_bad_fraction = 0.05 allows 3", "quarantine.csv")
+    one_line_error(
+        stage(data={"max_bad_fraction": 0.05}), "4 of 60", "data.max_bad_fraction = 0.05 allows 3", "quarantine.csv"
+    )
     assert sorted(quarantine(tmp_path)) == keys
     assert {path: path.read_bytes() for path in (tmp_path / "data/prepared").iterdir()} == before
     assert not [path for path in (tmp_path / "data").iterdir() if path.name.endswith(".tmp")]

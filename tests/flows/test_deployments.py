@@ -1,0 +1,138 @@
+"""The flow on a schedule and on a worker, against a real Prefect server."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.conftest import project_environment
+from tests.flows.conftest import free_port, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def prefect(trained, prefect_server):
+    """Run a prefect command in the trained project."""
+    environment = project_environment(trained[0], PREFECT_API_URL=prefect_server)
+
+    def call(*arguments, wait=True):
+        command = [sys.executable, "-m", "prefect", *arguments]
+        options = {
+            "cwd": trained[0],
+            "env": environment,
+            "text": True,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+        }
+        if not wait:
+            return subprocess.Popen(command, **options)
+        done = subprocess.run(command, timeout=200, **options)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return call
+
+
+def ask(server, path, **body):
+    request = urllib.request.Request(
+        f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def finished_run(server, deployment, seconds=120):
+    """Wait for a finished run of a deployment."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for run in ask(server, "flow_runs/filter", deployments={"name": {"any_": [deployment]}}):
+            if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return run
+        time.sleep(0.5)
+    pytest.fail("no run finished")
+
+
+def stop(process):
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=40)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
+def test_a_worker_runs_what_prefect_yaml_lists(prefect, prefect_server):
+    prefect("work-pool", "create", "local", "--type", "process")
+    assert "training/nightly" in prefect("--no-prompt", "deploy", "--all")
+    (deployment,) = ask(prefect_server, "deployments/filter", deployments={"name": {"any_": ["nightly"]}})
+    assert deployment["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
+    assert deployment["schedules"][0]["schedule"]["timezone"] == "UTC"
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    worker = prefect("worker", "start", "--pool", "local", wait=False)
+    try:
+        prefect("deployment", "run", "training/nightly")
+        run = finished_run(prefect_server, "nightly")
+    finally:
+        log = stop(worker)
+    assert run["state_type"] == "COMPLETED", log
+    assert "nothing to do" in run["state"]["message"]
+
+
+def test_serving_runs_the_flow_on_its_schedule(trained, prefect, prefect_server):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.serve"],
+        cwd=trained[0],
+        env=project_environment(trained[0], PREFECT_API_URL=prefect_server),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not (found := ask(prefect_server, "deployments/filter", deployments={"name": {"any_": ["scheduled"]}})):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert found[0]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
+        assert found[0]["global_concurrency_limit"]["limit"] == 1
+        assert found[0]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        prefect("deployment", "run", "training/scheduled")
+        run = finished_run(prefect_server, "scheduled")
+    finally:
+        log = stop(process)
+    assert run["state_type"] == "COMPLETED", log
+    assert "nothing to do" in run["state"]["message"]
+    assert "Traceback" not in log
+
+
+def test_both_pages_on_loopback(trained):
+    mlflow_port, prefect_port = free_port(), free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.ui", "--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port)],
+        cwd=trained[0],
+        env=project_environment(trained[0]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == f"MLflow:  http://127.0.0.1:{mlflow_port}\n"
+        wait_for(f"http://127.0.0.1:{prefect_port}/api/health", process)
+        runs = ask(f"http://127.0.0.1:{mlflow_port}/api/2.0/mlflow", "runs/search", experiment_ids=["1"])
+        assert runs["runs"][0]["info"]["status"] == "FINISHED"
+        flows = ask(f"http://127.0.0.1:{prefect_port}/api", "flow_runs/filter")
+        assert "COMPLETED" in {run["state_type"] for run in flows}
+        artifacts = ask(f"http://127.0.0.1:{prefect_port}/api", "artifacts/filter")
+        assert {artifact["key"] for artifact in artifacts} >= {"metrics", "results"}
+        assert "rsna_score" in str(next(one for one in artifacts if one["key"] == "metrics")["data"])
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    for port in (mlflow_port, prefect_port):
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2)
