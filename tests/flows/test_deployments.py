@@ -101,6 +101,12 @@ def test_serving_runs_the_flow_on_its_schedule(trained, prefect, prefect_server)
         assert found[0]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
         assert found[0]["global_concurrency_limit"]["limit"] == 1
         assert found[0]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        # The server's scheduler has put the coming nights on the list.
+        while not (coming := ask(prefect_server, "flow_runs/filter", deployments={"name": {"any_": ["scheduled"]}})):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert {run["state_type"] for run in coming} == {"SCHEDULED"}
+        assert all(run["expected_start_time"][11:19] == "03:00:00" for run in coming)
         prefect("deployment", "run", "training/scheduled")
         run = finished_run(prefect_server, "scheduled")
     finally:

@@ -1,7 +1,6 @@
 """The main job as users run it: real DVC, real Prefect, real MLflow, real signals."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -244,4 +243,4 @@ def test_nothing_survives_a_signal_and_the_run_goes_on(copy, edit, tmp_path, num
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert sorted(steps) == list(range(len(steps)))
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "val/map")] == list(range(1, 9))
-    assert os.listdir(copy / "checkpoints") == []
+    assert not any((copy / "checkpoints").iterdir())
