@@ -13,10 +13,10 @@ import yaml
 def git_state() -> dict[str, str]:
     """``git_commit`` and ``git_dirty`` of the working tree; ``unknown`` outside a repository.
 
-    ``dvc.lock`` does not count: DVC itself writes it while a pipeline runs.
+    ``dvc.lock`` and the metrics do not count: they are what a pipeline writes, not what it runs.
     """
     commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
     dirty = "unknown" if changes is None else str(bool(changes)).lower()
     return {"git_commit": commit or "unknown", "git_dirty": dirty}
 

@@ -23,6 +23,9 @@ def test_git_state(tmp_path):
     assert len(state["git_commit"]) == 40
     assert state["git_dirty"] == "false"
     (tmp_path / "dvc.lock").write_text("DVC writes it while it runs")
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/metrics.json").write_text("and a stage writes this")
+    subprocess.run([*git, "add", "dvc.lock", "reports"], check=True)
     assert git_state()["git_dirty"] == "false"
     (tmp_path / "a").write_text("2")
     assert git_state()["git_dirty"] == "true"
