@@ -38,10 +38,16 @@ def draw_boxes(image: Image, boxes: npt.ArrayLike, scores: npt.ArrayLike, truth:
     ):
         x0, y0, x1, y1 = (round(value) for value in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), DETECTION, 2)
-        place = (x0 + 3, max(14, y0 - 5))
-        for colour, width in (((0, 0, 0), 3), (DETECTION, 1)):
-            cv2.putText(canvas, f"{score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, width, cv2.LINE_AA)
+        _label(canvas, f"{score:.2f}", x0, y0)
     return np.asarray(canvas, np.uint8)
+
+
+def _label(canvas: np.ndarray, text: str, x: int, y: int) -> None:
+    """Black on a filled tab, readable on bright and dark lungs; inside the picture at its upper edge."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+    bottom = max(y, height + 8)
+    cv2.rectangle(canvas, (x - 1, bottom - height - 8), (x + width + 6, bottom), DETECTION, cv2.FILLED)
+    cv2.putText(canvas, text, (x + 3, bottom - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def _dashed(canvas: np.ndarray, box: np.ndarray, dash: int = 8) -> None:

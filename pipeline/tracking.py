@@ -46,6 +46,10 @@ _SERVING_PACKAGES = (
     "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg", "safetensors", "timm", "torch", "torchvision",
 )  # fmt: skip
+_MODEL_DESCRIPTION = (
+    "Boxes lung opacities on frontal chest radiographs. Takes DICOM files (base64, column `dicom`);"
+    " answers with boxes in pixels of the original image, in the RSNA challenge's format, and an image score."
+)
 _PARAM_LENGTH = 500
 # Without it MLflow's pages open on tools for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -104,11 +108,18 @@ class TrackedRun:
                 )
                 mlflow.log_input(dataset, context=context, tags={"studies": str(studies)})
 
-    def log_model(self, folder: Path, metrics: Mapping[str, float | None], step: int, example: bytes) -> str:
+    def describe(self, text: str) -> None:
+        """Set the description (Markdown) that the run's page shows."""
+        self.set_tags({"mlflow.note.content": text})
+
+    def log_model(
+        self, folder: Path, metrics: Mapping[str, float | None], step: int, example: bytes, description: str
+    ) -> str:
         """Log and register the model in ``folder`` as a pyfunc; returns its URI.
 
         ``metrics`` are logged at ``step`` for the run and the model. ``example`` is a DICOM file
-        that shows what the model takes; it is stored beside it.
+        that shows what the model takes; it is stored beside it. ``description`` (Markdown) goes to
+        the registered version.
         """
         code = Path(__file__).resolve().parent
         with mlflow.start_run(self.run_id):
@@ -126,7 +137,10 @@ class TrackedRun:
             known = {key: value for key, value in metrics.items() if value is not None}
             mlflow.log_metrics(known, step=step, model_id=info.model_id)
         if info.registered_model_version is not None:
-            self._client.set_registered_model_alias(MODEL_NAME, "challenger", str(info.registered_model_version))
+            version_number = str(info.registered_model_version)
+            self._client.update_registered_model(MODEL_NAME, _MODEL_DESCRIPTION)
+            self._client.update_model_version(MODEL_NAME, version_number, description)
+            self._client.set_registered_model_alias(MODEL_NAME, "challenger", version_number)
         return str(info.model_uri)
 
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 REPORTS = Path("reports")
 EVALUATED = ("val", "test")
+COUNTS = ("images", "patients", "boxes")
 EXAMPLES_PER_ROW = 4
 PICTURE_SIDE = 420
 INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
@@ -173,13 +174,16 @@ def _log(
     reports: Path,
 ) -> None:
     log_datasets(run, params, splits)
-    # Each metric is a chart: the intervals of all of them are left to metrics.json and the report.
-    shown = [name for name in metrics["test"] if not name.endswith(("_low", "_high"))] + list(INTERVALS_SHOWN)
+    # Each metric is a chart: counts and the intervals of all metrics are left to metrics.json and the report.
+    shown = [name for name in metrics["test"] if not name.endswith(("_low", "_high")) and name not in COUNTS]
+    shown += INTERVALS_SHOWN
     test = {f"test/{name}": metrics["test"][name] for name in shown}
     for name in ("metrics.json", "predictions.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
-    run.log_model(models, test, params.train.epochs, example_dicom())
+    description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
+    run.describe(f"{description}\n\nThe report and the pictures are among the artifacts.")
+    run.log_model(models, test, params.train.epochs, example_dicom(), description)
 
 
 def main() -> None:

@@ -121,7 +121,10 @@ def test_what_mlflow_knows(trained):
     assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"rsna train", "rsna val", "rsna test"}
     artifacts = {item.path for item in client.list_artifacts(run_id)}
     assert {"metrics.json", "predictions.csv", "report.html", "plots"} <= artifacts
-    assert client.get_model_version_by_alias("rsna-retinanet", "challenger").run_id == run_id
+    version = client.get_model_version_by_alias("rsna-retinanet", "challenger")
+    assert version.run_id == run_id
+    for text in (version.description, tags["mlflow.note.content"]):
+        assert f"map_50 {run.data.metrics['test/map_50']:.3f}" in text
     assert len(client.search_runs(["1"])) == 1
 
 
