@@ -52,7 +52,7 @@ def _fetch(folder: Path) -> Path:
         # Imported here: the library looks for credentials, and ends the process, on import.
         from kaggle.api.kaggle_api_extended import KaggleApi
     except ImportError:
-        raise UserError("the Kaggle client is missing; pip install 'pneumoflow[kaggle]'") from None
+        raise UserError("the Kaggle client is missing; pip install -c constraints.txt -e '.[kaggle]'") from None
     except SystemExit:
         raise UserError(_HOW_TO_LOG_IN) from None
     api = KaggleApi()
@@ -62,7 +62,7 @@ def _fetch(folder: Path) -> Path:
     except SystemExit:
         raise UserError(_HOW_TO_LOG_IN) from None
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        raise UserError(f"Kaggle refused {COMPETITION}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{COMPETITION}: cannot be fetched from Kaggle: {' '.join(str(error).split())[:200]}") from None
     return folder / f"{COMPETITION}.zip"
 
 
