@@ -207,7 +207,7 @@ def test_never_two_at_once(copy, call):
 
 
 def start(folder, tmp_path, server):
-    """Start the flow and wait for its first epoch; (process, all its descendants)."""
+    """Start the flow and wait for its first checkpoint; (process, all its descendants)."""
     log = (tmp_path / "flow.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.training"],
@@ -217,7 +217,7 @@ def start(folder, tmp_path, server):
         stderr=log,
     )
     deadline = time.monotonic() + 120
-    while "epoch 1/" not in (tmp_path / "flow.log").read_text():
+    while not any((folder / "checkpoints").glob("*/epoch-*.pt")):
         assert process.poll() is None, (tmp_path / "flow.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
