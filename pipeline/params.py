@@ -75,18 +75,20 @@ class ModelParams(_Section):
     """The RetinaNet: a timm backbone, an FPN and two subnets."""
 
     backbone: str
-    weights: Literal["none", "imagenet"]
+    weights: Annotated[str, Field(min_length=1)]
     norm: Literal["group", "frozen_batch"]
     fpn_channels: Annotated[int, Field(ge=32, multiple_of=32)]
+    p6_source: Literal["p5", "c5"]
     head_convs: Annotated[int, Field(ge=1, le=8)]
+    head_norm: Literal["none", "group"]
     anchor_scales: Ratios
     anchor_ratios: Ratios
     prior_probability: OpenFraction
 
     @model_validator(mode="after")
     def _norm_fits_weights(self) -> Self:
-        if self.weights == "imagenet" and self.norm == "group":
-            raise ValueError("weights imagenet need norm frozen_batch; they were trained with BatchNorm")
+        if self.weights in ("imagenet", "coco") and self.norm == "group":
+            raise ValueError(f"weights {self.weights} need norm frozen_batch; they were trained with BatchNorm")
         return self
 
 

@@ -13,16 +13,23 @@ BASE_SIZE = 4
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
-def anchor_shapes(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Widths and heights of one level's anchors, ``[len(ratios) * len(scales), 2]`` pixels.
+Shape = tuple[float, float]
 
-    A ratio is height / width; all ratios of a scale have one area.
+
+def shape_grid(scales: Sequence[float], ratios: Sequence[float]) -> tuple[Shape, ...]:
+    """Every scale with every ratio, in torchvision's order."""
+    return tuple((scale, ratio) for ratio in ratios for scale in scales)
+
+
+def anchor_sizes(stride: int, shapes: Sequence[Shape]) -> Tensor:
+    """Widths and heights of one level's anchors, ``[S, 2]`` pixels.
+
+    A shape is a scale (a factor on the level's base size) and a ratio (height / width); all ratios
+    of a scale have one area. As in torchvision, a side of ratio 1 is a whole number of pixels.
     """
-    sides = BASE_SIZE * stride * torch.tensor(scales, dtype=torch.float64)
-    roots = torch.tensor(ratios, dtype=torch.float64).sqrt()
-    widths = (sides[None, :] / roots[:, None]).flatten()
-    heights = (sides[None, :] * roots[:, None]).flatten()
-    return torch.stack([widths, heights], 1)
+    scales, ratios = torch.tensor(shapes, dtype=torch.float64).T
+    sides = (BASE_SIZE * stride * scales).floor()
+    return torch.stack([sides / ratios.sqrt(), sides * ratios.sqrt()], 1)
 
 
 def level_grid(side: int, stride: int) -> int:
@@ -30,24 +37,23 @@ def level_grid(side: int, stride: int) -> int:
     return math.ceil(side / stride)
 
 
-def make_anchors(height: int, width: int, scales: Sequence[float], ratios: Sequence[float]) -> list[Tensor]:
+def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> list[Tensor]:
     """Anchors of every level, P3 to P7.
 
     Args:
         height: of the image in pixels.
         width: of the image in pixels.
-        scales: factors on the level's base size.
-        ratios: height / width.
+        shapes: scale and ratio of each anchor of a cell.
 
     Returns:
-        Per level float32 ``[rows * columns * len(ratios) * len(scales), 4]`` xyxy pixels, in the
+        Per level float32 ``[rows * columns * len(shapes), 4]`` xyxy pixels, in the
         order of a head's output: rows, columns, anchor shapes. As in torchvision, the first
         anchor is centred on the corner (0, 0), corners of shapes are rounded, and where a level
         does not divide the image, its anchors stand closer than its stride.
     """
     levels = []
     for stride in LEVEL_STRIDES:
-        half = (anchor_shapes(stride, scales, ratios) / 2).to(torch.float32)
+        half = (anchor_sizes(stride, shapes) / 2).to(torch.float32)
         corners = torch.cat([-half, half], 1).round()  # (S, 4)
         rows, columns = level_grid(height, stride), level_grid(width, stride)
         y = torch.arange(rows) * (height // rows)

@@ -1,10 +1,12 @@
-"""timm backbones as feature pyramids' feet: features at strides 8, 16 and 32 of one-channel images."""
+"""timm backbones as feature pyramids' feet: features at strides 8, 16 and 32."""
 
 from typing import Any
 
 import timm
+import torch
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.errors import UserError
 
@@ -23,12 +25,43 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-class Backbone(nn.Module):
-    """A timm model without its head; ``channels`` are those of its three outputs."""
+class FoldedConv2d(nn.Module):
+    """A convolution without bias and the frozen BatchNorm that follows it, computed as one convolution.
 
-    def __init__(self, name: str, weights: str, norm: str) -> None:
+    The norm's factors go into the kernel at each step: a pass over the (small) kernel instead of
+    two over the (large) features, and as many fewer on the way back.
+    """
+
+    norm: Any  # timm's and torchvision's frozen norms: weight, bias, running_mean, running_var, eps
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
         super().__init__()
-        self.body = _norm_layers(_create(name, weights), norm)
+        self.weight, self.norm = conv.weight, norm
+        self._geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Norm of the convolution of ``[B, C, H, W]``."""
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        shift = self.norm.bias - self.norm.running_mean * scale
+        return F.conv2d(features, self.weight * scale[:, None, None, None], shift, *self._geometry)
+
+
+class Backbone(nn.Module):
+    """A timm model without its head; ``channels`` are those of its three outputs.
+
+    ``folded`` maps the name of each frozen norm of timm's model to the convolution that now holds it.
+    """
+
+    def __init__(self, name: str, weights: str, norm: str, in_channels: int = 1) -> None:
+        super().__init__()
+        body = _create(name, weights, in_channels)
+        self.folded: dict[str, str] = {}
+        if norm == "frozen_batch":
+            body = freeze_batch_norm_2d(body)
+            self.folded = _fold_frozen_norms(body, in_channels)
+        else:
+            _replace_batch_norms(body)
+        self.body = body
         features: Any = self.body.feature_info  # timm's; nn.Module knows no such attribute
         reductions = features.reduction()
         missing = [stride for stride in STRIDES if stride not in reductions]
@@ -38,17 +71,17 @@ class Backbone(nn.Module):
         self.channels = [features.channels()[level] for level in self.levels]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of ``[B, 1, H, W]`` at strides 8, 16, 32."""
+        """Features of ``[B, C, H, W]`` at strides 8, 16, 32."""
         features = self.body(images)
         return [features[level] for level in self.levels]
 
 
-def _create(name: str, weights: str) -> nn.Module:
+def _create(name: str, weights: str, in_channels: int) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:4]) or "resnet18, resnet50"
         raise UserError(f"model.backbone = {name!r}: not a timm model; near it are {near}")
     try:
-        return timm.create_model(name, pretrained=weights == "imagenet", features_only=True, in_chans=1)
+        return timm.create_model(name, pretrained=weights == "imagenet", features_only=True, in_chans=in_channels)
     except (OSError, RuntimeError) as error:
         if weights != "imagenet":
             raise
@@ -58,21 +91,61 @@ def _create(name: str, weights: str) -> nn.Module:
         ) from None
 
 
-def _norm_layers(body: nn.Module, norm: str) -> nn.Module:
-    """Make the norm layers independent of the batch, so that a batch of one image trains."""
-    if norm == "frozen_batch":
-        frozen: nn.Module = freeze_batch_norm_2d(body)
-        return frozen
+def _replace_batch_norms(body: nn.Module) -> None:
+    """GroupNorm instead of BatchNorm: independent of the batch, so that a batch of one image trains."""
     for parent in list(body.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                # timm fuses norm and activation in some models; the activation stays.
-                activation = getattr(child, "act", None)
                 layer = group_norm(child.num_features)
-                setattr(parent, name, nn.Sequential(layer, activation) if activation else layer)
-    return body
+                activation = _activation(child)
+                setattr(parent, name, layer if activation is None else nn.Sequential(layer, activation))
 
 
-def parameter_count(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+def _activation(norm: nn.Module) -> nn.Module | None:
+    """The activation that timm has fused with a norm, if any: it stays when the norm goes."""
+    activation: nn.Module | None = getattr(norm, "act", None)
+    return activation
+
+
+def _fold_frozen_norms(body: nn.Module, in_channels: int) -> dict[str, str]:
+    """Give each plain convolution the frozen norm that takes its output; norm name -> convolution name."""
+    pairs = _conv_norm_pairs(body, in_channels)
+    for norm_name, conv_name in pairs.items():
+        conv, norm = body.get_submodule(conv_name), body.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        _replace(body, norm_name, _activation(norm) or nn.Identity())
+        if hasattr(norm, "act"):
+            norm.act = nn.Identity()
+        _replace(body, conv_name, FoldedConv2d(conv, norm))
+    return pairs
+
+
+def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(body.get_submodule(parent), leaf, module)
+
+
+def _conv_norm_pairs(body: nn.Module, in_channels: int) -> dict[str, str]:
+    """Run the model once, and see which norm takes which convolution's output."""
+    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors too, so that no id is used twice
+    pairs: dict[str, str] = {}
+    hooks = []
+    for name, module in body.named_modules():
+        if type(module) is nn.Conv2d and module.bias is None:
+
+            def note_output(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
+                outputs[id(output)] = (name, output)
+
+            hooks.append(module.register_forward_hook(note_output))
+        elif hasattr(module, "running_var"):
+
+            def note_input(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                if id(inputs[0]) in outputs:
+                    pairs[name] = outputs[id(inputs[0])][0]
+
+            hooks.append(module.register_forward_pre_hook(note_input))
+    with torch.no_grad():
+        body(torch.zeros(1, in_channels, 64, 64))
+    for hook in hooks:
+        hook.remove()
+    return pairs

@@ -20,16 +20,31 @@ PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to rebuild a model; stored beside its weights."""
+    """All that is needed to rebuild a model; stored beside its weights.
+
+    Attributes:
+        backbone: a timm model.
+        norm: of the backbone, ``group`` or ``frozen_batch``.
+        fpn_channels: of every pyramid level.
+        p6_source: what level P6 is made from, ``p5`` or ``c5`` (the backbone's last features).
+        head_convs: 3 x 3 convolutions before a subnet's last one.
+        head_norm: after each of these, ``group`` or ``none``.
+        anchor_shapes: scale and ratio of each anchor of a cell.
+        prior_probability: that an untrained model gives every anchor.
+        num_classes: foreground classes.
+        in_channels: of the images.
+    """
 
     backbone: str
     norm: str
     fpn_channels: int
+    p6_source: str
     head_convs: int
-    anchor_scales: tuple[float, ...]
-    anchor_ratios: tuple[float, ...]
+    head_norm: str
+    anchor_shapes: tuple[tuple[float, float], ...]
     prior_probability: float
     num_classes: int = 1
+    in_channels: int = 1
 
 
 class HeadOutputs(NamedTuple):
@@ -42,17 +57,16 @@ class HeadOutputs(NamedTuple):
 class Head(nn.Module):
     """A subnet: some 3 x 3 convolutions and a last one with ``outputs`` values per anchor."""
 
-    def __init__(self, channels: int, convs: int, anchors: int, outputs: int, bias: float) -> None:
+    def __init__(self, channels: int, convs: int, norm: str, anchors: int, outputs: int, bias: float) -> None:
         super().__init__()
         self.outputs = outputs
-        layers: list[nn.Module] = []
-        for _ in range(convs):
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), group_norm(channels), nn.ReLU(True)]
-        self.tower = nn.Sequential(*layers)
+        self.tower = nn.Sequential(*(_block(channels, norm) for _ in range(convs)))
         self.last = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.constant_(_bias(self.last), bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -64,29 +78,35 @@ class Head(nn.Module):
         return torch.cat(flat, 1)
 
 
+def _block(channels: int, norm: str) -> nn.Sequential:
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+    return nn.Sequential(conv, *([] if norm == "none" else [group_norm(channels)]), nn.ReLU(inplace=True))
+
+
 def _bias(conv: nn.Conv2d) -> Tensor:
     assert conv.bias is not None
     return conv.bias
 
 
 class RetinaNet(nn.Module):
-    """A one-stage detector of greyscale images of one size."""
+    """A one-stage detector of images of one size."""
 
     def __init__(self, architecture: Architecture, weights: str = "none") -> None:
         super().__init__()
-        self.architecture = architecture
-        self.backbone = Backbone(architecture.backbone, weights, architecture.norm)
-        channels = architecture.fpn_channels
-        self.fpn = FeaturePyramidNetwork(self.backbone.channels, channels, LastLevelP6P7(channels, channels))
-        anchors = len(architecture.anchor_scales) * len(architecture.anchor_ratios)
+        self.architecture = a = architecture
+        self.backbone = Backbone(a.backbone, weights, a.norm, a.in_channels)
+        coarse = LastLevelP6P7(a.fpn_channels if a.p6_source == "p5" else self.backbone.channels[-1], a.fpn_channels)
+        coarse.use_P5 = a.p6_source == "p5"
+        self.fpn = FeaturePyramidNetwork(self.backbone.channels, a.fpn_channels, coarse)
         # Every anchor starts with this probability, or the many negatives drown the first steps.
-        prior = -math.log((1 - architecture.prior_probability) / architecture.prior_probability)
-        self.class_head = Head(channels, architecture.head_convs, anchors, architecture.num_classes, prior)
-        self.box_head = Head(channels, architecture.head_convs, anchors, 4, 0.0)
+        prior = -math.log((1 - a.prior_probability) / a.prior_probability)
+        tower = (a.fpn_channels, a.head_convs, a.head_norm, len(a.anchor_shapes))
+        self.class_head = Head(*tower, a.num_classes, prior)
+        self.box_head = Head(*tower, 4, 0.0)
         self._anchors: dict[tuple[int, int, torch.device], list[Tensor]] = {}
 
     def forward(self, images: Tensor) -> HeadOutputs:
-        """Head outputs of images ``[B, 1, H, W]`` with grey levels 0 to 255 of any dtype."""
+        """Head outputs of images ``[B, C, H, W]`` with grey levels 0 to 255 of any dtype."""
         normalized = (images.float() - PIXEL_MEAN) / PIXEL_STD
         features = self.backbone(normalized)
         pyramid = list(self.fpn(OrderedDict(zip("345", features, strict=True))).values())
@@ -97,6 +117,6 @@ class RetinaNet(nn.Module):
         height, width = images.shape[-2:]
         key = (height, width, images.device)
         if key not in self._anchors:
-            shapes = (self.architecture.anchor_scales, self.architecture.anchor_ratios)
-            self._anchors[key] = [level.to(images.device) for level in make_anchors(height, width, *shapes)]
+            levels = make_anchors(height, width, self.architecture.anchor_shapes)
+            self._anchors[key] = [level.to(images.device) for level in levels]
         return self._anchors[key]

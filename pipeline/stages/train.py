@@ -11,11 +11,13 @@ import torch
 
 from pipeline import provenance
 from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, Preprocessing, save_model
+from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings, make_fabric, predict
 from pipeline.detection.losses import DetectionLoss, LossSettings
 from pipeline.detection.postprocess import Detections, PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.weights import start_from
 from pipeline.errors import run_main
 from pipeline.evaluation.bootstrap import stable_threshold
 from pipeline.evaluation.coco import coco_map
@@ -64,11 +66,13 @@ def build_trainer(params: Params, train_data: SplitData, val_data: SplitData, fo
     """Assemble a `Trainer` from the params."""
     torch.manual_seed(params.seed)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
+    model = RetinaNet(architecture(params), params.model.weights)
+    start_from(model, params.model.weights)
     augmenter = Augmenter(AugmentSettings(**params.augment.model_dump()))
     loop = params.train.model_dump(exclude={"precision", "accelerator"})
     return Trainer(
         fabric,
-        RetinaNet(architecture(params), params.model.weights),
+        model,
         DetectionLoss(LossSettings(**params.loss.model_dump())),
         train_data.dataset(augmenter, params.seed),
         val_data.dataset(None, params.seed),
@@ -115,9 +119,10 @@ def architecture(params: Params) -> Architecture:
         backbone=section.backbone,
         norm=section.norm,
         fpn_channels=section.fpn_channels,
+        p6_source=section.p6_source,
         head_convs=section.head_convs,
-        anchor_scales=tuple(section.anchor_scales),
-        anchor_ratios=tuple(section.anchor_ratios),
+        head_norm=section.head_norm,
+        anchor_shapes=shape_grid(section.anchor_scales, section.anchor_ratios),
         prior_probability=section.prior_probability,
     )
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.detection.anchors import shape_grid
 from pipeline.detection.dataset import DetectionDataset
 from pipeline.detection.engine import TrainSettings
 from pipeline.detection.losses import LossSettings
@@ -11,7 +12,9 @@ from pipeline.detection.retinanet import Architecture
 
 @pytest.fixture
 def architecture():
-    return Architecture("resnet10t", "group", 32, 1, (1.0, 1.26, 1.587), (0.75, 1.3, 2.2), 0.01)
+    return Architecture(
+        "resnet10t", "group", 32, "p5", 1, "group", shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2)), 0.01
+    )
 
 
 @pytest.fixture

@@ -6,17 +6,25 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from pipeline.detection.anchors import BASE_SIZE, LEVEL_STRIDES, decode_boxes, encode_boxes, level_grid, make_anchors
+from pipeline.detection.anchors import (
+    BASE_SIZE,
+    LEVEL_STRIDES,
+    decode_boxes,
+    encode_boxes,
+    level_grid,
+    make_anchors,
+    shape_grid,
+)
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (320, 192), (128, 384)])
 def test_anchors_are_torchvisions(height, width):
     scales, ratios = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)
-    sizes = tuple(tuple(BASE_SIZE * stride * scale for scale in scales) for stride in LEVEL_STRIDES)
+    sizes = tuple(tuple(int(BASE_SIZE * stride * scale) for scale in scales) for stride in LEVEL_STRIDES)
     generator = AnchorGenerator(sizes, (ratios,) * len(sizes))
     maps = [torch.zeros(1, 1, level_grid(height, stride), level_grid(width, stride)) for stride in LEVEL_STRIDES]
     wanted = generator(ImageList(torch.zeros(1, 1, height, width), [(height, width)]), maps)[0]
-    found = torch.cat(make_anchors(height, width, scales, ratios))
+    found = torch.cat(make_anchors(height, width, shape_grid(scales, ratios)))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
 
 

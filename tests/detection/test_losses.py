@@ -19,7 +19,7 @@ from pipeline.detection.losses import (
     weighted_cross_entropy_loss,
 )
 
-ANCHORS = torch.cat(make_anchors(64, 64, (1.0,), (1.0,)))
+ANCHORS = torch.cat(make_anchors(64, 64, [(1.0, 1.0)]))
 elements = st.lists(st.tuples(st.floats(-80, 80), st.integers(0, 1)), min_size=1, max_size=20)
 
 

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from pipeline.detection.anchors import make_anchors
+from pipeline.detection.anchors import make_anchors, shape_grid
 from pipeline.detection.matching import BACKGROUND, IGNORED, PADDING, match_anchors
 
-ANCHORS = torch.cat(make_anchors(64, 64, (1.0, 1.5), (0.5, 1.0, 2.0)))
+ANCHORS = torch.cat(make_anchors(64, 64, shape_grid((1.0, 1.5), (0.5, 1.0, 2.0))))
 box = st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(4, 60), st.floats(4, 60))
 
 

@@ -5,7 +5,7 @@ from pipeline.detection.anchors import encode_boxes, make_anchors
 from pipeline.detection.postprocess import PostProcessing, detect
 from pipeline.detection.retinanet import HeadOutputs
 
-LEVELS = make_anchors(128, 128, (1.0,), (1.0,))
+LEVELS = make_anchors(128, 128, [(1.0, 1.0)])
 ANCHORS = torch.cat(LEVELS)
 RULES = PostProcessing(score_thresh=0.3, nms_thresh=0.3, detections_per_img=5, topk_candidates=50)
 

@@ -2,7 +2,9 @@ import math
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 from pipeline.detection.backbones import Backbone
 from pipeline.detection.retinanet import RetinaNet
@@ -56,3 +58,34 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="model.weights = 'imagenet': the weights of resnet18 cannot be fetched"):
         Backbone("resnet18", "imagenet", "frozen_batch")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "seresnext50_32x4d", "efficientnet_lite0"])
+def test_folded_norms_change_no_number(name):
+    torch.manual_seed(0)
+    plain = timm.create_model(name, features_only=True, in_chans=1)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    folded = Backbone(name, "none", "frozen_batch")
+    names = {f"{norm}.": f"{conv}.norm." for norm, conv in folded.folded.items()}
+    assert len(names) == sum(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
+    state = {}
+    for key, value in plain.state_dict().items():
+        norm = next((norm for norm in names if key.startswith(norm)), None)
+        state[names[norm] + key.removeprefix(norm) if norm else key] = value
+    folded.body.load_state_dict({key: value for key, value in state.items() if not key.endswith("batches_tracked")})
+    images = torch.randn(2, 1, 64, 64)
+    wanted = [plain.eval()(images)[level] for level in folded.levels]
+    found = folded(images)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    sum(level.square().mean() for level in found).backward()
+    sum(level.square().mean() for level in wanted).backward()
+    stem = next(key for key, value in folded.body.named_parameters() if value.ndim == 4)
+    theirs = dict(plain.named_parameters())[stem].grad
+    torch.testing.assert_close(dict(folded.body.named_parameters())[stem].grad, theirs, rtol=1e-2, atol=1e-4)
+    assert not any("norm" in key for key, value in folded.body.named_parameters())

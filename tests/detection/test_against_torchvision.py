@@ -1,0 +1,117 @@
+"""Our model with torchvision's settings and weights gives torchvision's numbers."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+
+from pipeline.detection.anchors import shape_grid
+from pipeline.detection.losses import DetectionLoss, LossSettings
+from pipeline.detection.postprocess import PostProcessing, detect
+from pipeline.detection.retinanet import PIXEL_MEAN, PIXEL_STD, Architecture, RetinaNet
+from pipeline.detection.weights import load_torchvision
+
+SIZE = 256
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
+V1 = Architecture("resnet50", "frozen_batch", 256, "p5", 4, "none", SHAPES, 0.01, num_classes=3, in_channels=3)
+V2 = Architecture("resnet50", "frozen_batch", 256, "c5", 4, "group", SHAPES, 0.01, num_classes=3, in_channels=3)
+
+
+def torchvision_model(version):
+    """Random weights, but none that hide a mistake: norms with statistics, a class head that speaks."""
+    build = retinanet_resnet50_fpn if version == 1 else retinanet_resnet50_fpn_v2
+    model = build(weights=None, weights_backbone=None, num_classes=3, min_size=SIZE, max_size=SIZE)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.weight, 0.3, 0.7)
+            nn.init.normal_(module.bias, std=0.2)
+            module.eps = 0.0 if version == 1 else 1e-5  # as torchvision sets it for its trained weights
+    for module in model.head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.03)
+    nn.init.constant_(model.head.classification_head.cls_logits.bias, -2.0)
+    # Offsets so large that boxes leave the image are another matter: we drop those, torchvision does not.
+    nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.002)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def pair(request):
+    """(version, torchvision's model, ours with its weights)."""
+    torch.manual_seed(request.param)
+    theirs = torchvision_model(request.param)
+    ours = RetinaNet(V1 if request.param == 1 else V2).eval()
+    load_torchvision(ours, theirs.state_dict(), eps=0.0 if request.param == 1 else 1e-5)
+    return request.param, theirs, ours
+
+
+@pytest.fixture
+def images():
+    return torch.rand(4, 3, SIZE, SIZE)
+
+
+def boxes_of(count):
+    low = torch.rand(count, 2) * SIZE * 0.6
+    return torch.cat([low, low + 15 + torch.rand(count, 2) * SIZE * 0.35], 1)
+
+
+def grey_levels(images):
+    """What our model normalises to what torchvision's makes of these images."""
+    return (images - MEAN[:, None, None]) / STD[:, None, None] * PIXEL_STD + PIXEL_MEAN
+
+
+def torchvision_heads(model, images):
+    prepared, _ = model.transform(list(images))
+    features = list(model.backbone(prepared.tensors).values())
+    return model.head(features), model.anchor_generator(prepared, features)
+
+
+@torch.no_grad()
+def test_head_outputs_and_anchors(pair, images):
+    _, theirs, ours = pair
+    heads, anchors = torchvision_heads(theirs, images)
+    outputs = ours(grey_levels(images))
+    for found, wanted in ((outputs.logits, heads["cls_logits"]), (outputs.deltas, heads["bbox_regression"])):
+        assert float(wanted.std()) > 0.01
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    torch.testing.assert_close(torch.cat(ours.anchor_levels(images)), anchors[0], rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("counts", [(0, 1, 4, 20), (0, 0, 0, 0), (20, 20, 1, 1)])
+def test_losses(pair, images, counts):
+    version, theirs, ours = pair
+    truth = [boxes_of(count) for count in counts]
+    classes = [torch.randint(0, 3, (count,)) for count in counts]
+    heads, anchors = torchvision_heads(theirs, images)
+    targets = [{"boxes": box, "labels": label} for box, label in zip(truth, classes, strict=True)]
+    wanted = theirs.compute_loss(targets, heads, anchors)
+    most = max(1, *counts)
+    boxes, labels = torch.ones(len(counts), most, 4), torch.full((len(counts), most), -1)
+    for row, (box, label) in enumerate(zip(truth, classes, strict=True)):
+        boxes[row, : len(box)], labels[row, : len(box)] = box, label
+    kind = "l1" if version == 1 else "giou"
+    loss = DetectionLoss(LossSettings("focal", 0.25, 2.0, 1.0, "per_image", kind, 1.0, 1.0, 0.5, 0.4, True))
+    found = loss(*ours(grey_levels(images)), torch.cat(ours.anchor_levels(images)), boxes, labels)
+    torch.testing.assert_close(found.classification, wanted["classification"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.box, wanted["bbox_regression"], rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_detections(pair, images):
+    _, theirs, ours = pair
+    rules = PostProcessing(score_thresh=0.05, nms_thresh=0.5, detections_per_img=300, topk_candidates=1000)
+    found = detect(ours(grey_levels(images)), ours.anchor_levels(images), (SIZE, SIZE), rules)
+    for one, wanted in zip(found, theirs(list(images)), strict=True):
+        assert len(one["boxes"]) == len(wanted["boxes"]) > 50
+        torch.testing.assert_close(one["scores"], wanted["scores"], rtol=1e-4, atol=1e-6)
+        # As sets: scores that differ in the last digit only may change places.
+        near = torch.cdist(one["boxes"], wanted["boxes"], p=torch.inf) < 1e-2
+        near &= one["labels"][:, None] == wanted["labels"][None, :]
+        near &= (one["scores"][:, None] - wanted["scores"][None, :]).abs() < 1e-4
+        assert near.any(1).all()
+        assert near.any(0).all()
