@@ -107,7 +107,7 @@ class Trainer:
     ) -> None:
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=settings.lr)
+        optimizer = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
         self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.loss = fabric.to_device(loss)
@@ -203,8 +203,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         outputs = self.model(batch.images)
-        anchors = torch.cat(self._bare().anchor_levels(batch.images))
-        losses = self.loss(*outputs, anchors, batch.boxes, batch.labels)
+        losses = self.loss(*outputs, self._bare().anchor_levels(batch.images), batch.boxes, batch.labels)
         total = losses.classification + losses.box
         self.fabric.backward(total)
         norm = self.fabric.clip_gradients(

@@ -3,11 +3,13 @@
 Everything here is computed in float32 or wider: log and focal terms lose themselves in halves.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
@@ -16,6 +18,34 @@ from pipeline.detection.matching import BACKGROUND, IGNORED, match_anchors
 
 EMA_MOMENTUM, EMA_START = 0.9, 100.0
 _EPS = 1e-6
+
+
+class _Modulated(torch.autograd.Function):
+    """``weight (1 - p_t)^gamma (-log p_t)`` of each element, whose gradient is computed on the way.
+
+    With z the logit of the false class, 1 - p_t = sigmoid(z) and -log p_t = softplus(z): no power
+    of a number that underflows to 0, whose gradient would be NaN for gamma < 1. Written out, a
+    step makes half the passes over all anchors that autograd would make.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, positive: Tensor, weight: Tensor, gamma: float) -> Tensor:
+        sign = torch.where(positive, -1.0, 1.0).to(logits.dtype)
+        z = logits * sign
+        entropy = F.softplus(z)
+        wrong = torch.sigmoid(z)
+        if gamma == 0:
+            ctx.save_for_backward(weight * sign * wrong)
+            return weight * entropy
+        # z - softplus(z) is log sigmoid(z).
+        factor = weight * (wrong.square() if gamma == 2 else torch.exp(gamma * (z - entropy)))
+        ctx.save_for_backward(factor * sign * (gamma * (1 - wrong) * entropy + wrong))
+        return factor * entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        return upstream * ctx.saved_tensors[0], None, None, None
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -30,20 +60,20 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> T
     Returns:
         Losses of the same shape.
     """
-    # With z the logit of the true class, p_t = sigmoid(z), -log p_t = softplus(-z) and
-    # -log(1 - p_t) = softplus(z) = softplus(-z) + z: no power of a number that underflows to 0,
-    # whose gradient would be NaN for gamma < 1.
-    z = torch.where(targets > 0, logits, -logits)
-    cross_entropy = F.softplus(-z)
-    alpha_t = torch.where(targets > 0, alpha, 1 - alpha)
-    if gamma == 0:
-        return alpha_t * cross_entropy
-    return alpha_t * torch.exp(-gamma * (cross_entropy + z)) * cross_entropy
+    return _modulated(logits, targets > 0, alpha, 1 - alpha, gamma)
+
+
+def _modulated(
+    logits: Tensor, positive: Tensor, positive_weight: float | Tensor, negative_weight: float | Tensor, gamma: float
+) -> Tensor:
+    weight = torch.where(positive, positive_weight, negative_weight).to(logits.dtype)
+    loss: Tensor = _Modulated.apply(logits, positive, weight, gamma)
+    return loss
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy of each element, ``-log p_t``."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return _modulated(logits, targets > 0, 1.0, 1.0, 0)
 
 
 def balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, alpha: float) -> Tensor:
@@ -53,7 +83,7 @@ def balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, alpha: float) -
 
 def weighted_cross_entropy_loss(logits: Tensor, targets: Tensor, beta: float) -> Tensor:
     """``-(beta y log p + (1 - y) log(1 - p))``: one weight on the positives."""
-    return torch.where(targets > 0, beta, 1.0) * cross_entropy_loss(logits, targets)
+    return _modulated(logits, targets > 0, beta, 1.0, 0)
 
 
 def frequency_balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
@@ -66,23 +96,23 @@ def frequency_balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, count
     """
     share = ((targets == 0) & counted).sum().to(logits.dtype) / counted.sum().clamp(min=1)
     beta = share.clamp(_EPS, 1 - _EPS)
-    return torch.where(targets > 0, beta, 1 - beta) * cross_entropy_loss(logits, targets)
+    return _modulated(logits, targets > 0, beta, 1 - beta, 0)
 
 
 def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: float) -> Tensor:
-    """Regression loss of each anchor, ``[B, A]``.
+    """Regression loss of each anchor, ``[...]``.
 
     Args:
         kind: ``smooth_l1`` or ``l1`` on the encoded offsets, ``giou`` or ``ciou`` on the boxes.
-        deltas: predicted offsets ``[B, A, 4]``.
-        boxes: the box of each anchor ``[B, A, 4]`` xyxy; must have positive sides everywhere.
-        anchors: ``[A, 4]``.
+        deltas: predicted offsets ``[..., 4]``.
+        boxes: the box of each anchor ``[..., 4]`` xyxy; must have positive sides everywhere.
+        anchors: ``[..., 4]``, broadcastable to ``boxes``.
         beta: where smooth L1 turns from quadratic to linear.
     """
     if kind in ("giou", "ciou"):
         decoded = decode_boxes(deltas, anchors)
         loss = generalized_box_iou_loss if kind == "giou" else complete_box_iou_loss
-        return loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:2])
+        return loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
     encoded = encode_boxes(boxes, anchors)
     if kind == "l1":
         return (deltas - encoded).abs().sum(-1)
@@ -126,38 +156,46 @@ class DetectionLoss(nn.Module):
         self.settings = settings
         self.register_buffer("running_positives", torch.tensor(EMA_START))
 
-    def forward(self, logits: Tensor, deltas: Tensor, anchors: Tensor, boxes: Tensor, labels: Tensor) -> Losses:
+    def forward(
+        self, logits: Tensor, deltas: Tensor, levels: Sequence[Tensor], boxes: Tensor, labels: Tensor
+    ) -> Losses:
         """Losses of a batch.
 
         Args:
             logits: ``[B, A, K]``.
             deltas: ``[B, A, 4]``.
-            anchors: ``[A, 4]`` xyxy pixels.
+            levels: anchors of each pyramid level ``[A_l, 4]`` xyxy pixels; A is their sum.
             boxes: ``[B, M, 4]`` xyxy pixels.
             labels: ``[B, M]`` class 0 to K - 1, or -1 where there is no box.
         """
         logits, deltas = logits.float(), deltas.float()
         rules = self.settings
         matched = match_anchors(
-            anchors, boxes, labels, rules.fg_iou_thresh, rules.bg_iou_thresh, rules.low_quality_matches
+            levels, boxes, labels, rules.fg_iou_thresh, rules.bg_iou_thresh, rules.low_quality_matches
         )
         positive = matched > BACKGROUND  # (B, A)
-        chosen = matched.clamp(min=0)
-        classes = labels.gather(1, chosen)
-        targets = (
-            (classes[..., None] == torch.arange(logits.shape[2], device=logits.device)) & positive[..., None]
-        ).to(logits.dtype)
+        targets = _targets(matched, positive, labels, logits.shape[2])
         counted = (matched != IGNORED)[..., None].expand_as(targets)
         classification = torch.where(counted, self._classification(logits, targets, counted), 0.0).sum((1, 2))  # (B,)
-        # Anchors without a box regress to themselves, so that no infinity is multiplied by zero.
-        own_box = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-        regression = torch.where(positive[..., None], own_box, anchors)
-        box = torch.where(positive, box_loss(rules.box, deltas, regression, anchors, rules.box_beta), 0.0).sum(1)
+        box = self._box(deltas, torch.cat(list(levels)), boxes, matched, positive)
         positives = positive.sum(1)
         divisor = self._divisor(positives)
         return Losses(
             (classification / divisor).sum(), rules.box_weight * (box / divisor).sum(), positives.float().mean()
         )
+
+    def _box(self, deltas: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, positive: Tensor) -> Tensor:
+        """Sum of the box losses of each image's positive anchors, ``[B]``."""
+        kind, beta = self.settings.box, self.settings.box_beta
+        if deltas.is_cpu and not torch.compiler.is_compiling():
+            # One anchor in thousands is positive: on a CPU it is cheap to pick them.
+            image, anchor = positive.nonzero(as_tuple=True)
+            loss = box_loss(kind, deltas[image, anchor], boxes[image, matched[image, anchor]], anchors[anchor], beta)
+            return loss.new_zeros(len(deltas)).index_add(0, image, loss)
+        # Anchors without a box regress to themselves, so that no infinity is multiplied by zero.
+        own_box = boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))
+        regression = torch.where(positive[..., None], own_box, anchors)
+        return torch.where(positive, box_loss(kind, deltas, regression, anchors, beta), 0.0).sum(1)
 
     def _classification(self, logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
         rules = self.settings
@@ -187,3 +225,11 @@ class DetectionLoss(nn.Module):
                     self.running_positives.lerp_(new, 1 - EMA_MOMENTUM)
                 return self.running_positives.clone()
         raise ValueError(f"Invalid normalizer: {self.settings.normalizer!r}. It must be per_image, batch or ema")
+
+
+def _targets(matched: Tensor, positive: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Whether each anchor stands for each class, bool ``[B, A, K]``."""
+    if classes == 1:
+        return positive[..., None]
+    own_class = labels.gather(1, matched.clamp(min=0))
+    return (own_class[..., None] == torch.arange(classes, device=labels.device)) & positive[..., None]

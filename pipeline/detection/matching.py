@@ -1,4 +1,11 @@
-"""Which anchor answers for which box: positive, negative or ignored."""
+"""Which anchor answers for which box: positive, negative or ignored.
+
+There are two ways to the same answer. On a GPU, and compiled, every anchor is compared with every
+box: no shape depends on the data and nothing waits for the device. On a CPU, run eagerly, only the
+levels are compared whose anchors are of a box's size.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,17 +15,22 @@ PADDING = -1  # the label of a row that only fills a batch's box tensor up
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of every box with every anchor, ``[B, M, 4]`` and ``[A, 4]`` -> ``[B, M, A]``, xyxy."""
-    low = torch.maximum(boxes[:, :, None, :2], anchors[None, None, :, :2])  # (B, M, A, 2)
-    high = torch.minimum(boxes[:, :, None, 2:], anchors[None, None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    box_area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    anchor_area = (anchors[:, 2:] - anchors[:, :2]).prod(-1)
-    return shared / (box_area[:, :, None] + anchor_area - shared).clamp(min=1e-9)
+    """IoU of every box with every anchor, ``[..., 4]`` and ``[A, 4]`` -> ``[..., A]``, xyxy."""
+    return _iou(boxes, anchors.unbind(-1))
+
+
+def _iou(boxes: Tensor, anchors: Sequence[Tensor]) -> Tensor:
+    """As `pairwise_iou`, the anchors as x0, y0, x1, y1 ``[A]``."""
+    x0, y0, x1, y1 = (side[..., None] for side in boxes.unbind(-1))
+    ax0, ay0, ax1, ay1 = anchors
+    width = (torch.minimum(x1, ax1) - torch.maximum(x0, ax0)).clamp(min=0)
+    height = (torch.minimum(y1, ay1) - torch.maximum(y0, ay0)).clamp(min=0)
+    shared = width * height
+    return shared / ((x1 - x0) * (y1 - y0) + (ax1 - ax0) * (ay1 - ay0) - shared).clamp(min=1e-9)
 
 
 def match_anchors(
-    anchors: Tensor,
+    levels: Sequence[Tensor],
     boxes: Tensor,
     labels: Tensor,
     fg_iou_thresh: float,
@@ -28,7 +40,7 @@ def match_anchors(
     """Match each anchor of each image to a box, to the background, or to nothing.
 
     Args:
-        anchors: ``[A, 4]`` xyxy.
+        levels: anchors of each pyramid level ``[A_l, 4]`` xyxy; A is their sum.
         boxes: ``[B, M, 4]`` xyxy; M is the largest count of the batch, at least 1.
         labels: ``[B, M]`` class of each box, ``PADDING`` where there is none.
         fg_iou_thresh: an anchor of at least this IoU with some box is positive.
@@ -39,12 +51,92 @@ def match_anchors(
     Returns:
         int64 ``[B, A]``: index of the box, ``BACKGROUND`` or ``IGNORED``.
     """
-    valid = (labels != PADDING)[:, :, None]  # (B, M, 1)
-    iou = torch.where(valid, pairwise_iou(boxes, anchors), -1.0)  # (B, M, A)
-    best, index = iou.max(1)  # (B, A)
-    matched = torch.where(best >= fg_iou_thresh, index, torch.where(best < bg_iou_thresh, BACKGROUND, IGNORED))
-    if not low_quality_matches:
+    anchors = torch.cat(list(levels))
+    if torch.compiler.is_compiling() or not boxes.is_cpu:
+        return _match_everything(anchors, boxes, labels, fg_iou_thresh, bg_iou_thresh, low_quality_matches)
+    areas = torch.stack([torch.stack(_area(level).aminmax()) for level in levels])
+    return torch.stack(
+        [
+            _match_image(levels, anchors, areas, *image, fg_iou_thresh, bg_iou_thresh, low_quality_matches)
+            for image in zip(boxes, labels, strict=True)
+        ]
+    )
+
+
+def _match_everything(
+    anchors: Tensor, boxes: Tensor, labels: Tensor, foreground: float, background: float, low_quality: bool
+) -> Tensor:
+    """All anchors with all boxes of a batch -> ``[B, A]``."""
+    # Each coordinate in one piece, and the index as a float: so the compiler's loop over the anchors
+    # is a vector loop (5 ms instead of 37 for 8 images of 1024 px on two cores).
+    sides = anchors.t().contiguous().unbind()
+    best = torch.full((len(boxes), len(anchors)), -1.0, device=boxes.device, dtype=boxes.dtype)
+    index = torch.zeros_like(best)
+    forced = torch.zeros_like(best, dtype=torch.bool)
+    # Box by box: one pass over the anchors, and no [B, M, A] is kept.
+    for row in range(boxes.shape[1]):
+        valid = (labels[:, row] != PADDING)[:, None]  # (B, 1)
+        iou = torch.where(valid, _iou(boxes[:, row], sides), -1.0)  # (B, A)
+        index = torch.where(iou > best, float(row), index)
+        best = torch.maximum(best, iou)
+        if low_quality:
+            forced = forced | ((iou == iou.amax(1, keepdim=True)) & valid)
+    matched = torch.where(best >= foreground, index, torch.where(best < background, float(BACKGROUND), float(IGNORED)))
+    return torch.where(forced, index, matched).to(torch.int64)
+
+
+def _match_image(
+    levels: Sequence[Tensor],
+    anchors: Tensor,
+    areas: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    foreground: float,
+    background: float,
+    low_quality: bool,
+) -> Tensor:
+    """One image, ``[M, 4]`` -> ``[A]``; ``areas`` ``[L, 2]`` are the smallest and the largest of each level."""
+    matched = torch.full((len(anchors),), BACKGROUND)
+    rows = (labels != PADDING).nonzero().flatten()
+    if not len(rows):
         return matched
-    best_of_box = iou.amax(2, keepdim=True)  # (B, M, 1)
-    forced = ((iou == best_of_box) & valid).any(1)
-    return torch.where(forced, index, matched)
+    boxes = boxes[rows]
+    best_of_box = torch.zeros(len(boxes), dtype=boxes.dtype)
+    overlaps = _overlaps(levels, areas, boxes, background)
+    for start, near, iou in overlaps:
+        best, row = iou.max(0)
+        found = (best >= background).nonzero().flatten()
+        matched[start + found] = torch.where(best[found] >= foreground, rows[near[row[found]]], IGNORED)
+        best_of_box[near] = torch.maximum(best_of_box[near], iou.amax(1))
+    if low_quality:
+        # A box that no level suits may overlap any anchor most: it is compared with all.
+        odd = (best_of_box < background).nonzero().flatten()
+        if len(odd):
+            iou = pairwise_iou(boxes[odd], anchors)
+            best_of_box[odd] = iou.amax(1)
+            overlaps.append((0, odd, iou))
+        forced = torch.cat([start + (iou == best_of_box[near, None]).any(0).nonzero() for start, near, iou in overlaps])
+        forced = forced.flatten()
+        matched[forced] = rows[pairwise_iou(boxes, anchors[forced]).argmax(0)]
+    return matched
+
+
+def _overlaps(levels: Sequence[Tensor], areas: Tensor, boxes: Tensor, least: float) -> list[tuple[int, Tensor, Tensor]]:
+    """Per level its first anchor, the boxes that may reach an IoU of ``least`` with it, and their IoUs ``[N, A_l]``.
+
+    The IoU of two boxes is at most the ratio of their areas.
+    """
+    area = _area(boxes)
+    found = []
+    start = 0
+    for level, (smallest, largest) in zip(levels, areas, strict=True):
+        # A little more than needed, for what rounding takes away.
+        near = ((area * 1.001 >= least * smallest) & (least * area <= largest * 1.001)).nonzero().flatten()
+        if len(near):
+            found.append((start, near, pairwise_iou(boxes[near], level)))
+        start += len(level)
+    return found
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -15,6 +15,7 @@ from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings, make_fabric, predict
 from pipeline.detection.losses import DetectionLoss, LossSettings
+from pipeline.detection.memory import keep_freed_memory
 from pipeline.detection.postprocess import Detections, PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
 from pipeline.detection.weights import start_from
@@ -186,6 +187,7 @@ def training_fingerprint(params: Params) -> str:
 
 def main() -> None:
     """Run the stage on ``params.yaml``."""
+    keep_freed_memory()
     train(load_params())
 
 

@@ -19,7 +19,8 @@ from pipeline.detection.losses import (
     weighted_cross_entropy_loss,
 )
 
-ANCHORS = torch.cat(make_anchors(64, 64, [(1.0, 1.0)]))
+LEVELS = make_anchors(64, 64, [(1.0, 1.0)])
+ANCHORS = torch.cat(LEVELS)
 elements = st.lists(st.tuples(st.floats(-80, 80), st.integers(0, 1)), min_size=1, max_size=20)
 
 
@@ -48,6 +49,15 @@ def test_focal_loss_is_the_papers_formula(rows, alpha, gamma):
         assert value == pytest.approx(wanted, rel=1e-6, abs=1e-12)
     found.sum().backward()
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_gradients_are_those_of_the_values(gamma):
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(20, dtype=torch.float64)).requires_grad_()
+    targets = torch.arange(20) % 2
+    assert torch.autograd.gradcheck(lambda values: focal_loss(values, targets, 0.3, gamma), logits)
+    assert torch.autograd.gradcheck(lambda values: weighted_cross_entropy_loss(values, targets, 3.0), logits)
 
 
 @given(elements.filter(lambda rows: all(abs(logit) < 20 for logit, _ in rows)))
@@ -130,7 +140,7 @@ def test_equals_torchvisions_retinanet_loss(loss_settings):
 
     logits, deltas, boxes, labels = batch([2, 0, 1])
     settings = replace(loss_settings, normalizer="per_image", box="l1")
-    ours = DetectionLoss(settings)(logits, deltas, ANCHORS, boxes, labels)
+    ours = DetectionLoss(settings)(logits, deltas, LEVELS, boxes, labels)
     from torchvision.models.detection._utils import Matcher
     from torchvision.ops import box_iou
 
@@ -165,7 +175,7 @@ def test_every_setting_is_finite_with_and_without_boxes(loss_settings, normalize
     logits, deltas, boxes, labels = batch(counts)
     loss = DetectionLoss(replace(loss_settings, normalizer=normalizer, classification=classification))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = loss(logits.bfloat16() * 40, deltas.bfloat16(), ANCHORS, boxes, labels)
+        losses = loss(logits.bfloat16() * 40, deltas.bfloat16(), LEVELS, boxes, labels)
     (losses.classification + losses.box).backward()
     assert losses.classification.dtype == torch.float32
     assert losses.classification.item() > 0
@@ -177,7 +187,7 @@ def test_every_setting_is_finite_with_and_without_boxes(loss_settings, normalize
 def test_alpha_gamma_and_beta_reach_the_loss(loss_settings):
     logits, deltas, boxes, labels = batch([2, 1])
     values = {
-        DetectionLoss(replace(loss_settings, **change))(logits, deltas, ANCHORS, boxes, labels).classification.item()
+        DetectionLoss(replace(loss_settings, **change))(logits, deltas, LEVELS, boxes, labels).classification.item()
         for change in (
             {},
             {"alpha": 0.5},
@@ -193,11 +203,11 @@ def test_ignored_anchors_add_nothing(loss_settings):
     logits, deltas, boxes, labels = batch([1])
     boxes[0, 0] = ANCHORS[20] + torch.tensor([0.0, 0, 0, 32])
     settings = replace(loss_settings, low_quality_matches=False, fg_iou_thresh=0.9, bg_iou_thresh=0.01)
-    loss = DetectionLoss(settings)(logits, deltas, ANCHORS, boxes, labels)
+    loss = DetectionLoss(settings)(logits, deltas, LEVELS, boxes, labels)
     loss.classification.backward()
     from pipeline.detection.matching import IGNORED, match_anchors
 
-    ignored = match_anchors(ANCHORS, boxes, labels, 0.9, 0.01, False)[0] == IGNORED
+    ignored = match_anchors(LEVELS, boxes, labels, 0.9, 0.01, False)[0] == IGNORED
     assert int(ignored.sum()) > 0
     assert float(logits.grad[0, ignored].abs().max()) == 0
     assert float(logits.grad[0, ~ignored].abs().min()) > 0
@@ -207,8 +217,30 @@ def test_ema_normaliser_follows_detectron2(loss_settings):
     loss = DetectionLoss(replace(loss_settings, normalizer="ema"))
     _, _, boxes, labels = batch([2, 1])
     logits, deltas = torch.zeros(2, len(ANCHORS), 1), torch.zeros(2, len(ANCHORS), 4)
-    positives = float(loss(logits, deltas, ANCHORS, boxes, labels).positives) * 2
+    positives = float(loss(logits, deltas, LEVELS, boxes, labels).positives) * 2
     assert float(loss.running_positives) == pytest.approx(0.9 * 100 + 0.1 * positives)
     loss.eval()
-    loss(logits, deltas, ANCHORS, boxes, labels)
+    loss(logits, deltas, LEVELS, boxes, labels)
     assert float(loss.running_positives) == pytest.approx(0.9 * 100 + 0.1 * positives)
+
+
+@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "ciou"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_compiled_form_gives_the_same_numbers(loss_settings, kind, classes):
+    """On a CPU positives are picked, elsewhere and compiled every anchor is computed."""
+    loss = DetectionLoss(replace(loss_settings, box=kind))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    logits, deltas = torch.randn(3, len(ANCHORS), classes), torch.randn(3, len(ANCHORS), 4) / 5
+    boxes, labels = torch.ones(3, 2, 4), torch.full((3, 2), -1)
+    boxes[0], labels[0] = torch.tensor([[4.0, 4, 40, 30], [20, 20, 60, 60]]), torch.tensor([0, classes - 1])
+    boxes[2, 0], labels[2, 0] = torch.tensor([10.0, 12, 30, 50]), 0
+    results = []
+    for function in (loss, compiled):
+        inputs = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
+        found = function(*inputs, LEVELS, boxes, labels)
+        (found.classification + found.box).backward()
+        results.append((*found, inputs[0].grad, inputs[1].grad))
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(eager, other, rtol=1e-5, atol=1e-7)
+    assert results[0][4].abs().sum() > 0
