@@ -1,0 +1,75 @@
+"""Our detector and torchvision's with the same layers, and one batch for both."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from pipeline.data.annotations import IMAGES, xyxy
+from pipeline.data.dicom import read_radiograph
+from pipeline.data.sample import draw_boxes, make_sample
+from pipeline.detection.anchors import shape_grid
+from pipeline.detection.losses import LossSettings
+from pipeline.detection.retinanet import Architecture, RetinaNet
+
+SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
+ARCHITECTURE = Architecture("resnet50", "frozen_batch", 256, "p5", 4, "none", SHAPES, 0.01)
+LOSS = LossSettings("focal", 0.25, 2.0, 1.0, "per_image", "l1", 1 / 9, 1.0, 0.5, 0.4, True)
+
+
+class Batch(NamedTuple):
+    """A batch as each side takes it."""
+
+    images: Tensor  # uint8 [B, 1, S, S]
+    boxes: Tensor  # [B, M, 4]
+    labels: Tensor  # [B, M]
+    torchvision_images: list[Tensor]
+    torchvision_targets: list[dict[str, Tensor]]
+
+
+def our_detector() -> RetinaNet:
+    return RetinaNet(ARCHITECTURE).to(memory_format=torch.channels_last)
+
+
+def torchvision_detector(size: int) -> TorchvisionRetinaNet:
+    """``retinanet_resnet50_fpn`` with every layer trained and the frozen norms that its trained weights bring."""
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5,
+        returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256),
+    )  # fmt: skip
+    return TorchvisionRetinaNet(
+        backbone, num_classes=1, anchor_generator=_default_anchorgen(), min_size=size, max_size=size
+    )
+
+
+def make_batch(size: int, boxes_per_image: Sequence[int]) -> Batch:
+    """Synthetic radiographs with so many boxes each."""
+    count = len(boxes_per_image)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rsna"
+        make_sample(out, studies=count, size=size, seed=1, opacity_fraction=1.0, labels=None, workers=0)
+        images = np.stack([read_radiograph(path).pixels for path in sorted((out / IMAGES).glob("*.dcm"))])
+    rng = np.random.default_rng(0)
+    truth = [_boxes(number, size, rng) for number in boxes_per_image]
+    boxes, labels = torch.ones(count, max(1, *boxes_per_image), 4), torch.full((count, max(1, *boxes_per_image)), -1)
+    for row, box in enumerate(truth):
+        boxes[row, : len(box)], labels[row, : len(box)] = box, 0
+    grey = torch.from_numpy(images)[:, None]
+    targets = [{"boxes": box, "labels": torch.zeros(len(box), dtype=torch.long)} for box in truth]
+    return Batch(grey, boxes, labels, list((grey.float() / 255).repeat(1, 3, 1, 1)), targets)
+
+
+def _boxes(count: int, size: int, rng: np.random.Generator) -> Tensor:
+    drawn = np.zeros((0, 4))
+    while len(drawn) < count:
+        drawn = np.concatenate([drawn, draw_boxes(size, rng)])
+    return torch.from_numpy(xyxy(drawn[:count])).float()

@@ -1,0 +1,56 @@
+"""Detecting: post-processing alone, and an image from pixels to boxes."""
+
+import torch
+
+from benchmarks.detectors import SHAPES, make_batch, our_detector, torchvision_detector
+from benchmarks.pairs import compare
+from pipeline.detection.anchors import make_anchors
+from pipeline.detection.postprocess import PostProcessing, detect
+from pipeline.detection.retinanet import HeadOutputs
+
+SIZE = 1024
+RULES = PostProcessing(score_thresh=0.05, nms_thresh=0.5, detections_per_img=300, topk_candidates=1000)
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.manual_seed(0)
+    _post_processing()
+    for precision in (torch.float32, torch.bfloat16):
+        _whole_image(precision)
+
+
+def _post_processing() -> None:
+    levels = make_anchors(SIZE, SIZE, SHAPES)
+    sizes = [len(level) for level in levels]
+    theirs = torchvision_detector(SIZE).eval()
+    for images in (1, 8):
+        # Few anchors reach the threshold, as in a trained model.
+        logits, deltas = torch.randn(images, sum(sizes), 1) * 1.5 - 6, torch.randn(images, sum(sizes), 4) / 10
+        heads = {"cls_logits": list(logits.split(sizes, 1)), "bbox_regression": list(deltas.split(sizes, 1))}
+        compare(
+            f"post-processing, {SIZE} px, {images} images",
+            lambda: detect(HeadOutputs(logits, deltas), levels, (SIZE, SIZE), RULES),  # noqa: B023 - called in the loop
+            lambda: theirs.postprocess_detections(heads, [levels] * images, [(SIZE, SIZE)] * images),  # noqa: B023
+            15,
+        )
+
+
+def _whole_image(precision: torch.dtype) -> None:
+    batch = make_batch(SIZE, (1,))
+    ours, theirs = our_detector().eval(), torchvision_detector(SIZE).eval()
+
+    def our_detection() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            outputs = ours(batch.images)
+        detect(outputs, ours.anchor_levels(batch.images), (SIZE, SIZE), RULES)
+
+    def peer() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            theirs(batch.torchvision_images)
+
+    compare(f"inference, ResNet-50, {SIZE} px, batch 1, {precision}", our_detection, peer, 7)
+
+
+if __name__ == "__main__":
+    main()

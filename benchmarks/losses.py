@@ -1,0 +1,42 @@
+"""Matching and both losses, forward and backward: us, eager and compiled, against torchvision's eager."""
+
+import torch
+
+from benchmarks.detectors import LOSS, SHAPES, make_batch, torchvision_detector
+from benchmarks.pairs import compare
+from pipeline.detection.anchors import make_anchors
+from pipeline.detection.losses import DetectionLoss
+
+SIZE, BOXES = 1024, (0, 1, 2, 3, 4, 5, 6, 8)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    batch = make_batch(SIZE, BOXES)
+    levels = make_anchors(SIZE, SIZE, SHAPES)
+    count = sum(len(level) for level in levels)
+    logits = (torch.randn(len(BOXES), count, 1) - 3).requires_grad_()
+    deltas = (torch.randn(len(BOXES), count, 4) / 10).requires_grad_()
+    anchors = [torch.cat(levels)] * len(BOXES)
+    theirs = torchvision_detector(SIZE).train()
+
+    def step(loss):
+        def run() -> None:
+            logits.grad = deltas.grad = None
+            losses = loss(logits, deltas, levels, batch.boxes, batch.labels)
+            (losses.classification + losses.box).backward()
+
+        return run
+
+    def peer() -> None:
+        logits.grad = deltas.grad = None
+        heads = {"cls_logits": logits, "bbox_regression": deltas}
+        sum(theirs.compute_loss(batch.torchvision_targets, heads, anchors).values()).backward()
+
+    what = f"matching and losses, {SIZE} px, batch {len(BOXES)}, 0 to 8 boxes"
+    compare(f"{what}, eager", step(DetectionLoss(LOSS)), peer, 15)
+    compare(f"{what}, compiled", step(torch.compile(DetectionLoss(LOSS), fullgraph=True)), peer, 15)
+
+
+if __name__ == "__main__":
+    main()
