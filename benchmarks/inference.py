@@ -21,8 +21,8 @@ def main() -> None:
 
 
 def _post_processing() -> None:
-    levels = make_anchors(SIZE, SIZE, SHAPES)
-    sizes = [len(level) for level in levels]
+    anchors = make_anchors(SIZE, SIZE, SHAPES)
+    sizes = [len(level) for level in anchors.levels]
     theirs = torchvision_detector(SIZE).eval()
     for images in (1, 8):
         # Few anchors reach the threshold, as in a trained model.
@@ -30,8 +30,8 @@ def _post_processing() -> None:
         heads = {"cls_logits": list(logits.split(sizes, 1)), "bbox_regression": list(deltas.split(sizes, 1))}
         compare(
             f"post-processing, {SIZE} px, {images} images",
-            lambda: detect(HeadOutputs(logits, deltas), levels, (SIZE, SIZE), RULES),  # noqa: B023 - called in the loop
-            lambda: theirs.postprocess_detections(heads, [levels] * images, [(SIZE, SIZE)] * images),  # noqa: B023
+            lambda: detect(HeadOutputs(logits, deltas), anchors, (SIZE, SIZE), RULES),  # noqa: B023 - called in the loop
+            lambda: theirs.postprocess_detections(heads, [list(anchors.levels)] * images, [(SIZE, SIZE)] * images),  # noqa: B023
             15,
         )
 
@@ -43,7 +43,7 @@ def _whole_image(precision: torch.dtype) -> None:
     def our_detection() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             outputs = ours(batch.images)
-        detect(outputs, ours.anchor_levels(batch.images), (SIZE, SIZE), RULES)
+        detect(outputs, ours.anchors_for(batch.images), (SIZE, SIZE), RULES)
 
     def peer() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):

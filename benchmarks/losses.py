@@ -13,17 +13,16 @@ SIZE, BOXES = 1024, (0, 1, 2, 3, 4, 5, 6, 8)
 def main() -> None:
     torch.manual_seed(0)
     batch = make_batch(SIZE, BOXES)
-    levels = make_anchors(SIZE, SIZE, SHAPES)
-    count = sum(len(level) for level in levels)
+    anchors = make_anchors(SIZE, SIZE, SHAPES)
+    count = len(anchors.boxes)
     logits = (torch.randn(len(BOXES), count, 1) - 3).requires_grad_()
     deltas = (torch.randn(len(BOXES), count, 4) / 10).requires_grad_()
-    anchors = [torch.cat(levels)] * len(BOXES)
     theirs = torchvision_detector(SIZE).train()
 
     def step(loss):
         def run() -> None:
             logits.grad = deltas.grad = None
-            losses = loss(logits, deltas, levels, batch.boxes, batch.labels)
+            losses = loss(logits, deltas, anchors, batch.boxes, batch.labels)
             (losses.classification + losses.box).backward()
 
         return run
@@ -31,7 +30,7 @@ def main() -> None:
     def peer() -> None:
         logits.grad = deltas.grad = None
         heads = {"cls_logits": logits, "bbox_regression": deltas}
-        sum(theirs.compute_loss(batch.torchvision_targets, heads, anchors).values()).backward()
+        sum(theirs.compute_loss(batch.torchvision_targets, heads, [anchors.boxes] * len(BOXES)).values()).backward()
 
     what = f"matching and losses, {SIZE} px, batch {len(BOXES)}, 0 to 8 boxes"
     compare(f"{what}, eager", step(DetectionLoss(LOSS)), peer, 15)

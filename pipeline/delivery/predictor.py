@@ -45,7 +45,7 @@ class Predictor:
         batch = torch.from_numpy(np.stack(prepared)[:, None]).to(self._device)
         outputs = self._model(batch)
         size = (rules.image_size, rules.image_size)
-        found = detect(outputs, self._model.anchor_levels(batch), size, self.config.postprocessing)
+        found = detect(outputs, self._model.anchors_for(batch), size, self.config.postprocessing)
         return [
             _in_original_pixels(
                 one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, rules.image_size, threshold

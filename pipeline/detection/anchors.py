@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +38,25 @@ def level_grid(side: int, stride: int) -> int:
     return math.ceil(side / stride)
 
 
-def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> list[Tensor]:
+class Anchors(NamedTuple):
+    """The anchors of images of one size, float32 xyxy pixels, in the order of a head's output.
+
+    Attributes:
+        levels: per pyramid level ``[A_l, 4]``.
+        boxes: of all levels ``[A, 4]``.
+        sides: the same as ``[4, A]``, each coordinate in one piece, which vector loops need.
+    """
+
+    levels: tuple[Tensor, ...]
+    boxes: Tensor
+    sides: Tensor
+
+    def to(self, device: torch.device) -> "Anchors":
+        """The anchors on ``device``."""
+        return Anchors(tuple(level.to(device) for level in self.levels), self.boxes.to(device), self.sides.to(device))
+
+
+def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> Anchors:
     """Anchors of every level, P3 to P7.
 
     Args:
@@ -46,8 +65,7 @@ def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> list[Tenso
         shapes: scale and ratio of each anchor of a cell.
 
     Returns:
-        Per level float32 ``[rows * columns * len(shapes), 4]`` xyxy pixels, in the
-        order of a head's output: rows, columns, anchor shapes. As in torchvision, the first
+        The anchors of a level in the order rows, columns, shapes. As in torchvision, the first
         anchor is centred on the corner (0, 0), corners of shapes are rounded, and where a level
         does not divide the image, its anchors stand closer than its stride.
     """
@@ -61,7 +79,8 @@ def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> list[Tenso
         shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], -1).reshape(-1, 1, 4)
         levels.append((shifts + corners).reshape(-1, 4))
-    return levels
+    boxes = torch.cat(levels)
+    return Anchors(tuple(levels), boxes, boxes.t().contiguous())
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:

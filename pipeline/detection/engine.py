@@ -203,7 +203,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         outputs = self.model(batch.images)
-        losses = self.loss(*outputs, self._bare().anchor_levels(batch.images), batch.boxes, batch.labels)
+        losses = self.loss(*outputs, self._bare().anchors_for(batch.images), batch.boxes, batch.labels)
         total = losses.classification + losses.box
         self.fabric.backward(total)
         norm = self.fabric.clip_gradients(
@@ -252,7 +252,7 @@ def predict(
         with fabric.autocast():
             outputs = model(images)
         size = (images.shape[-2], images.shape[-1])
-        found = detect(outputs, model.anchor_levels(images), size, rules)
+        found = detect(outputs, model.anchors_for(images), size, rules)
         results += [{name: value.cpu() for name, value in one.items()} for one in found]
     model.train(was_training)
     return results

@@ -3,7 +3,6 @@
 Everything here is computed in float32 or wider: log and focal terms lose themselves in halves.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
-from pipeline.detection.anchors import decode_boxes, encode_boxes
+from pipeline.detection.anchors import Anchors, decode_boxes, encode_boxes
 from pipeline.detection.matching import BACKGROUND, IGNORED, match_anchors
 
 EMA_MOMENTUM, EMA_START = 0.9, 100.0
@@ -156,28 +155,26 @@ class DetectionLoss(nn.Module):
         self.settings = settings
         self.register_buffer("running_positives", torch.tensor(EMA_START))
 
-    def forward(
-        self, logits: Tensor, deltas: Tensor, levels: Sequence[Tensor], boxes: Tensor, labels: Tensor
-    ) -> Losses:
+    def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, boxes: Tensor, labels: Tensor) -> Losses:
         """Losses of a batch.
 
         Args:
             logits: ``[B, A, K]``.
             deltas: ``[B, A, 4]``.
-            levels: anchors of each pyramid level ``[A_l, 4]`` xyxy pixels; A is their sum.
+            anchors: in the order of the outputs.
             boxes: ``[B, M, 4]`` xyxy pixels.
             labels: ``[B, M]`` class 0 to K - 1, or -1 where there is no box.
         """
         logits, deltas = logits.float(), deltas.float()
         rules = self.settings
         matched = match_anchors(
-            levels, boxes, labels, rules.fg_iou_thresh, rules.bg_iou_thresh, rules.low_quality_matches
+            anchors, boxes, labels, rules.fg_iou_thresh, rules.bg_iou_thresh, rules.low_quality_matches
         )
         positive = matched > BACKGROUND  # (B, A)
         targets = _targets(matched, positive, labels, logits.shape[2])
         counted = (matched != IGNORED)[..., None].expand_as(targets)
         classification = torch.where(counted, self._classification(logits, targets, counted), 0.0).sum((1, 2))  # (B,)
-        box = self._box(deltas, torch.cat(list(levels)), boxes, matched, positive)
+        box = self._box(deltas, anchors.boxes, boxes, matched, positive)
         positives = positive.sum(1)
         divisor = self._divisor(positives)
         return Losses(

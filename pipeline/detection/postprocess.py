@@ -1,13 +1,12 @@
 """Head outputs -> detections: the best candidates of each level, decoded, and NMS."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from pipeline.detection.anchors import decode_boxes
+from pipeline.detection.anchors import Anchors, decode_boxes
 from pipeline.detection.retinanet import HeadOutputs
 
 Detections = dict[str, Tensor]
@@ -24,13 +23,13 @@ class PostProcessing:
 
 
 def detect(
-    outputs: HeadOutputs, anchors: Sequence[Tensor], image_size: tuple[int, int], rules: PostProcessing
+    outputs: HeadOutputs, anchors: Anchors, image_size: tuple[int, int], rules: PostProcessing
 ) -> list[Detections]:
     """Detections of each image of a batch, best first.
 
     Args:
         outputs: logits ``[B, A, K]`` and deltas ``[B, A, 4]`` over all levels.
-        anchors: per level ``[A_l, 4]`` xyxy, in the order of the outputs.
+        anchors: in the order of the outputs.
         image_size: height, width; boxes are clipped to it.
         rules: thresholds and counts.
 
@@ -38,10 +37,10 @@ def detect(
         Per image ``boxes`` float32 ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``.
     """
     scores = outputs.logits.float().sigmoid()
-    sizes = [len(level) for level in anchors]
+    sizes = [len(level) for level in anchors.levels]
     picked = []
     for level, level_scores, level_deltas in zip(
-        anchors, scores.split(sizes, 1), outputs.deltas.float().split(sizes, 1), strict=True
+        anchors.levels, scores.split(sizes, 1), outputs.deltas.float().split(sizes, 1), strict=True
     ):
         picked.append(_best_of_level(level, level_scores, level_deltas, rules.topk_candidates))
     boxes, best, labels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))

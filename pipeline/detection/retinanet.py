@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from pipeline.detection.anchors import make_anchors
+from pipeline.detection.anchors import Anchors, make_anchors
 from pipeline.detection.backbones import Backbone, group_norm
 
 # Grey levels of prepared images have about this mean and deviation.
@@ -103,7 +103,7 @@ class RetinaNet(nn.Module):
         tower = (a.fpn_channels, a.head_convs, a.head_norm, len(a.anchor_shapes))
         self.class_head = Head(*tower, a.num_classes, prior)
         self.box_head = Head(*tower, 4, 0.0)
-        self._anchors: dict[tuple[int, int, torch.device], list[Tensor]] = {}
+        self._anchors: dict[tuple[int, int, torch.device], Anchors] = {}
 
     def forward(self, images: Tensor) -> HeadOutputs:
         """Head outputs of images ``[B, C, H, W]`` with grey levels 0 to 255 of any dtype."""
@@ -112,11 +112,10 @@ class RetinaNet(nn.Module):
         pyramid = list(self.fpn(OrderedDict(zip("345", features, strict=True))).values())
         return HeadOutputs(self.class_head(pyramid), self.box_head(pyramid))
 
-    def anchor_levels(self, images: Tensor) -> list[Tensor]:
-        """Anchors of each level for images of this size, on their device; made once per size."""
+    def anchors_for(self, images: Tensor) -> Anchors:
+        """Anchors for images of this size, on their device; made once per size."""
         height, width = images.shape[-2:]
         key = (height, width, images.device)
         if key not in self._anchors:
-            levels = make_anchors(height, width, self.architecture.anchor_shapes)
-            self._anchors[key] = [level.to(images.device) for level in levels]
+            self._anchors[key] = make_anchors(height, width, self.architecture.anchor_shapes).to(images.device)
         return self._anchors[key]

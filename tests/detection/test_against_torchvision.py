@@ -78,7 +78,7 @@ def test_head_outputs_and_anchors(pair, images):
     for found, wanted in ((outputs.logits, heads["cls_logits"]), (outputs.deltas, heads["bbox_regression"])):
         assert float(wanted.std()) > 0.01
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
-    torch.testing.assert_close(torch.cat(ours.anchor_levels(images)), anchors[0], rtol=0, atol=0)
+    torch.testing.assert_close(ours.anchors_for(images).boxes, anchors[0], rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_losses(pair, images, counts):
         boxes[row, : len(box)], labels[row, : len(box)] = box, label
     kind = "l1" if version == 1 else "giou"
     loss = DetectionLoss(LossSettings("focal", 0.25, 2.0, 1.0, "per_image", kind, 1.0, 1.0, 0.5, 0.4, True))
-    found = loss(*ours(grey_levels(images)), ours.anchor_levels(images), boxes, labels)
+    found = loss(*ours(grey_levels(images)), ours.anchors_for(images), boxes, labels)
     torch.testing.assert_close(found.classification, wanted["classification"], rtol=1e-4, atol=0)
     torch.testing.assert_close(found.box, wanted["bbox_regression"], rtol=1e-4, atol=1e-7)
 
@@ -105,7 +105,7 @@ def test_losses(pair, images, counts):
 def test_detections(pair, images):
     _, theirs, ours = pair
     rules = PostProcessing(score_thresh=0.05, nms_thresh=0.5, detections_per_img=300, topk_candidates=1000)
-    found = detect(ours(grey_levels(images)), ours.anchor_levels(images), (SIZE, SIZE), rules)
+    found = detect(ours(grey_levels(images)), ours.anchors_for(images), (SIZE, SIZE), rules)
     for one, wanted in zip(found, theirs(list(images)), strict=True):
         assert len(one["boxes"]) == len(wanted["boxes"]) > 50
         torch.testing.assert_close(one["scores"], wanted["scores"], rtol=1e-4, atol=1e-6)

@@ -19,8 +19,8 @@ from pipeline.detection.losses import (
     weighted_cross_entropy_loss,
 )
 
-LEVELS = make_anchors(64, 64, [(1.0, 1.0)])
-ANCHORS = torch.cat(LEVELS)
+GRID = make_anchors(64, 64, [(1.0, 1.0)])
+ANCHORS = GRID.boxes
 elements = st.lists(st.tuples(st.floats(-80, 80), st.integers(0, 1)), min_size=1, max_size=20)
 
 
@@ -140,7 +140,7 @@ def test_equals_torchvisions_retinanet_loss(loss_settings):
 
     logits, deltas, boxes, labels = batch([2, 0, 1])
     settings = replace(loss_settings, normalizer="per_image", box="l1")
-    ours = DetectionLoss(settings)(logits, deltas, LEVELS, boxes, labels)
+    ours = DetectionLoss(settings)(logits, deltas, GRID, boxes, labels)
     from torchvision.models.detection._utils import Matcher
     from torchvision.ops import box_iou
 
@@ -175,7 +175,7 @@ def test_every_setting_is_finite_with_and_without_boxes(loss_settings, normalize
     logits, deltas, boxes, labels = batch(counts)
     loss = DetectionLoss(replace(loss_settings, normalizer=normalizer, classification=classification))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = loss(logits.bfloat16() * 40, deltas.bfloat16(), LEVELS, boxes, labels)
+        losses = loss(logits.bfloat16() * 40, deltas.bfloat16(), GRID, boxes, labels)
     (losses.classification + losses.box).backward()
     assert losses.classification.dtype == torch.float32
     assert losses.classification.item() > 0
@@ -187,7 +187,7 @@ def test_every_setting_is_finite_with_and_without_boxes(loss_settings, normalize
 def test_alpha_gamma_and_beta_reach_the_loss(loss_settings):
     logits, deltas, boxes, labels = batch([2, 1])
     values = {
-        DetectionLoss(replace(loss_settings, **change))(logits, deltas, LEVELS, boxes, labels).classification.item()
+        DetectionLoss(replace(loss_settings, **change))(logits, deltas, GRID, boxes, labels).classification.item()
         for change in (
             {},
             {"alpha": 0.5},
@@ -203,11 +203,11 @@ def test_ignored_anchors_add_nothing(loss_settings):
     logits, deltas, boxes, labels = batch([1])
     boxes[0, 0] = ANCHORS[20] + torch.tensor([0.0, 0, 0, 32])
     settings = replace(loss_settings, low_quality_matches=False, fg_iou_thresh=0.9, bg_iou_thresh=0.01)
-    loss = DetectionLoss(settings)(logits, deltas, LEVELS, boxes, labels)
+    loss = DetectionLoss(settings)(logits, deltas, GRID, boxes, labels)
     loss.classification.backward()
     from pipeline.detection.matching import IGNORED, match_anchors
 
-    ignored = match_anchors(LEVELS, boxes, labels, 0.9, 0.01, False)[0] == IGNORED
+    ignored = match_anchors(GRID, boxes, labels, 0.9, 0.01, False)[0] == IGNORED
     assert int(ignored.sum()) > 0
     assert float(logits.grad[0, ignored].abs().max()) == 0
     assert float(logits.grad[0, ~ignored].abs().min()) > 0
@@ -217,10 +217,10 @@ def test_ema_normaliser_follows_detectron2(loss_settings):
     loss = DetectionLoss(replace(loss_settings, normalizer="ema"))
     _, _, boxes, labels = batch([2, 1])
     logits, deltas = torch.zeros(2, len(ANCHORS), 1), torch.zeros(2, len(ANCHORS), 4)
-    positives = float(loss(logits, deltas, LEVELS, boxes, labels).positives) * 2
+    positives = float(loss(logits, deltas, GRID, boxes, labels).positives) * 2
     assert float(loss.running_positives) == pytest.approx(0.9 * 100 + 0.1 * positives)
     loss.eval()
-    loss(logits, deltas, LEVELS, boxes, labels)
+    loss(logits, deltas, GRID, boxes, labels)
     assert float(loss.running_positives) == pytest.approx(0.9 * 100 + 0.1 * positives)
 
 
@@ -238,7 +238,7 @@ def test_the_compiled_form_gives_the_same_numbers(loss_settings, kind, classes):
     results = []
     for function in (loss, compiled):
         inputs = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
-        found = function(*inputs, LEVELS, boxes, labels)
+        found = function(*inputs, GRID, boxes, labels)
         (found.classification + found.box).backward()
         results.append((*found, inputs[0].grad, inputs[1].grad))
     for eager, other in zip(*results, strict=True):

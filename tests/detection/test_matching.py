@@ -8,8 +8,8 @@ from torchvision.ops import box_iou
 from pipeline.detection.anchors import make_anchors, shape_grid
 from pipeline.detection.matching import BACKGROUND, IGNORED, PADDING, _match_everything, match_anchors
 
-LEVELS = make_anchors(64, 64, shape_grid((1.0, 1.5), (0.5, 1.0, 2.0)))
-ANCHORS = torch.cat(LEVELS)
+GRID = make_anchors(64, 64, shape_grid((1.0, 1.5), (0.5, 1.0, 2.0)))
+ANCHORS = GRID.boxes
 box = st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(4, 60), st.floats(4, 60))
 
 
@@ -40,8 +40,8 @@ def test_equals_a_slow_reference_and_torchvision(low_quality, images):
         for column, (x, y, width, height) in enumerate(rows):
             boxes[row, column] = torch.tensor([x, y, x + width, y + height])
             labels[row, column] = 0
-    found = match_anchors(LEVELS, boxes, labels, 0.5, 0.4, low_quality)
-    assert torch.equal(found, _match_everything(ANCHORS, boxes, labels, 0.5, 0.4, low_quality))
+    found = match_anchors(GRID, boxes, labels, 0.5, 0.4, low_quality)
+    assert torch.equal(found, _match_everything(GRID.sides, boxes, labels, 0.5, 0.4, low_quality))
     for row, rows in enumerate(images):
         real = boxes[row, : len(rows)]
         assert torch.equal(found[row], slow_match(real, low_quality))

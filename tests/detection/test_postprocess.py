@@ -5,8 +5,8 @@ from pipeline.detection.anchors import encode_boxes, make_anchors
 from pipeline.detection.postprocess import PostProcessing, detect
 from pipeline.detection.retinanet import HeadOutputs
 
-LEVELS = make_anchors(128, 128, [(1.0, 1.0)])
-ANCHORS = torch.cat(LEVELS)
+GRID = make_anchors(128, 128, [(1.0, 1.0)])
+ANCHORS = GRID.boxes
 RULES = PostProcessing(score_thresh=0.3, nms_thresh=0.3, detections_per_img=5, topk_candidates=50)
 
 
@@ -23,7 +23,7 @@ def test_finds_what_the_heads_say():
     first, second = [30.0, 30, 60, 70], [80.0, 20, 120, 60]
     found = detect(
         outputs(2, boxes={(0, 37): (first, 2.0), (0, 40): (second, 3.0), (1, 90): (first, 0.0)}),
-        LEVELS,
+        GRID,
         (128, 128),
         RULES,
     )
@@ -46,7 +46,7 @@ def test_overlaps_low_scores_and_boxes_outside_go():
                 (0, 41): ([100.0, 100, 150, 150], 1.0),
             },
         ),
-        LEVELS,
+        GRID,
         (128, 128),
         RULES,
     )[0]
@@ -56,7 +56,7 @@ def test_overlaps_low_scores_and_boxes_outside_go():
 def test_counts_and_order_on_random_heads():
     torch.manual_seed(0)
     heads = HeadOutputs(torch.randn(3, len(ANCHORS), 1), torch.randn(3, len(ANCHORS), 4) / 10)
-    for found in detect(heads, LEVELS, (128, 128), RULES):
+    for found in detect(heads, GRID, (128, 128), RULES):
         assert len(found["boxes"]) == RULES.detections_per_img
         assert (found["scores"].diff() <= 0).all()
         assert float((box_iou(found["boxes"], found["boxes"]) - torch.eye(5)).max()) <= 0.3

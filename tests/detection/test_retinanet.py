@@ -16,7 +16,7 @@ def test_one_output_per_anchor(architecture, height, width):
     model = RetinaNet(architecture)
     images = torch.randint(0, 255, (2, 1, height, width), dtype=torch.uint8)
     outputs = model(images)
-    anchors = torch.cat(model.anchor_levels(images))
+    anchors = model.anchors_for(images).boxes
     assert outputs.logits.shape == (2, len(anchors), 1)
     assert outputs.deltas.shape == (2, len(anchors), 4)
 
