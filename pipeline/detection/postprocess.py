@@ -36,29 +36,43 @@ def detect(
     Returns:
         Per image ``boxes`` float32 ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``.
     """
-    scores = outputs.logits.float().sigmoid()
     sizes = [len(level) for level in anchors.levels]
     picked = []
-    for level, level_scores, level_deltas in zip(
-        anchors.levels, scores.split(sizes, 1), outputs.deltas.float().split(sizes, 1), strict=True
+    for level, logits, deltas in zip(
+        anchors.levels, outputs.logits.split(sizes, 1), outputs.deltas.split(sizes, 1), strict=True
     ):
-        picked.append(_best_of_level(level, level_scores, level_deltas, rules.topk_candidates))
-    boxes, best, labels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
+        picked.append(_best_of_level(level, logits, deltas, rules.topk_candidates))
+    boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
     boxes = clip_boxes_to_image(boxes, image_size)
-    return [_suppress(*image, rules) for image in zip(boxes, best, labels, strict=True)]
+    return [_suppress(*image, rules) for image in zip(boxes, scores, labels, strict=True)]
 
 
-def _best_of_level(anchors: Tensor, scores: Tensor, deltas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    classes = scores.shape[2]
-    best, flat = scores.flatten(1).topk(min(count, scores[0].numel()), 1)  # (B, count)
+def _best_of_level(anchors: Tensor, logits: Tensor, deltas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    classes = logits.shape[2]
+    best, flat = logits.flatten(1).topk(min(count, logits[0].numel()), 1)  # (B, count)
     rows = flat // classes
-    offsets = deltas.gather(1, rows[..., None].expand(-1, -1, 4))
-    return decode_boxes(offsets, anchors[rows]), best, flat % classes
+    offsets = deltas.gather(1, rows[..., None].expand(-1, -1, 4)).float()
+    return decode_boxes(offsets, anchors[rows]), best.float().sigmoid(), flat % classes
 
 
 def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: PostProcessing) -> Detections:
     # A box that was clipped to nothing lies outside the image.
     keep = (scores > rules.score_thresh) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-    boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-    kept = batched_nms(boxes, scores, labels, rules.nms_thresh)[: rules.detections_per_img]
+    scores, order = scores[keep].sort(descending=True, stable=True)
+    boxes, labels = boxes[keep][order], labels[keep][order]
+    kept = _non_maximum(boxes, scores, labels, rules.nms_thresh, rules.detections_per_img)
     return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+
+def _non_maximum(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Tensor:
+    """The first ``count`` of what NMS keeps of boxes in order of their scores.
+
+    What NMS keeps of the best boxes does not depend on the rest, and its cost grows with the square
+    of their number: so the best few are tried first.
+    """
+    tried = 2 * count
+    while True:
+        kept = batched_nms(boxes[:tried], scores[:tried], labels[:tried], nms_thresh)
+        if len(kept) >= count or tried >= len(boxes):
+            return kept[:count]
+        tried *= 3
