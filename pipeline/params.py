@@ -92,6 +92,9 @@ class ModelParams(_Section):
         return self
 
 
+MaskLossName = Literal["bce", "distance_weighted_bce", "dice", "tversky", "lovasz_hinge", "lovasz_softmax"]
+
+
 class LossParams(_Section):
     """Matching of anchors to boxes, and the two losses."""
 
@@ -112,6 +115,20 @@ class LossParams(_Section):
     fg_iou_thresh: OpenFraction
     bg_iou_thresh: OpenFraction
     low_quality_matches: bool
+    sampling: Literal["all", "ohem"]
+    ohem_ratio: Positive
+    mask: dict[MaskLossName, Positive]
+    tversky_beta: Fraction
+    distance_w0: NotNegative
+    distance_sigma: Positive
+    image_class: NotNegative
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _as_weights(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {} if value == "none" else {value: 1.0}
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

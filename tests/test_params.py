@@ -12,6 +12,8 @@ def test_shipped_params_are_the_sample_profile(repository):
 @pytest.mark.parametrize("name", ["params.yaml", "profiles/rsna.yaml"])
 def test_shipped_files_load(repository, name):
     raw = yaml.safe_load((repository / name).read_text())
+    assert raw["loss"]["mask"] == "none"
+    raw["loss"]["mask"] = {}
     assert load_params(repository / name).model_dump() == raw
 
 
@@ -27,6 +29,8 @@ def test_shipped_files_load(repository, name):
         ("schedule", "timezone", "Europe/Atlantis", "schedule.timezone = 'Europe/Atlantis': must be an IANA time zone"),
         ("split", "fractions", {"train": 0.5, "val": 0.2, "test": 0.2}, "fractions must add up to 1, these give 0.9"),
         ("split", "fractions", {"train": 0.78, "val": 0.12, "test": 0.1}, "must be a multiple of 0.05"),
+        ("loss", "mask", "iou", "loss.mask.iou"),
+        ("loss", "mask", {"bce": 0.0}, "loss.mask.bce = 0.0: input should be greater than 0"),
         ("model", "weights", "imagenet", "weights imagenet need norm frozen_batch"),
     ],
 )

@@ -13,22 +13,28 @@ from pipeline.detection.augment import Augmenter
 from pipeline.detection.matching import PADDING
 
 Boxes = npt.NDArray[np.float32]
+UNKNOWN_CLASS = -1
 
 
 class Example(NamedTuple):
-    """One image uint8 ``[H, W]``, its boxes float32 ``[N, 4]`` xyxy, and its place in the data set."""
+    """One image uint8 ``[H, W]``, its boxes float32 ``[N, 4]`` xyxy, its class and its place in the data set."""
 
     image: npt.NDArray[np.uint8]
     boxes: Boxes
+    image_class: int
     position: int
 
 
 class Batch(NamedTuple):
-    """Images uint8 ``[B, 1, H, W]``; boxes ``[B, M, 4]`` xyxy; labels ``[B, M]``, -1 for no box."""
+    """Images uint8 ``[B, 1, H, W]``; boxes ``[B, M, 4]`` xyxy; labels ``[B, M]``, -1 for no box.
+
+    ``image_classes`` ``[B]`` are -1 where unknown.
+    """
 
     images: Tensor
     boxes: Tensor
     labels: Tensor
+    image_classes: Tensor
     indices: Tensor
 
     def to(self, device: torch.device) -> "Batch":
@@ -40,9 +46,15 @@ class DetectionDataset(Dataset[Example]):
     """Images and boxes by position; what a training image looks like depends on the epoch alone."""
 
     def __init__(
-        self, images: Sequence[npt.NDArray[np.uint8]], boxes: Sequence[Boxes], augmenter: Augmenter | None, seed: int
+        self,
+        images: Sequence[npt.NDArray[np.uint8]],
+        boxes: Sequence[Boxes],
+        augmenter: Augmenter | None,
+        seed: int,
+        image_classes: Sequence[int] | None = None,
     ) -> None:
         assert len(images) == len(boxes)
+        self._classes = image_classes if image_classes is not None else [UNKNOWN_CLASS] * len(images)
         self._images, self._boxes, self._augmenter, self._seed = images, boxes, augmenter, seed
 
     def __len__(self) -> int:
@@ -56,7 +68,7 @@ class DetectionDataset(Dataset[Example]):
             # Seeded by place and time: a resumed run and any number of workers see the same images.
             seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
             image, boxes = self._augmenter(image, boxes, seed)
-        return Example(image, boxes, index)
+        return Example(image, boxes, self._classes[index], index)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -86,8 +98,9 @@ def collate(examples: Sequence[Example]) -> Batch:
         boxes[row, : len(example.boxes)] = example.boxes
         labels[row, : len(example.boxes)] = 0  # one class: opacity
     images = np.stack([example.image for example in examples])[:, None]
+    classes = np.array([example.image_class for example in examples])
     indices = np.array([example.position for example in examples])
-    return Batch(*(torch.from_numpy(part) for part in (images, boxes, labels, indices)))
+    return Batch(*(torch.from_numpy(part) for part in (images, boxes, labels, classes, indices)))
 
 
 def make_loader(dataset: DetectionDataset, sampler: EpochSampler, batch_size: int, workers: int) -> DataLoader[Example]:

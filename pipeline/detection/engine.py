@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.detection.dataset import Batch, DetectionDataset, EpochSampler, Example, make_loader
+from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.postprocess import Detections, PostProcessing, detect
 from pipeline.detection.retinanet import RetinaNet
@@ -99,6 +100,7 @@ class Trainer:
         fabric: Fabric,
         model: RetinaNet,
         loss: DetectionLoss,
+        extra_losses: ExtraLosses,
         train_data: DetectionDataset,
         val_data: DetectionDataset,
         rules: PostProcessing,
@@ -111,6 +113,7 @@ class Trainer:
         self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.loss = fabric.to_device(loss)
+        self.extra_losses = extra_losses
         decay = get_ema_multi_avg_fn(settings.ema_decay)
         self.averaged = AveragedModel(self._bare(), multi_avg_fn=decay, use_buffers=True)
         self.sampler = EpochSampler(len(train_data), settings.seed, shuffle=True)
@@ -203,8 +206,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         outputs = self.model(batch.images)
-        losses = self.loss(*outputs, self._bare().anchors_for(batch.images), batch.boxes, batch.labels)
-        total = losses.classification + losses.box
+        anchors = self._bare().anchors_for(batch.images)
+        losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels)
+        extra = self.extra_losses(outputs, batch.boxes, batch.labels, batch.image_classes)
+        total = losses.classification + losses.box + sum(extra.values())
         self.fabric.backward(total)
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
@@ -216,6 +221,7 @@ class Trainer:
             "train/loss": total.detach(),
             "train/loss_classification": losses.classification.detach(),
             "train/loss_box": losses.box.detach(),
+            **{f"train/loss_{name}": value.detach() for name, value in extra.items()},
             "train/positives_per_image": losses.positives,
             "train/gradient_norm": norm if norm is not None else math.nan,
             "train/lr": lr,

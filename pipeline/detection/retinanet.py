@@ -33,6 +33,8 @@ class Architecture:
         prior_probability: that an untrained model gives every anchor.
         num_classes: foreground classes.
         in_channels: of the images.
+        mask_head: whether an auxiliary head draws masks on P3.
+        image_classes: classes of the auxiliary image-level head; 0 means that there is none.
     """
 
     backbone: str
@@ -45,13 +47,24 @@ class Architecture:
     prior_probability: float
     num_classes: int = 1
     in_channels: int = 1
+    mask_head: bool = False
+    image_classes: int = 0
 
 
 class HeadOutputs(NamedTuple):
-    """Of all anchors of all levels: class logits ``[B, A, K]`` and box offsets ``[B, A, 4]``."""
+    """What the heads say of a batch.
+
+    Attributes:
+        logits: of all anchors of all levels ``[B, A, K]``.
+        deltas: their box offsets ``[B, A, 4]``.
+        mask: logits ``[B, H / 8, W / 8]``, where there is a mask head and it was asked.
+        image_class: logits ``[B, C]``, where there is an image-level head.
+    """
 
     logits: Tensor
     deltas: Tensor
+    mask: Tensor | None = None
+    image_class: Tensor | None = None
 
 
 class Head(nn.Module):
@@ -83,6 +96,11 @@ def _block(channels: int, norm: str) -> nn.Sequential:
     return nn.Sequential(conv, *([] if norm == "none" else [group_norm(channels)]), nn.ReLU(inplace=True))
 
 
+def _mask_head(channels: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions and a 1 x 1 one, on the finest level."""
+    return nn.Sequential(_block(channels, "none"), _block(channels, "none"), nn.Conv2d(channels, 1, 1))
+
+
 def _bias(conv: nn.Conv2d) -> Tensor:
     assert conv.bias is not None
     return conv.bias
@@ -103,14 +121,21 @@ class RetinaNet(nn.Module):
         tower = (a.fpn_channels, a.head_convs, a.head_norm, len(a.anchor_shapes))
         self.class_head = Head(*tower, a.num_classes, prior)
         self.box_head = Head(*tower, 4, 0.0)
+        self.mask_head = _mask_head(a.fpn_channels) if a.mask_head else None
+        self.image_head = nn.Linear(self.backbone.channels[-1], a.image_classes) if a.image_classes else None
         self._anchors: dict[tuple[int, int, torch.device], Anchors] = {}
 
-    def forward(self, images: Tensor) -> HeadOutputs:
-        """Head outputs of images ``[B, C, H, W]`` with grey levels 0 to 255 of any dtype."""
+    def forward(self, images: Tensor, with_mask: bool = False) -> HeadOutputs:
+        """Head outputs of images ``[B, C, H, W]`` with grey levels 0 to 255 of any dtype.
+
+        The mask is drawn while training, and if asked for.
+        """
         normalized = (images.float() - PIXEL_MEAN) / PIXEL_STD
         features = self.backbone(normalized)
         pyramid = list(self.fpn(OrderedDict(zip("345", features, strict=True))).values())
-        return HeadOutputs(self.class_head(pyramid), self.box_head(pyramid))
+        mask = self.mask_head(pyramid[0])[:, 0] if self.mask_head and (self.training or with_mask) else None
+        image_class = self.image_head(features[-1].mean((2, 3))) if self.image_head else None
+        return HeadOutputs(self.class_head(pyramid), self.box_head(pyramid), mask, image_class)
 
     def anchors_for(self, images: Tensor) -> Anchors:
         """Anchors for images of this size, on their device; made once per size."""

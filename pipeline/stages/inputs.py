@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.data.annotations import xyxy
+from pipeline.data.annotations import NORMAL, NOT_NORMAL, OPACITY, xyxy
 from pipeline.data.clahe import letterbox_scale
 from pipeline.data.shards import PreparedImages, read_boxes, read_index
 from pipeline.data.splits import SPLITS, require_no_leak
 from pipeline.detection.augment import Augmenter
-from pipeline.detection.dataset import DetectionDataset
+from pipeline.detection.dataset import UNKNOWN_CLASS, DetectionDataset
 from pipeline.stages.preprocess import PREPARED
 from pipeline.stages.split import SPLITS_FILE, read_splits
+
+# In this order the image-level head gives them.
+IMAGE_CLASSES = (OPACITY, NOT_NORMAL, NORMAL)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class SplitData:
         sizes = zip(self.index["height"], self.index["width"], strict=True)
         scales = [letterbox_scale(height, width, self.image_size) for height, width in sizes]
         scaled = [(boxes * scale).astype(np.float32) for boxes, scale in zip(self.boxes, scales, strict=True)]
-        return DetectionDataset(self.images, scaled, augmenter, seed)
+        numbers = {name: number for number, name in enumerate(IMAGE_CLASSES)}
+        classes = [numbers.get(name, UNKNOWN_CLASS) for name in self.index["class"]]
+        return DetectionDataset(self.images, scaled, augmenter, seed, classes)
 
 
 def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE) -> dict[str, SplitData]:

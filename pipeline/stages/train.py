@@ -14,7 +14,9 @@ from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, Preprocess
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings, make_fabric, predict
+from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss, LossSettings
+from pipeline.detection.mask_losses import MaskSettings
 from pipeline.detection.memory import keep_freed_memory
 from pipeline.detection.postprocess import Detections, PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
@@ -26,7 +28,7 @@ from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.rsna_score import best_threshold
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
-from pipeline.stages.inputs import SplitData, read_inputs
+from pipeline.stages.inputs import IMAGE_CLASSES, SplitData, read_inputs
 from pipeline.stages.preprocess import PREPARED
 from pipeline.stages.split import SPLITS_FILE
 from pipeline.tracking import TrackedRun, tracked_run
@@ -37,6 +39,7 @@ MODELS = Path("models")
 CHECKPOINTS = Path("checkpoints")
 RUN_FILE = "mlflow_run.json"
 THRESHOLD_DRAWS = 500
+_EXTRA_LOSSES = {"mask", "tversky_beta", "distance_w0", "distance_sigma", "image_class"}
 
 
 def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS) -> None:
@@ -67,6 +70,7 @@ def build_trainer(params: Params, train_data: SplitData, val_data: SplitData, fo
     """Assemble a `Trainer` from the params."""
     torch.manual_seed(params.seed)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
+    section = params.loss
     model = RetinaNet(architecture(params), params.model.weights)
     start_from(model, params.model.weights)
     augmenter = Augmenter(AugmentSettings(**params.augment.model_dump()))
@@ -74,7 +78,11 @@ def build_trainer(params: Params, train_data: SplitData, val_data: SplitData, fo
     return Trainer(
         fabric,
         model,
-        DetectionLoss(LossSettings(**params.loss.model_dump())),
+        DetectionLoss(LossSettings(**section.model_dump(exclude=_EXTRA_LOSSES))),
+        ExtraLosses(
+            MaskSettings(dict(section.mask.items()), section.tversky_beta, section.distance_w0, section.distance_sigma),
+            section.image_class,
+        ),
         train_data.dataset(augmenter, params.seed),
         val_data.dataset(None, params.seed),
         post_processing(params),
@@ -125,6 +133,8 @@ def architecture(params: Params) -> Architecture:
         head_norm=section.head_norm,
         anchor_shapes=shape_grid(section.anchor_scales, section.anchor_ratios),
         prior_probability=section.prior_probability,
+        mask_head=bool(params.loss.mask),
+        image_classes=len(IMAGE_CLASSES) if params.loss.image_class else 0,
     )
 
 

@@ -9,8 +9,10 @@ from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.detection.dataset import DetectionDataset
 from pipeline.detection.engine import Hooks, Trainer, learning_rate, make_fabric, predict
+from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss
-from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.mask_losses import MaskSettings
+from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.errors import UserError
 
 AUGMENT = AugmentSettings(0.5, 0.5, 0.1, 0.05, 2, 0.5, 0.1, 0.1, 0.2, 0.1, 0.3)
@@ -18,13 +20,16 @@ AUGMENT = AugmentSettings(0.5, 0.5, 0.1, 0.05, 2, 0.5, 0.1, 0.1, 0.2, 0.1, 0.3)
 
 @pytest.fixture
 def build(architecture, loss_settings, rules, train_settings, dataset, squares, tmp_path):
-    def make(folder="checkpoints", augment=None, data=None, precision="32-true", loss=None, **changes):
+    def make(folder="checkpoints", augment=None, data=None, precision="32-true", loss=None, extra=None, **changes):
         torch.manual_seed(1)
         train_data = data or (DetectionDataset(*squares, Augmenter(augment), 0) if augment else dataset)
         return Trainer(
             make_fabric("cpu", precision),
-            RetinaNet(architecture),
+            RetinaNet(
+                replace(architecture, mask_head=bool(extra and extra.mask.terms), image_classes=3 if extra else 0)
+            ),
             DetectionLoss(loss or loss_settings),
+            extra or ExtraLosses(MaskSettings({}, 0.5, 10.0, 5.0), 0.0),
             train_data,
             dataset,
             rules,
@@ -158,3 +163,50 @@ def test_an_accelerator_that_is_not_there():
         pytest.skip("there is one")
     with pytest.raises(UserError, match="train.accelerator = 'cuda'"):
         make_fabric("cuda", "32-true")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bce", "distance_weighted_bce", "dice", "tversky", "lovasz_hinge", "lovasz_softmax"])
+def test_the_extra_heads_learn(build, squares, name):
+    images, boxes = squares
+    classes = [0 if len(box) else 2 for box in boxes]
+    classes[5] = -1  # a study without a class has no say
+    data = DetectionDataset(images, boxes, None, 0, classes)
+    steps = []
+    # The overlap losses alone start on a plateau; with cross-entropy they leave it.
+    terms = {name: 1.0} if name.endswith("bce") else {"bce": 1.0, name: 1.0}
+    extra = ExtraLosses(MaskSettings(terms, 0.5, 10.0, 5.0), 0.5)
+    trainer = build(epochs=12, lr=0.004, data=data, extra=extra)
+    trainer.fit(silent(steps=steps))
+    for key in ("train/loss_mask", "train/loss_image_class"):
+        values = [metrics[key] for _, metrics in steps]
+        assert np.mean(values[-4:]) < 0.85 * np.mean(values[:4]), key
+    total = steps[0][1]
+    parts = [value for key, value in total.items() if key.startswith("train/loss_")]
+    assert total["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
+    model = trainer.model.module.eval()
+    batch = torch.from_numpy(np.stack(images[1:3])[:, None])
+    assert model(batch).mask is None  # costs nothing unless asked for
+    drawn = model(batch, with_mask=True).mask
+    assert drawn.shape == (2, 16, 16)
+    inside = torch.stack(
+        [
+            drawn[
+                row,
+                int(box[0][1]) // 8 + 1 : int(box[0][3]) // 8 - 1,
+                int(box[0][0]) // 8 + 1 : int(box[0][2]) // 8 - 1,
+            ].mean()
+            for row, box in enumerate(boxes[1:3])
+        ]
+    )
+    assert (inside > drawn.mean((1, 2))).all()
+
+
+def test_image_classes_that_are_all_unknown_cost_nothing():
+    outputs = HeadOutputs(torch.zeros(2, 1, 1), torch.zeros(2, 1, 4), None, torch.randn(2, 3, requires_grad=True))
+    losses = ExtraLosses(MaskSettings({}, 0.5, 10.0, 5.0), 0.5)
+    found = losses(outputs, torch.ones(2, 1, 4), torch.full((2, 1), -1), torch.tensor([-1, -1]))
+    assert found["image_class"].item() == 0
+    mixed = losses(outputs, torch.ones(2, 1, 4), torch.full((2, 1), -1), torch.tensor([-1, 1]))["image_class"]
+    wanted = -torch.log_softmax(outputs.image_class[1], 0)[1] / 2
+    torch.testing.assert_close(mixed, wanted)

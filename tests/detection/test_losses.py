@@ -16,8 +16,10 @@ from pipeline.detection.losses import (
     cross_entropy_loss,
     focal_loss,
     frequency_balanced_cross_entropy_loss,
+    hardest_negatives,
     weighted_cross_entropy_loss,
 )
+from pipeline.detection.matching import IGNORED, match_anchors
 
 GRID = make_anchors(64, 64, [(1.0, 1.0)])
 ANCHORS = GRID.boxes
@@ -205,7 +207,6 @@ def test_ignored_anchors_add_nothing(loss_settings):
     settings = replace(loss_settings, low_quality_matches=False, fg_iou_thresh=0.9, bg_iou_thresh=0.01)
     loss = DetectionLoss(settings)(logits, deltas, GRID, boxes, labels)
     loss.classification.backward()
-    from pipeline.detection.matching import IGNORED, match_anchors
 
     ignored = match_anchors(GRID, boxes, labels, 0.9, 0.01, False)[0] == IGNORED
     assert int(ignored.sum()) > 0
@@ -244,3 +245,35 @@ def test_the_compiled_form_gives_the_same_numbers(loss_settings, kind, classes):
     for eager, other in zip(*results, strict=True):
         torch.testing.assert_close(eager, other, rtol=1e-5, atol=1e-7)
     assert results[0][4].abs().sum() > 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.booleans()), min_size=1, max_size=20), st.floats(0, 12))
+def test_hardest_negatives(rows, count):
+    losses = torch.tensor([loss for loss, _ in rows])
+    negative = torch.tensor([known for _, known in rows])
+    chosen = hardest_negatives(losses, negative, torch.tensor(count))
+    assert not (chosen & ~negative).any()
+    wanted = min(int(negative.sum()), max(1, round(count)))
+    assert int(chosen.sum()) >= wanted
+    if 0 < wanted < int(negative.sum()):
+        left = losses[negative & ~chosen]
+        assert not len(left) or losses[chosen].min() > left.max()
+        cutoff = sorted(losses[negative].tolist())[-wanted]
+        assert int(chosen.sum()) == int((losses[negative] >= cutoff).sum())
+
+
+def test_ohem_counts_three_negatives_for_each_positive(loss_settings):
+    torch.manual_seed(0)
+    settings = replace(loss_settings, classification="cross_entropy", sampling="ohem", ohem_ratio=3.0)
+    boxes, labels = ANCHORS[None, 20:21] + 1, torch.zeros(1, 1, dtype=torch.long)
+    logits = torch.randn(1, len(ANCHORS), 1, requires_grad=True)
+    found = DetectionLoss(settings)(logits, torch.zeros(1, len(ANCHORS), 4), GRID, boxes, labels)
+    found.classification.backward()
+    matched = match_anchors(GRID, boxes, labels, 0.5, 0.4, True)[0]
+    used = logits.grad[0, :, 0] != 0
+    positives = int((matched >= 0).sum())
+    assert used[matched >= 0].all()
+    assert int(used.sum()) == 4 * positives
+    assert not used[matched == IGNORED].any()
+    negatives = matched == -1
+    assert logits[0, negatives & used, 0].min() > logits[0, negatives & ~used, 0].max()
