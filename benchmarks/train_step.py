@@ -19,7 +19,7 @@ def main() -> None:
     def our_step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             outputs = model(batch.images)
-        losses = loss(*outputs, model.anchors_for(batch.images), batch.boxes, batch.labels)
+        losses = loss(outputs.logits, outputs.deltas, model.anchors_for(batch.images), batch.boxes, batch.labels)
         (losses.classification + losses.box).backward()
         optimizer.step()
         optimizer.zero_grad()

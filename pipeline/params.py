@@ -42,7 +42,8 @@ class ClaheParams(_Section):
 class PreprocessParams(_Section):
     """How a DICOM file becomes a uint8 image of one size."""
 
-    image_size: Annotated[int, Field(ge=64, le=4096, multiple_of=64)]
+    # Below 128 px level P6 is one cell, and oneDNN's bf16 gradient of the kernel on it is not a number.
+    image_size: Annotated[int, Field(ge=128, le=4096, multiple_of=64)]
     clahe: ClaheParams
     shard_size: Count
     workers: Workers
@@ -169,6 +170,7 @@ class TrainParams(_Section):
     accelerator: Literal["auto", "cpu", "cuda", "mps"]
     workers: Workers
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    compile: bool
     log_every_steps: Count
 
 
@@ -179,6 +181,11 @@ class EvaluateParams(_Section):
     nms_thresh: OpenFraction
     detections_per_img: Count
     topk_candidates: Count
+    suppression: Literal["nms", "soft_nms", "weighted_fusion"]
+    soft_nms_sigma: Positive
+    flip: bool
+    box_shrink: Annotated[float, Field(ge=0, lt=1)]
+    score_gate: bool
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
 
 
@@ -211,6 +218,12 @@ class Params(_Section):
     train: TrainParams
     evaluate: EvaluateParams
     schedule: ScheduleParams
+
+    @model_validator(mode="after")
+    def _gate_has_a_head(self) -> Self:
+        if self.evaluate.score_gate and not self.loss.image_class:
+            raise ValueError("evaluate.score_gate = true needs the image-level head: loss.image_class above 0")
+        return self
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

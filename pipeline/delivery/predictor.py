@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data.clahe import letterbox_scale, prepare
 from pipeline.delivery.model_file import load_model, pick_device
-from pipeline.detection.postprocess import detect
+from pipeline.detection.postprocess import find
 
 Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -43,9 +43,7 @@ class Predictor:
         rules = self.config.preprocessing
         prepared = [prepare(image, rules.image_size, rules.clip_limit, rules.tile_grid_size) for image in images]
         batch = torch.from_numpy(np.stack(prepared)[:, None]).to(self._device)
-        outputs = self._model(batch)
-        size = (rules.image_size, rules.image_size)
-        found = detect(outputs, self._model.anchors_for(batch), size, self.config.postprocessing)
+        found = find(self._model, batch, self.config.postprocessing)
         return [
             _in_original_pixels(
                 one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, rules.image_size, threshold

@@ -58,6 +58,8 @@ class Backbone(nn.Module):
         self.folded: dict[str, str] = {}
         if norm == "frozen_batch":
             body = freeze_batch_norm_2d(body)
+            if weights == "none":
+                _open_branches(body)
             self.folded = _fold_frozen_norms(body, in_channels)
         else:
             _replace_batch_norms(body)
@@ -99,6 +101,13 @@ def _replace_batch_norms(body: nn.Module) -> None:
                 layer = group_norm(child.num_features)
                 activation = _activation(child)
                 setattr(parent, name, layer if activation is None else nn.Sequential(layer, activation))
+
+
+def _open_branches(body: nn.Module) -> None:
+    """Untrained residual branches start with a norm of factor 0: frozen there, they would never learn."""
+    for module in body.modules():
+        if isinstance(getattr(module, "running_var", None), Tensor):
+            nn.init.ones_(module.get_buffer("weight"))
 
 
 def _activation(norm: nn.Module) -> nn.Module | None:

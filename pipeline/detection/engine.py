@@ -20,7 +20,7 @@ from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.detection.dataset import Batch, DetectionDataset, EpochSampler, Example, make_loader
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss
-from pipeline.detection.postprocess import Detections, PostProcessing, detect
+from pipeline.detection.postprocess import Detections, PostProcessing, find
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 
@@ -42,6 +42,7 @@ class TrainSettings:
     channels_last: bool
     workers: int
     ema_decay: float
+    compile: bool
     log_every_steps: int
     seed: int
 
@@ -116,6 +117,10 @@ class Trainer:
         self.extra_losses = extra_losses
         decay = get_ema_multi_avg_fn(settings.ema_decay)
         self.averaged = AveragedModel(self._bare(), multi_avg_fn=decay, use_buffers=True)
+        if settings.compile:
+            # The averaged copy stays as it is: it runs on other batch sizes, and once an epoch.
+            self._bare().compile(fullgraph=True)
+            self.loss.compile(fullgraph=True)
         self.sampler = EpochSampler(len(train_data), settings.seed, shuffle=True)
         self.loader = make_loader(train_data, self.sampler, settings.batch_size, settings.workers)
         self.val_data = val_data
@@ -256,9 +261,7 @@ def predict(
     for batch in _batches(loader):
         images = batch.images.to(fabric.device)
         with fabric.autocast():
-            outputs = model(images)
-        size = (images.shape[-2], images.shape[-1])
-        found = detect(outputs, model.anchors_for(images), size, rules)
+            found = find(model, images, rules)
         results += [{name: value.cpu() for name, value in one.items()} for one in found]
     model.train(was_training)
     return results

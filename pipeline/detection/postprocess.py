@@ -1,53 +1,98 @@
-"""Head outputs -> detections: the best candidates of each level, decoded, and NMS."""
+"""Head outputs -> detections: the best candidates of each level, decoded, and one for each object."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from pipeline.detection.anchors import Anchors, decode_boxes
-from pipeline.detection.retinanet import HeadOutputs
+from pipeline.detection.retinanet import HeadOutputs, RetinaNet
+from pipeline.detection.suppression import Candidates, non_maximum, soft_non_maximum, weighted_fusion
 
 Detections = dict[str, Tensor]
+# How much a suspicion of another finding counts for an opacity (RSNA challenge, second place).
+_OTHER_FINDING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """What counts as a detection; the names are torchvision's."""
+    """What counts as a detection; the names are torchvision's where it has one.
+
+    Attributes:
+        score_thresh: candidates above it are looked at.
+        nms_thresh: largest IoU of two detections; with ``weighted_fusion`` that of one cluster.
+        detections_per_img: at most.
+        topk_candidates: of each pyramid level.
+        suppression: ``nms``, ``soft_nms`` or ``weighted_fusion``.
+        soft_nms_sigma: the larger, the less an overlap costs.
+        flip: whether to look at the mirrored image too.
+        box_shrink: share of its width and height that each box loses.
+        score_gate: whether the image-level head has a say: a score becomes
+            ``sqrt(score (p_opacity + .1 p_not_normal))``.
+    """
 
     score_thresh: float
     nms_thresh: float
     detections_per_img: int
     topk_candidates: int
+    suppression: str = "nms"
+    soft_nms_sigma: float = 0.5
+    flip: bool = False
+    box_shrink: float = 0.0
+    score_gate: bool = False
+
+
+def find(model: RetinaNet, images: Tensor, rules: PostProcessing) -> list[Detections]:
+    """Detections of a batch of images ``[B, C, H, W]``; see `detect`."""
+    size = (images.shape[-2], images.shape[-1])
+    mirrored = model(images.flip(3)) if rules.flip else None
+    return detect(model(images), model.anchors_for(images), size, rules, mirrored)
 
 
 def detect(
-    outputs: HeadOutputs, anchors: Anchors, image_size: tuple[int, int], rules: PostProcessing
+    outputs: HeadOutputs,
+    anchors: Anchors,
+    image_size: tuple[int, int],
+    rules: PostProcessing,
+    mirrored: HeadOutputs | None = None,
 ) -> list[Detections]:
     """Detections of each image of a batch, best first.
 
     Args:
-        outputs: logits ``[B, A, K]`` and deltas ``[B, A, 4]`` over all levels.
+        outputs: of the model.
         anchors: in the order of the outputs.
         image_size: height, width; boxes are clipped to it.
         rules: thresholds and counts.
+        mirrored: outputs of the mirrored images, for a second look.
 
     Returns:
         Per image ``boxes`` float32 ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``.
     """
+    views = [_candidates(outputs, anchors, image_size, rules)]
+    if mirrored is not None:
+        boxes, scores, labels = _candidates(mirrored, anchors, image_size, rules)
+        x0, y0, x1, y1 = boxes.unbind(-1)
+        views.append((torch.stack([image_size[1] - x1, y0, image_size[1] - x0, y1], -1), scores, labels))
+    boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*views, strict=True))
+    return [_one_each(*image, rules, len(views)) for image in zip(boxes, scores, labels, strict=True)]
+
+
+def _candidates(
+    outputs: HeadOutputs, anchors: Anchors, image_size: tuple[int, int], rules: PostProcessing
+) -> Candidates:
+    """The best of every level, ``[B, N, ...]``."""
     sizes = [len(level) for level in anchors.levels]
-    picked = []
-    for level, logits, deltas in zip(
-        anchors.levels, outputs.logits.split(sizes, 1), outputs.deltas.split(sizes, 1), strict=True
-    ):
-        picked.append(_best_of_level(level, logits, deltas, rules.topk_candidates))
+    levels = zip(anchors.levels, outputs.logits.split(sizes, 1), outputs.deltas.split(sizes, 1), strict=True)
+    picked = [_best_of_level(*level, rules.topk_candidates) for level in levels]
     boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*picked, strict=True))
-    boxes = clip_boxes_to_image(boxes, image_size)
-    return [_suppress(*image, rules) for image in zip(boxes, scores, labels, strict=True)]
+    if rules.score_gate and outputs.image_class is not None:
+        opacity, not_normal, _ = outputs.image_class.float().softmax(1).unbind(1)
+        scores = torch.sqrt(scores * (opacity + _OTHER_FINDING_SHARE * not_normal)[:, None])
+    return clip_boxes_to_image(boxes, image_size), scores, labels
 
 
-def _best_of_level(anchors: Tensor, logits: Tensor, deltas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _best_of_level(anchors: Tensor, logits: Tensor, deltas: Tensor, count: int) -> Candidates:
     classes = logits.shape[2]
     best, flat = logits.flatten(1).topk(min(count, logits[0].numel()), 1)  # (B, count)
     rows = flat // classes
@@ -55,24 +100,25 @@ def _best_of_level(anchors: Tensor, logits: Tensor, deltas: Tensor, count: int) 
     return decode_boxes(offsets, anchors[rows]), best.float().sigmoid(), flat % classes
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rules: PostProcessing) -> Detections:
+def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, rules: PostProcessing, views: int) -> Detections:
     # A box that was clipped to nothing lies outside the image.
     keep = (scores > rules.score_thresh) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     scores, order = scores[keep].sort(descending=True, stable=True)
     boxes, labels = boxes[keep][order], labels[keep][order]
-    kept = _non_maximum(boxes, scores, labels, rules.nms_thresh, rules.detections_per_img)
-    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+    match rules.suppression:
+        case "nms":
+            found = non_maximum(boxes, scores, labels, rules.nms_thresh, rules.detections_per_img)
+        case "soft_nms":
+            found = soft_non_maximum(
+                boxes, scores, labels, rules.soft_nms_sigma, rules.score_thresh, rules.detections_per_img
+            )
+        case "weighted_fusion":
+            found = weighted_fusion(boxes, scores, labels, rules.nms_thresh, views, rules.detections_per_img)
+        case _:
+            raise ValueError(f"Invalid suppression: {rules.suppression!r}")
+    return {"boxes": _shrink(found[0], rules.box_shrink), "scores": found[1], "labels": found[2]}
 
 
-def _non_maximum(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Tensor:
-    """The first ``count`` of what NMS keeps of boxes in order of their scores.
-
-    What NMS keeps of the best boxes does not depend on the rest, and its cost grows with the square
-    of their number: so the best few are tried first.
-    """
-    tried = 2 * count
-    while True:
-        kept = batched_nms(boxes[:tried], scores[:tried], labels[:tried], nms_thresh)
-        if len(kept) >= count or tried >= len(boxes):
-            return kept[:count]
-        tried *= 3
+def _shrink(boxes: Tensor, share: float) -> Tensor:
+    margin = (boxes[:, 2:] - boxes[:, :2]) * (share / 2)
+    return torch.cat([boxes[:, :2] + margin, boxes[:, 2:] - margin], 1)

@@ -96,7 +96,8 @@ def test_losses(pair, images, counts):
         boxes[row, : len(box)], labels[row, : len(box)] = box, label
     kind = "l1" if version == 1 else "giou"
     loss = DetectionLoss(LossSettings("focal", 0.25, 2.0, 1.0, "per_image", kind, 1.0, 1.0, 0.5, 0.4, True))
-    found = loss(*ours(grey_levels(images)), ours.anchors_for(images), boxes, labels)
+    outputs = ours(grey_levels(images))
+    found = loss(outputs.logits, outputs.deltas, ours.anchors_for(images), boxes, labels)
     torch.testing.assert_close(found.classification, wanted["classification"], rtol=1e-4, atol=0)
     torch.testing.assert_close(found.box, wanted["bbox_regression"], rtol=1e-4, atol=1e-7)
 

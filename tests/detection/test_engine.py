@@ -7,7 +7,7 @@ import torch
 
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.detection.dataset import DetectionDataset
+from pipeline.detection.dataset import DetectionDataset, collate
 from pipeline.detection.engine import Hooks, Trainer, learning_rate, make_fabric, predict
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss
@@ -210,3 +210,38 @@ def test_image_classes_that_are_all_unknown_cost_nothing():
     mixed = losses(outputs, torch.ones(2, 1, 4), torch.full((2, 1), -1), torch.tensor([-1, 1]))["image_class"]
     wanted = -torch.log_softmax(outputs.image_class[1], 0)[1] / 2
     torch.testing.assert_close(mixed, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks, not we
+def test_a_compiled_run_gives_the_same_losses(build):
+    results = []
+    for compiled in (False, True):
+        steps = []
+        build(f"compiled-{compiled}", epochs=1, compile=compiled).fit(silent(steps=steps))
+        results.append([metrics["train/loss"] for _, metrics in steps])
+    assert len(results[1]) == 4
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
+
+
+def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset):
+    """No graph break is no wait for the device: no .item(), no shape that depends on the data."""
+    batch = collate([dataset[0, index] for index in range(4)])
+    model = RetinaNet(replace(architecture, mask_head=True, image_classes=3))
+    anchors = model.anchors_for(batch.images)
+    loss = DetectionLoss(replace(loss_settings, normalizer="ema"))
+    extra = ExtraLosses(MaskSettings({"lovasz_hinge": 1.0, "distance_weighted_bce": 1.0}, 0.5, 10.0, 5.0), 0.5)
+
+    def step(images, boxes, labels, classes):
+        outputs = model(images)
+        losses = loss(outputs.logits, outputs.deltas, anchors, boxes, labels)
+        return losses.classification + losses.box + sum(extra(outputs, boxes, labels, classes).values())
+
+    inputs = (batch.images, batch.boxes, batch.labels, batch.image_classes)
+    found = torch._dynamo.explain(step)(*inputs)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    loss.running_positives.fill_(100)
+    eager = step(*inputs)
+    loss.running_positives.fill_(100)
+    torch.testing.assert_close(compiled(*inputs), eager, rtol=1e-4, atol=1e-6)

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
+import pytest
 import torch
+from torch import nn
 from torchvision.ops import box_iou
 
 from pipeline.detection.anchors import encode_boxes, make_anchors
-from pipeline.detection.postprocess import PostProcessing, detect
-from pipeline.detection.retinanet import HeadOutputs
+from pipeline.detection.postprocess import PostProcessing, detect, find
+from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 
 GRID = make_anchors(128, 128, [(1.0, 1.0)])
 ANCHORS = GRID.boxes
@@ -62,3 +66,51 @@ def test_counts_and_order_on_random_heads():
         assert float((box_iou(found["boxes"], found["boxes"]) - torch.eye(5)).max()) <= 0.3
         assert float(found["boxes"].min()) >= 0
         assert float(found["boxes"].max()) <= 128
+
+
+def test_a_second_look_at_the_mirrored_image(architecture):
+    """Mirrored outputs of a mirrored image are boxes of the image."""
+    torch.manual_seed(0)
+    model = RetinaNet(replace(architecture, prior_probability=0.4)).eval()
+    nn.init.normal_(model.class_head.last.weight, std=0.3)
+    images = torch.randint(0, 255, (2, 1, 128, 128))
+    rules = replace(RULES, flip=True, score_thresh=0.1, detections_per_img=200)
+    with torch.no_grad():
+        found, mirrored = find(model, images, rules), find(model, images.flip(3), rules)
+        once = find(model, images, replace(rules, flip=False))
+    for one, other in zip(found, mirrored, strict=True):
+        x0, y0, x1, y1 = other["boxes"].unbind(1)
+        back = torch.stack([128 - x1, y0, 128 - x0, y1], 1)
+        assert len(one["boxes"]) == len(back) > 0
+        assert (torch.cdist(one["boxes"], back, p=torch.inf).min(1).values < 1e-2).all()
+    assert any(len(one["boxes"]) != len(other["boxes"]) for one, other in zip(found, once, strict=True))
+
+
+def test_boxes_shrink_about_their_centres():
+    heads = outputs(1, boxes={(0, 37): ([30.0, 30, 60, 70], 2.0)})
+    (found,) = detect(heads, GRID, (128, 128), replace(RULES, box_shrink=0.12))
+    torch.testing.assert_close(found["boxes"], torch.tensor([[31.8, 32.4, 58.2, 67.6]]), atol=1e-3, rtol=0)
+
+
+def test_the_score_gate():
+    heads = outputs(2, boxes={(image, 37): ([30.0, 30, 60, 70], 2.0) for image in (0, 1)})
+    opinions = torch.tensor([[3.0, 1.0, 0.0], [-4.0, 0.0, 4.0]])
+    gated = heads._replace(image_class=opinions)
+    found = detect(gated, GRID, (128, 128), replace(RULES, score_gate=True))
+    p = opinions.softmax(1)
+    score = torch.tensor(2.0).sigmoid()
+    torch.testing.assert_close(found[0]["scores"][0], torch.sqrt(score * (p[0, 0] + 0.1 * p[0, 1])))
+    assert len(found[1]["scores"]) == 0  # no opacity, says the image-level head
+    assert len(detect(gated, GRID, (128, 128), RULES)[1]["scores"]) == 1
+
+
+@pytest.mark.parametrize("suppression", ["soft_nms", "weighted_fusion"])
+def test_other_ways_to_suppress(suppression):
+    box = [30.0, 30, 60, 70]
+    heads = outputs(
+        1, boxes={(0, 37): (box, 2.0), (0, 38): ([31.0, 31, 61, 70], 1.5), (0, 5): ([90.0, 90, 120, 120], 0)}
+    )
+    (found,) = detect(heads, GRID, (128, 128), replace(RULES, suppression=suppression, soft_nms_sigma=0.1))
+    assert len(found["boxes"]) == 2
+    with pytest.raises(ValueError, match="Invalid suppression"):
+        detect(heads, GRID, (128, 128), replace(RULES, suppression="none"))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.detection.backbones import Backbone
+from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 
@@ -89,3 +90,30 @@ def test_folded_norms_change_no_number(name):
     theirs = dict(plain.named_parameters())[stem].grad
     torch.testing.assert_close(dict(folded.body.named_parameters())[stem].grad, theirs, rtol=1e-2, atol=1e-4)
     assert not any("norm" in key for key, value in folded.body.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["group", "frozen_batch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "seresnext50_32x4d",
+        "efficientnet_lite0", "convnext_tiny",
+    ],
+)  # fmt: skip
+def test_backbones_build_and_take_a_step(architecture, loss_settings, name, norm):
+    model = RetinaNet(replace(architecture, backbone=name, norm=norm))
+    images = torch.randint(0, 255, (1, 1, 128, 128), dtype=torch.uint8)
+    boxes, labels = torch.tensor([[[10.0, 10, 60, 90]]]), torch.zeros(1, 1, dtype=torch.long)
+    loss = DetectionLoss(loss_settings)
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(images)
+    losses = loss(outputs.logits, outputs.deltas, model.anchors_for(images), boxes, labels)
+    (losses.classification + losses.box).backward()
+    optimizer.step()
+    assert math.isfinite(float(losses.classification + losses.box))
+    reached = [bool(weight.grad.any()) for weight in model.backbone.parameters() if weight.ndim == 4]
+    # Not the last stage's own: no box is of its size. But no residual branch is dead.
+    assert sum(reached) > 0.6 * len(reached)
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())

@@ -1,0 +1,88 @@
+"""Ways to make one detection of several candidates for the same object, class by class.
+
+Each takes candidates in descending order of their scores (``boxes`` ``[N, 4]`` xyxy, ``scores``
+``[N]``, ``labels`` ``[N]``) and returns at most ``count`` of the same kind, in the same order.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+Candidates = tuple[Tensor, Tensor, Tensor]
+
+
+def non_maximum(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Candidates:
+    """Drop what overlaps a better box by more than ``nms_thresh``.
+
+    What NMS keeps of the best boxes does not depend on the rest, and its cost grows with the square
+    of their number: so the best few are tried first.
+    """
+    tried = 2 * count
+    while True:
+        kept = batched_nms(boxes[:tried], scores[:tried], labels[:tried], nms_thresh)
+        if len(kept) >= count or tried >= len(boxes):
+            kept = kept[:count]
+            return boxes[kept], scores[kept], labels[kept]
+        tried *= 3
+
+
+def soft_non_maximum(
+    boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, score_thresh: float, count: int
+) -> Candidates:
+    """Lower the scores of what overlaps a better box by ``exp(-IoU^2 / sigma)`` (Bodla et al. 2017, Gaussian).
+
+    What falls to ``score_thresh`` or below is dropped.
+    """
+    overlap = _same_class_iou(boxes, labels)
+    left = scores.clone()
+    picked: list[int] = []
+    final: list[Tensor] = []
+    while len(picked) < min(count, len(boxes)):
+        best = int(left.argmax())
+        if left[best] <= score_thresh:
+            break
+        picked.append(best)
+        final.append(left[best].clone())
+        left = left * torch.exp(-overlap[best].square() / sigma)
+        left[picked] = -1.0
+    chosen = torch.tensor(picked, dtype=torch.long, device=boxes.device)
+    return boxes[chosen], torch.stack(final) if final else scores[:0], labels[chosen]
+
+
+def weighted_fusion(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float, views: int, count: int
+) -> Candidates:
+    """Weighted box fusion (Solovyev et al. 2021): the score-weighted mean of each cluster's boxes.
+
+    A candidate joins the first cluster whose mean box it overlaps by more than ``iou_thresh``. A
+    cluster's score is the mean of its scores, times the share of the ``views`` (looks at the image)
+    that could have contributed.
+    """
+    clusters: list[list[int]] = []
+    means = boxes[:0]
+    for place in range(len(boxes)):
+        overlap = box_iou(boxes[place : place + 1], means)[0]
+        same = torch.tensor([bool(labels[cluster[0]] == labels[place]) for cluster in clusters], device=boxes.device)
+        near = ((overlap > iou_thresh) & same).nonzero() if clusters else overlap.nonzero()
+        if len(near):
+            number = int(near[0])
+            clusters[number].append(place)
+            means[number] = _mean_box(boxes, scores, clusters[number])
+        else:
+            clusters.append([place])
+            means = torch.cat([means, boxes[place : place + 1]])
+    if not clusters:
+        return boxes, scores, labels
+    fused = torch.stack([scores[cluster].mean() * min(len(cluster), views) / views for cluster in clusters])
+    order = fused.argsort(descending=True, stable=True)[:count]
+    first = torch.tensor([cluster[0] for cluster in clusters], device=boxes.device)
+    return means[order], fused[order], labels[first[order]]
+
+
+def _mean_box(boxes: Tensor, scores: Tensor, cluster: list[int]) -> Tensor:
+    weights = scores[cluster][:, None]
+    return (boxes[cluster] * weights).sum(0) / weights.sum()
+
+
+def _same_class_iou(boxes: Tensor, labels: Tensor) -> Tensor:
+    return torch.where(labels[:, None] == labels[None, :], box_iou(boxes, boxes), 0.0)
