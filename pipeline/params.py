@@ -82,6 +82,7 @@ class ModelParams(_Section):
     p6_source: Literal["p5", "c5"]
     head_convs: Annotated[int, Field(ge=1, le=8)]
     head_norm: Literal["none", "group"]
+    anchors: Literal["grid", "fit"]
     anchor_scales: Ratios
     anchor_ratios: Ratios
     prior_probability: OpenFraction

@@ -91,7 +91,7 @@ class PreparedImages(Sequence[Image]):
     """The prepared images in the order of the index; memory-mapped, so that any number fits."""
 
     def __init__(self, folder: Path, index: pd.DataFrame) -> None:
-        self._folder = folder
+        self._folder = folder.resolve()  # shards are cached by path
         self._places = list(zip(index["shard"], index["row"], strict=True))
 
     def __len__(self) -> int:

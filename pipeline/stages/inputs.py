@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.annotations import NORMAL, NOT_NORMAL, OPACITY, xyxy
@@ -35,14 +36,17 @@ class SplitData:
     boxes: list[np.ndarray]
     image_size: int
 
-    def dataset(self, augmenter: Augmenter | None, seed: int) -> DetectionDataset:
-        """As training and inference take it: boxes in pixels of the prepared images."""
+    def prepared_boxes(self) -> list[npt.NDArray[np.float32]]:
+        """True boxes in pixels of the prepared images."""
         sizes = zip(self.index["height"], self.index["width"], strict=True)
         scales = [letterbox_scale(height, width, self.image_size) for height, width in sizes]
-        scaled = [(boxes * scale).astype(np.float32) for boxes, scale in zip(self.boxes, scales, strict=True)]
+        return [(boxes * scale).astype(np.float32) for boxes, scale in zip(self.boxes, scales, strict=True)]
+
+    def dataset(self, augmenter: Augmenter | None, seed: int) -> DetectionDataset:
+        """As training and inference take it."""
         numbers = {name: number for number, name in enumerate(IMAGE_CLASSES)}
         classes = [numbers.get(name, UNKNOWN_CLASS) for name in self.index["class"]]
-        return DetectionDataset(self.images, scaled, augmenter, seed, classes)
+        return DetectionDataset(self.images, self.prepared_boxes(), augmenter, seed, classes)
 
 
 def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE) -> dict[str, SplitData]:

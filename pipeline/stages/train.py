@@ -4,14 +4,17 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline import provenance
 from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, Preprocessing, save_model
-from pipeline.detection.anchors import shape_grid
+from pipeline.detection.anchor_fit import coverage, fit_shapes
+from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors, shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings, make_fabric, predict
 from pipeline.detection.extra_losses import ExtraLosses
@@ -21,7 +24,8 @@ from pipeline.detection.memory import keep_freed_memory
 from pipeline.detection.postprocess import Detections, PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
 from pipeline.detection.weights import start_from
-from pipeline.errors import run_main
+from pipeline.errors import UserError, run_main
+from pipeline.evaluation.anchor_plot import plot_anchor_coverage
 from pipeline.evaluation.bootstrap import stable_threshold
 from pipeline.evaluation.coco import coco_map
 from pipeline.evaluation.results import ImageResult, image_result
@@ -55,23 +59,27 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         write_json(run_file, {"run_id": run.run_id})
         run.log_params(params.model_dump(mode="json"))
         log_datasets(run, params, splits)
-        trainer = build_trainer(params, splits["train"], splits["val"], folder)
+        layout = architecture(params, splits["train"])
+        log_anchor_coverage(run, params, layout, splits["train"])
+        trainer = build_trainer(params, layout, splits["train"], splits["val"], folder)
         if trainer.resume():
             logger.info("going on with epoch %d of %d", trainer.epoch + 1, params.train.epochs)
         best = trainer.fit(_hooks(run, splits["val"]))
-        config = finish(params, best, splits["val"], models)
+        config = finish(params, layout, best, splits["val"], models)
         run.log_metrics({"val/operating_threshold": config.operating_threshold}, step=params.train.epochs)
         write_json(models / RUN_FILE, {"run_id": run.run_id})
     shutil.rmtree(folder)  # only what was interrupted is resumed
     logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, config.operating_threshold)
 
 
-def build_trainer(params: Params, train_data: SplitData, val_data: SplitData, folder: Path) -> Trainer:
+def build_trainer(
+    params: Params, layout: Architecture, train_data: SplitData, val_data: SplitData, folder: Path
+) -> Trainer:
     """Assemble a `Trainer` from the params."""
     torch.manual_seed(params.seed)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
     section = params.loss
-    model = RetinaNet(architecture(params), params.model.weights)
+    model = RetinaNet(layout, params.model.weights)
     start_from(model, params.model.weights)
     augmenter = Augmenter(AugmentSettings(**params.augment.model_dump()))
     loop = params.train.model_dump(exclude={"precision", "accelerator"})
@@ -91,9 +99,9 @@ def build_trainer(params: Params, train_data: SplitData, val_data: SplitData, fo
     )
 
 
-def finish(params: Params, best: Best, val_data: SplitData, models: Path) -> ModelConfig:
+def finish(params: Params, layout: Architecture, best: Best, val_data: SplitData, models: Path) -> ModelConfig:
     """Choose the threshold on val and write the model."""
-    model = RetinaNet(architecture(params))
+    model = RetinaNet(layout)
     model.load_state_dict(best.weights)
     # float32 as at inference, whatever precision the training had.
     fabric = make_fabric(params.train.accelerator, "32-true")
@@ -108,7 +116,7 @@ def finish(params: Params, best: Best, val_data: SplitData, models: Path) -> Mod
     config = ModelConfig(
         format_version=FORMAT_VERSION,
         classes=("lung opacity",),
-        architecture=architecture(params),
+        architecture=layout,
         preprocessing=Preprocessing(
             image_size=rules.image_size, clip_limit=rules.clahe.clip_limit, tile_grid_size=(columns, rows)
         ),
@@ -121,9 +129,15 @@ def finish(params: Params, best: Best, val_data: SplitData, models: Path) -> Mod
     return config
 
 
-def architecture(params: Params) -> Architecture:
-    """The ``model`` section without what only matters before training."""
+def architecture(params: Params, train_data: SplitData) -> Architecture:
+    """The ``model`` section without what only matters before training, and the anchors that it asks for."""
     section = params.model
+    shapes = shape_grid(section.anchor_scales, section.anchor_ratios)
+    if section.anchors == "fit":
+        boxes = np.concatenate(train_data.prepared_boxes())
+        if not len(boxes):
+            raise UserError("model.anchors = 'fit': the train split has no box to fit anchors to; set grid")
+        shapes = fit_shapes(boxes, len(shapes), params.seed)
     return Architecture(
         backbone=section.backbone,
         norm=section.norm,
@@ -131,7 +145,7 @@ def architecture(params: Params) -> Architecture:
         p6_source=section.p6_source,
         head_convs=section.head_convs,
         head_norm=section.head_norm,
-        anchor_shapes=shape_grid(section.anchor_scales, section.anchor_ratios),
+        anchor_shapes=shapes,
         prior_probability=section.prior_probability,
         mask_head=bool(params.loss.mask),
         image_classes=len(IMAGE_CLASSES) if params.loss.image_class else 0,
@@ -145,11 +159,9 @@ def post_processing(params: Params) -> PostProcessing:
 
 def results_in_prepared_pixels(found: Sequence[Detections], data: SplitData) -> list[ImageResult]:
     """Detections beside the true boxes, both in pixels of the prepared images."""
-    dataset = data.dataset(None, 0)
-    truth = [dataset[0, index].boxes for index in range(len(dataset))]
     return [
         image_result(one["boxes"].numpy(), one["scores"].numpy(), boxes)
-        for one, boxes in zip(found, truth, strict=True)
+        for one, boxes in zip(found, data.prepared_boxes(), strict=True)
     ]
 
 
@@ -165,6 +177,27 @@ def _hooks(run: TrackedRun, val_data: SplitData) -> Hooks:
         return precision["map"]
 
     return Hooks(on_step=run.log_metrics, on_epoch=on_epoch)
+
+
+def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, train_data: SplitData) -> None:
+    """Say how well the anchors suit the train boxes, before time is spent on training."""
+    size = params.preprocess.image_size
+    anchors = make_anchors(size, size, layout.anchor_shapes)
+    found = coverage(anchors, train_data.prepared_boxes(), params.loss.fg_iou_thresh, params.seed)
+    missed = int((found.best_iou < found.fg_iou_thresh).sum())
+    logger.info("anchors reach %.1f %% of the train boxes:\n%s", 100 * found.covered, found.table().rstrip())
+    if missed:
+        logger.warning(
+            "%d of %d train boxes are reached by no anchor (IoU < %g); set model.anchors: fit, or other"
+            " anchor_scales and anchor_ratios",
+            missed, len(found.best_iou), found.fg_iou_thresh,
+        )  # fmt: skip
+    shapes = torch.cat([anchor_sizes(stride, layout.anchor_shapes) for stride in LEVEL_STRIDES])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "coverage.csv").write_text(found.table())
+        picture = plot_anchor_coverage(found.sizes, found.best_iou, shapes.numpy())
+        (Path(folder) / "coverage.png").write_bytes(picture)
+        run.log_files(Path(folder), "anchors")
 
 
 def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:

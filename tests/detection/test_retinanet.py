@@ -112,7 +112,7 @@ def test_backbones_build_and_take_a_step(architecture, loss_settings, name, norm
     losses = loss(outputs.logits, outputs.deltas, model.anchors_for(images), boxes, labels)
     (losses.classification + losses.box).backward()
     optimizer.step()
-    assert math.isfinite(float(losses.classification + losses.box))
+    assert (losses.classification + losses.box).isfinite()
     reached = [bool(weight.grad.any()) for weight in model.backbone.parameters() if weight.ndim == 4]
     # Not the last stage's own: no box is of its size. But no residual branch is dead.
     assert sum(reached) > 0.6 * len(reached)

@@ -174,7 +174,7 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     from pipeline.stages.inputs import read_inputs
     from pipeline.stages.preprocess import preprocess
     from pipeline.stages.split import split
-    from pipeline.stages.train import build_trainer
+    from pipeline.stages.train import architecture, build_trainer
 
     values = yaml.safe_load((repository / "profiles/rsna.yaml").read_text())
     values["preprocess"]["workers"] = 1
@@ -184,7 +184,9 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     preprocess(params)
     split(params)
     parts = read_inputs(params.preprocess.image_size)
-    trainer = build_trainer(params, parts["train"], parts["val"], tmp_path / "checkpoints")
+    trainer = build_trainer(
+        params, architecture(params, parts["train"]), parts["train"], parts["val"], tmp_path / "checkpoints"
+    )
     batch = next(iter(trainer.loader))
     assert batch.images.shape == (1, 1, 1024, 1024)
     metrics = trainer._train_step(batch, 0)

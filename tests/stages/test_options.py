@@ -1,0 +1,46 @@
+"""The options that the shipped profiles leave off, all at once, through the stages."""
+
+import json
+
+import mlflow
+import pytest
+
+from pipeline.delivery.model_file import load_model
+from pipeline.params import Params
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.split import split
+from pipeline.stages.train import train
+
+
+@pytest.mark.slow
+def test_every_option_at_once(small_params, rsna, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    small_params["model"] |= {"anchors": "fit", "head_norm": "none", "p6_source": "c5"}
+    small_params["loss"] |= {
+        "classification": "cross_entropy", "sampling": "ohem", "box": "giou", "mask": {"bce": 1.0, "dice": 0.5},
+        "image_class": 0.1, "normalizer": "ema",
+    }  # fmt: skip
+    small_params["evaluate"] |= {
+        "suppression": "weighted_fusion", "flip": True, "box_shrink": 0.05, "score_gate": True, "score_thresh": 0.01,
+    }  # fmt: skip
+    params = Params.model_validate(small_params)
+    preprocess(params)
+    split(params)
+    with caplog.at_level("INFO"):
+        train(params)
+    assert "anchors reach" in caplog.text
+    evaluate(params)
+    _, config = load_model(tmp_path / "models")
+    assert config.architecture.mask_head
+    assert config.architecture.image_classes == 3
+    assert len(config.architecture.anchor_shapes) == 9
+    assert config.postprocessing.flip
+    run_id = json.loads((tmp_path / "models/mlflow_run.json").read_text())["run_id"]
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    assert {"train/loss_mask", "train/loss_image_class", "test/map"} <= run.data.metrics.keys()
+    assert {item.path for item in client.list_artifacts(run_id, "anchors")} == {
+        "anchors/coverage.csv",
+        "anchors/coverage.png",
+    }
