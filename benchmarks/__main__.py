@@ -1,7 +1,10 @@
 """Run every benchmark; ``make bench``."""
 
-from benchmarks import preprocess, train_step
+from benchmarks import inference, losses, memory, preprocess, train_step
 
 if __name__ == "__main__":
     preprocess.main()
-    train_step.main()
+    losses.main()
+    inference.main()
+    memory.main()
+    train_step.main()  # last: it changes how the process handles memory

@@ -1,7 +1,7 @@
 """Our detector and torchvision's with the same layers, and one batch for both."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from pipeline.data.annotations import IMAGES, xyxy
 from pipeline.data.dicom import read_radiograph
 from pipeline.data.sample import draw_boxes, make_sample
 from pipeline.detection.anchors import shape_grid
-from pipeline.detection.losses import LossSettings
+from pipeline.detection.losses import DetectionLoss, LossSettings
 from pipeline.detection.retinanet import Architecture, RetinaNet
 
 SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
@@ -49,6 +49,38 @@ def torchvision_detector(size: int) -> TorchvisionRetinaNet:
     return TorchvisionRetinaNet(
         backbone, num_classes=1, anchor_generator=_default_anchorgen(), min_size=size, max_size=size
     )
+
+
+def our_step(model: RetinaNet, batch: Batch) -> Callable[[], None]:
+    """Forward, loss, backward and optimizer, in bf16."""
+    loss = DetectionLoss(LOSS)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(batch.images)
+        anchors = model.anchors_for(batch.images)
+        losses = loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels)
+        (losses.classification + losses.box).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def torchvision_step(model: TorchvisionRetinaNet, batch: Batch, tuned: bool) -> Callable[[], None]:
+    """The same; ``tuned`` gives torchvision bf16 and channels_last too."""
+    model = model.train().to(memory_format=torch.channels_last if tuned else torch.contiguous_format)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+            losses = model(batch.torchvision_images, batch.torchvision_targets)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def make_batch(size: int, boxes_per_image: Sequence[int]) -> Batch:

@@ -2,9 +2,8 @@
 
 import torch
 
-from benchmarks.detectors import LOSS, make_batch, our_detector, torchvision_detector
+from benchmarks.detectors import make_batch, our_detector, our_step, torchvision_detector, torchvision_step
 from benchmarks.pairs import compare
-from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.memory import keep_freed_memory
 
 SIZE, BOXES = 512, (0, 1, 2, 2)
@@ -13,40 +12,15 @@ SIZE, BOXES = 512, (0, 1, 2, 2)
 def main() -> None:
     torch.manual_seed(0)
     batch = make_batch(SIZE, BOXES)
-    model, loss = our_detector(), DetectionLoss(LOSS)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-
-    def our_step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = model(batch.images)
-        losses = loss(outputs.logits, outputs.deltas, model.anchors_for(batch.images), batch.boxes, batch.labels)
-        (losses.classification + losses.box).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    ours = our_step(our_detector(), batch)
     what = f"training step, ResNet-50, {SIZE} px, batch {len(BOXES)}"
-    for tuned in (False, True):
-        memory = "freed memory kept for all" if tuned else "malloc as it comes for all"
-        if tuned:
-            keep_freed_memory()  # of the process: the peer has it too
-        compare(f"{what}, torchvision as it comes (float32), {memory}", our_step, _torchvision_step(batch, False), 7)
-        compare(f"{what}, torchvision in bf16 and channels_last, {memory}", our_step, _torchvision_step(batch, True), 7)
-
-
-def _torchvision_step(batch, tuned):
-    model = torchvision_detector(SIZE).train()
-    if tuned:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
-            losses = model(batch.torchvision_images, batch.torchvision_targets)
-        sum(losses.values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    for kept in (False, True):
+        memory = "freed memory kept, for both" if kept else "malloc as it comes, for both"
+        if kept:
+            keep_freed_memory()  # a setting of the process: the peer has it too
+        for name, tuned in (("as it comes (float32)", False), ("in bf16 and channels_last", True)):
+            peer = torchvision_step(torchvision_detector(SIZE), batch, tuned)
+            compare(f"{what}, torchvision {name}, {memory}", ours, peer, pairs=7)
 
 
 if __name__ == "__main__":
