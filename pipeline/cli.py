@@ -105,6 +105,28 @@ def score(
     typer.echo(json.dumps(summary, indent=2))
 
 
+@app.command()
+def ablate(
+    out: Annotated[Path, typer.Option(help="Folder for results; what is there is not trained again.")] = Path(
+        "ablation"
+    ),
+    tables: Annotated[str, typer.Option(help="Which, with commas between: a, b, d, clahe.")] = "a,b,d,clahe",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each arm, instead of train.epochs.")] = None,
+) -> None:
+    """Repeat the focal loss paper's comparisons, and CLAHE on and off, on your prepared data."""
+    from pipeline.params import load_params
+    from pipeline.stages.ablate import TABLES
+    from pipeline.stages.ablate import ablate as run_ablation
+
+    asked = tables.split(",")
+    for name in asked:
+        if name not in TABLES:
+            raise UserError(f"--tables {tables}: {name!r} is none of {', '.join(TABLES)}")
+    table = run_ablation(load_params(), out, asked, epochs)
+    typer.echo(table.read_text())
+    typer.echo(f"{table}, with ablation.png and loss_curves.png beside it")
+
+
 def _model_folder(model: str) -> Path:
     if model.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         from pipeline.tracking import download_model

@@ -59,11 +59,10 @@ def weighted_fusion(
     that could have contributed.
     """
     clusters: list[list[int]] = []
-    means = boxes[:0]
+    means, kinds = boxes[:0], labels[:0]
     for place in range(len(boxes)):
         overlap = box_iou(boxes[place : place + 1], means)[0]
-        same = torch.tensor([bool(labels[cluster[0]] == labels[place]) for cluster in clusters], device=boxes.device)
-        near = ((overlap > iou_thresh) & same).nonzero() if clusters else overlap.nonzero()
+        near = ((overlap > iou_thresh) & (kinds == labels[place])).nonzero()
         if len(near):
             number = int(near[0])
             clusters[number].append(place)
@@ -71,12 +70,12 @@ def weighted_fusion(
         else:
             clusters.append([place])
             means = torch.cat([means, boxes[place : place + 1]])
+            kinds = torch.cat([kinds, labels[place : place + 1]])
     if not clusters:
         return boxes, scores, labels
     fused = torch.stack([scores[cluster].mean() * min(len(cluster), views) / views for cluster in clusters])
     order = fused.argsort(descending=True, stable=True)[:count]
-    first = torch.tensor([cluster[0] for cluster in clusters], device=boxes.device)
-    return means[order], fused[order], labels[first[order]]
+    return means[order], fused[order], kinds[order]
 
 
 def _mean_box(boxes: Tensor, scores: Tensor, cluster: list[int]) -> Tensor:

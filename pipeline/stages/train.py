@@ -165,16 +165,22 @@ def results_in_prepared_pixels(found: Sequence[Detections], data: SplitData) -> 
     ]
 
 
+def val_metrics(found: Sequence[Detections], data: SplitData) -> dict[str, float]:
+    """What epochs are compared by: COCO's mAP, and the RSNA score at the threshold that is best for it."""
+    results = results_in_prepared_pixels(found, data)
+    threshold, score = best_threshold(results)
+    return {**coco_map(results), "rsna_score": score, "best_threshold": threshold}
+
+
 def _hooks(run: TrackedRun, val_data: SplitData) -> Hooks:
     def on_epoch(found: list[Detections], epoch: int) -> float:
-        results = results_in_prepared_pixels(found, val_data)
-        threshold, score = best_threshold(results)
-        precision = coco_map(results)
-        values = {f"val/{name}": value for name, value in precision.items()}
-        run.log_metrics({**values, "val/rsna_score": score, "val/best_threshold": threshold}, step=epoch + 1)
+        values = val_metrics(found, val_data)
+        run.log_metrics({f"val/{name}": value for name, value in values.items()}, step=epoch + 1)
         run.flush()
-        logger.info("  val map %.3f  map_50 %.3f  rsna_score %.3f", precision["map"], precision["map_50"], score)
-        return precision["map"]
+        logger.info(
+            "  val map %.3f  map_50 %.3f  rsna_score %.3f", values["map"], values["map_50"], values["rsna_score"]
+        )
+        return values["map"]
 
     return Hooks(on_step=run.log_metrics, on_epoch=on_epoch)
 

@@ -166,7 +166,7 @@ def test_an_accelerator_that_is_not_there():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bce", "distance_weighted_bce", "dice", "tversky", "lovasz_hinge", "lovasz_softmax"])
+@pytest.mark.parametrize("name", ["distance_weighted_bce", "dice", "lovasz_softmax"])
 def test_the_extra_heads_learn(build, squares, name):
     images, boxes = squares
     classes = [0 if len(box) else 2 for box in boxes]
