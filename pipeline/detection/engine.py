@@ -10,8 +10,6 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -21,6 +19,7 @@ from pipeline.detection.dataset import Batch, DetectionDataset, EpochSampler, Ex
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.postprocess import Detections, PostProcessing, find
+from pipeline.detection.progress import EpochProgress
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 
@@ -188,7 +187,7 @@ class Trainer:
         self.loss.train()
         self.sampler.epoch = self.epoch
         first = self.epoch * self.steps_per_epoch
-        shown = _Progress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch)
+        shown = EpochProgress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch)
         with shown:
             started, images = time.perf_counter(), 0
             for step, batch in enumerate(self.loader, start=first):
@@ -269,34 +268,3 @@ def predict(
 
 def _batches(loader: DataLoader[Example]) -> Iterator[Batch]:
     yield from loader
-
-
-class _Progress:
-    """A bar on a terminal, one line per epoch in a log."""
-
-    def __init__(self, description: str, total: int) -> None:
-        self._console = Console(stderr=True)
-        self._description, self._text = description, ""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        self._bar = Progress(
-            *columns, TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
-        )
-        self._task = self._bar.add_task(description, total=total, text="")
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def advance(self, text: str | None = None) -> None:
-        self._text = text or self._text
-        self._bar.update(self._task, advance=1, text=self._text)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        if not self._console.is_terminal:
-            logger.info("%s  %s", self._description, self._text)
