@@ -10,6 +10,7 @@ from pipeline.detection.losses import DetectionLoss, LossSettings
 from pipeline.detection.postprocess import PostProcessing, detect
 from pipeline.detection.retinanet import PIXEL_MEAN, PIXEL_STD, Architecture, RetinaNet
 from pipeline.detection.weights import load_torchvision
+from tests.detection.conftest import randomize_norms
 
 SIZE = 256
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -22,12 +23,9 @@ def torchvision_model(version):
     """Random weights, but none that hide a mistake: norms with statistics, a class head that speaks."""
     build = retinanet_resnet50_fpn if version == 1 else retinanet_resnet50_fpn_v2
     model = build(weights=None, weights_backbone=None, num_classes=3, min_size=SIZE, max_size=SIZE)
+    randomize_norms(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.weight, 0.3, 0.7)
-            nn.init.normal_(module.bias, std=0.2)
             module.eps = 0.0 if version == 1 else 1e-5  # as torchvision sets it for its trained weights
     for module in model.head.modules():
         if isinstance(module, nn.Conv2d):

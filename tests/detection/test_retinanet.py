@@ -10,6 +10,7 @@ from pipeline.detection.backbones import Backbone
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
+from tests.detection.conftest import randomize_norms
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 64)])
@@ -65,12 +66,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
 def test_folded_norms_change_no_number(name):
     torch.manual_seed(0)
     plain = timm.create_model(name, features_only=True, in_chans=1)
-    for module in plain.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
+    randomize_norms(plain)
     folded = Backbone(name, "none", "frozen_batch")
     names = {f"{norm}.": f"{conv}.norm." for norm, conv in folded.folded.items()}
     assert len(names) == sum(isinstance(module, nn.BatchNorm2d) for module in plain.modules())

@@ -25,6 +25,10 @@ def test_the_arms_are_the_papers(small_params):
     assert found["d"][0].params(base, 3).train.epochs == 3
 
 
+def test_an_unknown_table(run, tmp_path, one_line_error):
+    one_line_error(run("pipeline.cli", "ablate", "--tables", "a,z", cwd=tmp_path), "'z'", "a, b, d, clahe")
+
+
 def test_loss_curves_are_the_formula():
     for row in loss_curves().to_dict("records"):
         for gamma in (0.0, 0.5, 1.0, 2.0, 5.0):
