@@ -12,17 +12,15 @@ import pandas as pd
 import torch
 
 from pipeline import provenance
-from pipeline.detection.engine import Hooks
 from pipeline.detection.losses import focal_loss
-from pipeline.detection.postprocess import Detections
 from pipeline.evaluation.ablation_plot import plot_ablation, plot_loss_curves
 from pipeline.files import write_atomic, write_json, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.preprocess import PREPARED, preprocess
 from pipeline.stages.split import SPLITS_FILE
-from pipeline.stages.train import architecture, build_trainer, run_tags, training_fingerprint, val_metrics
-from pipeline.tracking import TrackedRun, tracked_run
+from pipeline.stages.train import architecture, build_trainer, epoch_hooks, run_tags, training_fingerprint
+from pipeline.tracking import tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -144,20 +142,13 @@ def _run_arm(
         run.log_params(params.model_dump(mode="json"))
         trainer = build_trainer(params, architecture(params, splits["train"]), splits["train"], splits["val"], folder)
         trainer.resume()
-        best = trainer.fit(_hooks(run, splits["val"], folder))
+
+        def note(values: Mapping[str, float], epoch: int) -> None:
+            write_json(folder / f"val-{epoch}.json", dict(values))  # read again when all epochs are done
+
+        best = trainer.fit(epoch_hooks(run, splits["val"], note))
         measured = json.loads((folder / f"val-{best.epoch}.json").read_text())
         return {"run_id": run.run_id, **{name: measured[name] for name in _MEASURED}}
-
-
-def _hooks(run: TrackedRun, val_data: SplitData, folder: Path) -> Hooks:
-    def on_epoch(found: list[Detections], epoch: int) -> float:
-        values = val_metrics(found, val_data)
-        write_json(folder / f"val-{epoch}.json", values)  # read again when all epochs are done
-        run.log_metrics({f"val/{name}": value for name, value in values.items()}, step=epoch + 1)
-        run.flush()
-        return values["map"]
-
-    return Hooks(on_step=run.log_metrics, on_epoch=on_epoch)
 
 
 def _table(chosen: Sequence[Arm], results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         trainer = build_trainer(params, layout, splits["train"], splits["val"], folder)
         if trainer.resume():
             logger.info("going on with epoch %d of %d", trainer.epoch + 1, params.train.epochs)
-        best = trainer.fit(_hooks(run, splits["val"]))
+        best = trainer.fit(epoch_hooks(run, splits["val"]))
         config = finish(params, layout, best, splits["val"], models)
         run.log_metrics({"val/operating_threshold": config.operating_threshold}, step=params.train.epochs)
         write_json(models / RUN_FILE, {"run_id": run.run_id})
@@ -172,9 +172,15 @@ def val_metrics(found: Sequence[Detections], data: SplitData) -> dict[str, float
     return {**coco_map(results), "rsna_score": score, "best_threshold": threshold}
 
 
-def _hooks(run: TrackedRun, val_data: SplitData) -> Hooks:
+def epoch_hooks(
+    run: TrackedRun, val_data: SplitData, note: Callable[[Mapping[str, float], int], None] | None = None
+) -> Hooks:
+    """Log steps and epochs to the run; ``note`` is given each epoch's val metrics too. Epochs compete by mAP."""
+
     def on_epoch(found: list[Detections], epoch: int) -> float:
         values = val_metrics(found, val_data)
+        if note:
+            note(values, epoch)
         run.log_metrics({f"val/{name}": value for name, value in values.items()}, step=epoch + 1)
         run.flush()
         logger.info(
