@@ -9,7 +9,7 @@ import pydicom
 
 from benchmarks.pairs import compare
 from pipeline.data.annotations import IMAGES
-from pipeline.data.clahe import prepare
+from pipeline.data.clahe import Preparation, prepare
 from pipeline.data.dicom import read_radiograph
 from pipeline.data.sample import make_sample
 
@@ -26,7 +26,7 @@ def main() -> None:
 
         def ours() -> None:
             for path in files:
-                prepare(read_radiograph(path).pixels, TARGET, 2.0, (8, 8))
+                prepare(read_radiograph(path).pixels, Preparation(TARGET, 2.0, (8, 8)))
 
         def peer() -> None:
             for path in files:

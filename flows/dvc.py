@@ -15,6 +15,12 @@ RAW_DATA = "data/rsna"
 # How long the group has to end after SIGINT (a stage closes its MLflow run), then after SIGTERM.
 _GRACE_SECONDS = ((signal.SIGINT, 12.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 5.0))
 
+# Started in the background by a script, this process ignores SIGINT, and what it starts would too.
+_INTERRUPTIBLE_DVC = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    " runpy.run_module('dvc', run_name='__main__')"
+)
+
 
 def run_dvc(arguments: list[str], on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> None:
     """Run ``dvc`` and give each line of its output to ``on_line``.
@@ -26,7 +32,7 @@ def run_dvc(arguments: list[str], on_line: Callable[[str], None], env: Mapping[s
         UserError: DVC failed; the message is the reason that the stage or DVC gave.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-c", _INTERRUPTIBLE_DVC, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input: the message is one line that names the place, the value and the rule."""
 
 
+class BadStudyError(ValueError):
+    """This one study cannot be used; the message is the reason, and holds nothing of the patient."""
+
+
 def fail(message: str) -> NoReturn:
     """Print one line to stderr and end the process with exit code 1."""
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -45,8 +45,16 @@ class PreprocessParams(_Section):
     # Below 128 px level P6 is one cell, and oneDNN's bf16 gradient of the kernel on it is not a number.
     image_size: Annotated[int, Field(ge=128, le=4096, multiple_of=64)]
     clahe: ClaheParams
+    channels: Annotated[list[Literal["clahe", "raw"]], Field(min_length=1)]
     shard_size: Count
     workers: Workers
+
+    @field_validator("channels")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("each channel once")
+        return value
 
 
 class SplitFractions(_Section):

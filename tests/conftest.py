@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import yaml
 os.environ.update(DVC_NO_ANALYTICS="1", NO_ALBUMENTATIONS_UPDATE="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
 
 from pipeline.data.sample import make_sample
+
+# Run in the background by a script, pytest ignores SIGINT, and so would every process that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.annotations import IMAGES, LABELS, Annotations, read_annotations
+from pipeline.data.clahe import Preparation
 from pipeline.data.parallel import map_parallel
 from pipeline.data.shards import ShardJob, Study, write_shard
 from pipeline.errors import UserError
@@ -80,7 +81,9 @@ def check_dataset(folder: Path, workers: int) -> CheckReport:
     size = _STUDIES_PER_JOB
     chunks = [tuple(inventory.studies[start : start + size]) for start in range(0, len(inventory.studies), size)]
     # The smallest image and no CLAHE: only whether a study can be decoded matters here.
-    results = map_parallel(write_shard, [ShardJob(None, chunk, 64, 0, (1, 1)) for chunk in chunks], workers, "Checking")
+    results = map_parallel(
+        write_shard, [ShardJob(None, chunk, Preparation(64, 0, (1, 1))) for chunk in chunks], workers, "Checking"
+    )
     problems = dict(inventory.problems)
     for result in results:
         problems |= result.problems

@@ -1,10 +1,32 @@
 """A radiograph of any size -> the square, contrast-equalised image that the detector sees."""
 
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 Image = npt.NDArray[np.uint8]
+Channel = Literal["clahe", "raw"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a radiograph becomes the detector's input; stored with a model, whose input it defines.
+
+    Attributes:
+        image_size: side of the square, pixels.
+        clip_limit: of CLAHE; 0 turns it off.
+        tile_grid_size: of CLAHE; columns, rows.
+        channels: what each channel holds: the equalised image, or the grey levels as they were.
+    """
+
+    image_size: Annotated[int, Field(ge=64, le=4096, multiple_of=64)]
+    clip_limit: Annotated[float, Field(ge=0)]
+    tile_grid_size: tuple[int, int]
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1)] = ("clahe",)
 
 
 def letterbox_scale(height: int, width: int, image_size: int) -> float:
@@ -34,14 +56,24 @@ def equalize(image: Image, clip_limit: float, tile_grid_size: tuple[int, int]) -
     return np.asarray(cv2.createCLAHE(clip_limit, tile_grid_size).apply(image), np.uint8)
 
 
-def prepare(image: Image, image_size: int, clip_limit: float, tile_grid_size: tuple[int, int]) -> Image:
+def prepare(image: Image, rules: Preparation) -> Image:
     """Resize, then equalise: the tiles then have one size whatever the original measured.
 
     The padding is left out of the equalisation, or its black would darken the tiles it touches.
+
+    Args:
+        image: uint8 ``[H, W]``.
+        rules: what to make of it.
+
+    Returns:
+        uint8 ``[S, S]`` for one channel, ``[S, S, C]`` for more.
     """
     height, width = image.shape
-    scale = letterbox_scale(height, width, image_size)
-    padded = letterbox(image, image_size)
+    scale = letterbox_scale(height, width, rules.image_size)
+    raw = letterbox(image, rules.image_size)
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    padded[:rows, :columns] = equalize(np.ascontiguousarray(padded[:rows, :columns]), clip_limit, tile_grid_size)
-    return padded
+    clahe = raw.copy()
+    inside = np.ascontiguousarray(raw[:rows, :columns])
+    clahe[:rows, :columns] = equalize(inside, rules.clip_limit, rules.tile_grid_size)
+    layers = [{"clahe": clahe, "raw": raw}[name] for name in rules.channels]
+    return layers[0] if len(layers) == 1 else np.stack(layers, -1)

@@ -1,4 +1,4 @@
-"""Prepared images on disk: uint8 ``[N, H, W]`` arrays of a few studies each, and their index.
+"""Prepared images on disk: uint8 ``[N, H, W]`` (``[N, H, W, C]``) arrays of a few studies, and their index.
 
 A shard is the unit of parallel work and of DVC's de-duplication: studies are dealt to shards in
 the order of the label table, so studies appended to it leave the shards before them as they were.
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.data.clahe import prepare
-from pipeline.data.dicom import BadStudyError, read_radiograph
-from pipeline.errors import UserError
+from pipeline.data.clahe import Preparation, prepare
+from pipeline.data.dicom import read_radiograph
+from pipeline.errors import BadStudyError, UserError
 
 INDEX = "index.csv"
 BOXES = "boxes.csv"
@@ -38,9 +38,7 @@ class ShardJob:
 
     target: Path | None
     studies: tuple[Study, ...]
-    image_size: int
-    clip_limit: float
-    tile_grid_size: tuple[int, int]
+    rules: Preparation
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def _prepare_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object
     radiograph = read_radiograph(study.path)
     height, width = radiograph.pixels.shape
     _require_inside(study.boxes, height, width)
-    image = prepare(radiograph.pixels, job.image_size, job.clip_limit, job.tile_grid_size)
+    image = prepare(radiograph.pixels, job.rules)
     row = {"patientId": study.patient_id, "height": height, "width": width}
     return image, row | {"view": radiograph.view, "sex": radiograph.sex, "age": radiograph.age}
 
@@ -98,7 +96,7 @@ class PreparedImages(Sequence[Image]):
         return len(self._places)
 
     def __getitem__(self, position: int) -> Image:  # type: ignore[override]
-        """The image at ``position``, uint8 ``[H, W]``; a view into its shard."""
+        """The image at ``position``, uint8 ``[H, W]`` or ``[H, W, C]``; a view into its shard."""
         shard, row = self._places[position]
         return np.asarray(_open_shard(self._folder / shard)[row])
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.data.dicom import BadStudyError, Radiograph, read_radiograph
+from pipeline.data.dicom import Radiograph, read_radiograph
 from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.drawing import draw_boxes, encode_png
-from pipeline.errors import UserError
+from pipeline.errors import BadStudyError, UserError
 from pipeline.files import write_atomic, write_text
 from pipeline.submission import submission_table
 

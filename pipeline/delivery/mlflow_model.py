@@ -16,8 +16,9 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from pipeline.data.dicom import MAX_FILE_BYTES, BadStudyError, Radiograph, read_radiograph
+from pipeline.data.dicom import MAX_FILE_BYTES, Radiograph, read_radiograph
 from pipeline.delivery.predictor import Predictor
+from pipeline.errors import BadStudyError
 from pipeline.submission import prediction_string
 
 MAX_ROWS = 64

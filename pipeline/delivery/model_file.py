@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.data.clahe import Preparation
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
 from pipeline.errors import UserError
@@ -17,16 +18,6 @@ from pipeline.files import write_atomic, write_json
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
 FORMAT_VERSION = 1
-
-
-class Preprocessing(BaseModel):
-    """How a radiograph becomes the model's input."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    image_size: int = Field(ge=64, le=4096, multiple_of=64)
-    clip_limit: float = Field(ge=0)
-    tile_grid_size: tuple[int, int]
 
 
 class ModelConfig(BaseModel):
@@ -42,7 +33,7 @@ class ModelConfig(BaseModel):
     format_version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
     classes: tuple[str, ...]
     architecture: Architecture
-    preprocessing: Preprocessing
+    preprocessing: Preparation
     postprocessing: PostProcessing
     operating_threshold: float = Field(ge=0, le=1)
     best_epoch: int
@@ -55,6 +46,7 @@ def save_model(folder: Path, model: RetinaNet, config: ModelConfig) -> None:
     write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
     plain = config.model_dump(mode="json") | {
         "architecture": asdict(config.architecture),
+        "preprocessing": asdict(config.preprocessing),
         "postprocessing": asdict(config.postprocessing),
     }
     write_json(folder / CONFIG_FILE, plain)

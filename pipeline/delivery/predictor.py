@@ -10,6 +10,7 @@ import torch
 
 from pipeline.data.clahe import letterbox_scale, prepare
 from pipeline.delivery.model_file import load_model, pick_device
+from pipeline.detection.dataset import channels_first
 from pipeline.detection.postprocess import find
 
 Image = npt.NDArray[np.uint8]
@@ -41,8 +42,8 @@ class Predictor:
         """Detections above ``score_thresh`` (the model's operating threshold) of uint8 ``[H, W]`` images."""
         threshold = self.config.operating_threshold if score_thresh is None else score_thresh
         rules = self.config.preprocessing
-        prepared = [prepare(image, rules.image_size, rules.clip_limit, rules.tile_grid_size) for image in images]
-        batch = torch.from_numpy(np.stack(prepared)[:, None]).to(self._device)
+        prepared = [prepare(image, rules) for image in images]
+        batch = torch.from_numpy(channels_first(prepared)).to(self._device)
         found = find(self._model, batch, self.config.postprocessing)
         return [
             _in_original_pixels(

@@ -62,7 +62,7 @@ class Augmenter:
         )
 
     def __call__(self, image: Image, boxes: Boxes, seed: int) -> tuple[Image, Boxes]:
-        """Change uint8 ``[H, W]`` and its boxes, float32 ``[N, 4]`` xyxy pixels.
+        """Change uint8 ``[H, W]`` or ``[H, W, C]`` and its boxes, float32 ``[N, 4]`` xyxy pixels.
 
         A box of which less than ``min_visibility`` stays inside is dropped with its opacity cut.
         """

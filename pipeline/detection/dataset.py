@@ -17,7 +17,10 @@ UNKNOWN_CLASS = -1
 
 
 class Example(NamedTuple):
-    """One image uint8 ``[H, W]``, its boxes float32 ``[N, 4]`` xyxy, its class and its place in the data set."""
+    """One image, uint8 ``[H, W]`` or ``[H, W, C]``, and what is known of it.
+
+    ``boxes`` are float32 ``[N, 4]`` xyxy; ``position`` is the image's place in the data set.
+    """
 
     image: npt.NDArray[np.uint8]
     boxes: Boxes
@@ -26,7 +29,7 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images uint8 ``[B, 1, H, W]``; boxes ``[B, M, 4]`` xyxy; labels ``[B, M]``, -1 for no box.
+    """Images uint8 ``[B, C, H, W]``; boxes ``[B, M, 4]`` xyxy; labels ``[B, M]``, -1 for no box.
 
     ``image_classes`` ``[B]`` are -1 where unknown.
     """
@@ -97,10 +100,16 @@ def collate(examples: Sequence[Example]) -> Batch:
     for row, example in enumerate(examples):
         boxes[row, : len(example.boxes)] = example.boxes
         labels[row, : len(example.boxes)] = 0  # one class: opacity
-    images = np.stack([example.image for example in examples])[:, None]
+    images = channels_first([example.image for example in examples])
     classes = np.array([example.image_class for example in examples])
     indices = np.array([example.position for example in examples])
     return Batch(*(torch.from_numpy(part) for part in (images, boxes, labels, classes, indices)))
+
+
+def channels_first(images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Stack images ``[H, W]`` or ``[H, W, C]`` to ``[B, C, H, W]``."""
+    batch = np.stack(images)
+    return np.ascontiguousarray(batch.reshape(*batch.shape[:3], -1).transpose(0, 3, 1, 2))
 
 
 def make_loader(dataset: DetectionDataset, sampler: EpochSampler, batch_size: int, workers: int) -> DataLoader[Example]:

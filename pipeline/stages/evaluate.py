@@ -134,7 +134,11 @@ def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, plac
     scale = data.image_size / max(row["height"], row["width"])
     kept = result.scores > config.operating_threshold
     return draw_boxes(
-        data.images[place], result.boxes[kept] * scale, result.scores[kept], result.truth * scale, PICTURE_SIDE
+        np.atleast_3d(data.images[place])[..., 0],
+        result.boxes[kept] * scale,
+        result.scores[kept],
+        result.truth * scale,
+        PICTURE_SIDE,
     )
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from pipeline.data.annotations import BOX
 from pipeline.data.checks import Inventory, require_few_problems, take_inventory
+from pipeline.data.clahe import Preparation
 from pipeline.data.parallel import map_parallel
 from pipeline.data.shards import BOXES, INDEX, ShardJob, Study, write_shard
 from pipeline.errors import run_main
@@ -46,22 +47,22 @@ def preprocess(params: Params, prepared: Path = PREPARED, quarantine: Path = QUA
 
 
 def _jobs(params: Params, inventory: Inventory, folder: Path) -> list[ShardJob]:
-    rules, size = params.preprocess, params.preprocess.shard_size
+    rules, size = preparation(params), params.preprocess.shard_size
     place = {key: number // size for number, key in enumerate(inventory.annotations.studies["patientId"])}
     shards: dict[int, list[Study]] = {}
     for study in inventory.studies:
         shards.setdefault(place[study.patient_id], []).append(study)
-    columns, rows = rules.clahe.tile_grid_size
     return [
-        ShardJob(
-            folder / f"images-{number:05d}.npy",
-            tuple(studies),
-            rules.image_size,
-            rules.clahe.clip_limit,
-            (columns, rows),
-        )
+        ShardJob(folder / f"images-{number:05d}.npy", tuple(studies), rules)
         for number, studies in sorted(shards.items())
     ]
+
+
+def preparation(params: Params) -> Preparation:
+    """The ``preprocess`` section as the data path and the model take it."""
+    section = params.preprocess
+    columns, rows = section.clahe.tile_grid_size
+    return Preparation(section.image_size, section.clahe.clip_limit, (columns, rows), tuple(section.channels))
 
 
 def _quarantine_table(problems: dict[str, str]) -> str:

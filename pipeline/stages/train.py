@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline import provenance
-from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, Preprocessing, save_model
+from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
 from pipeline.detection.anchor_fit import coverage, fit_shapes
 from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors, shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
@@ -33,7 +33,7 @@ from pipeline.evaluation.rsna_score import best_threshold
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.stages.inputs import IMAGE_CLASSES, SplitData, read_inputs
-from pipeline.stages.preprocess import PREPARED
+from pipeline.stages.preprocess import PREPARED, preparation
 from pipeline.stages.split import SPLITS_FILE
 from pipeline.tracking import TrackedRun, tracked_run
 
@@ -111,15 +111,11 @@ def finish(params: Params, layout: Architecture, best: Best, val_data: SplitData
     )
     results = results_in_prepared_pixels(found, val_data)
     threshold = stable_threshold(results, val_data.index["groupId"].to_list(), THRESHOLD_DRAWS, params.seed)
-    rules = params.preprocess
-    columns, rows = rules.clahe.tile_grid_size
     config = ModelConfig(
         format_version=FORMAT_VERSION,
         classes=("lung opacity",),
         architecture=layout,
-        preprocessing=Preprocessing(
-            image_size=rules.image_size, clip_limit=rules.clahe.clip_limit, tile_grid_size=(columns, rows)
-        ),
+        preprocessing=preparation(params),
         postprocessing=post_processing(params),
         operating_threshold=threshold,
         best_epoch=best.epoch,
@@ -147,6 +143,7 @@ def architecture(params: Params, train_data: SplitData) -> Architecture:
         head_norm=section.head_norm,
         anchor_shapes=shapes,
         prior_probability=section.prior_probability,
+        in_channels=len(params.preprocess.channels),
         mask_head=bool(params.loss.mask),
         image_classes=len(IMAGE_CLASSES) if params.loss.image_class else 0,
     )

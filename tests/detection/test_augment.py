@@ -54,3 +54,13 @@ def test_the_seed_decides(picture):
 def test_images_without_boxes(picture):
     _, boxes = Augmenter(replace(NONE, affine=1))(picture[0], np.zeros((0, 4), np.float32), seed=0)
     assert boxes.shape == (0, 4)
+
+
+def test_channels_move_together(picture):
+    image, boxes = picture
+    settings = replace(NONE, horizontal_flip=1, affine=1, brightness_contrast=1, gamma=1, noise=1)
+    both, moved = Augmenter(settings)(np.stack([image, image // 2], -1), boxes, seed=3)
+    assert both.shape == (100, 100, 2)
+    assert both.dtype == np.uint8
+    np.testing.assert_allclose(bright(both[..., 0]), moved[0], atol=3)
+    np.testing.assert_allclose(bright(2 * np.minimum(both[..., 1], 127)), moved[0], atol=3)

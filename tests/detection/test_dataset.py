@@ -18,6 +18,14 @@ def test_batches_are_of_one_size(squares):
     np.testing.assert_array_equal(batch.boxes[1], squares[1][1])
 
 
+def test_channels_come_first(squares):
+    images, boxes = squares
+    both = DetectionDataset([np.stack([image, 255 - image], -1) for image in images], boxes, None, 0)
+    batch = collate([both[0, index] for index in range(2)])
+    np.testing.assert_array_equal(batch.images[1, 0], images[1])
+    np.testing.assert_array_equal(batch.images[1, 1], 255 - images[1])
+
+
 def test_a_batch_without_any_box(squares):
     batch = collate([DetectionDataset(*squares, None, 0)[0, index] for index in (0, 4)])
     assert batch.boxes.shape == (2, 1, 4)

@@ -5,7 +5,10 @@ import json
 import mlflow
 import pytest
 
+from pipeline.data.annotations import IMAGES
+from pipeline.data.dicom import read_radiograph
 from pipeline.delivery.model_file import load_model
+from pipeline.delivery.predictor import Predictor
 from pipeline.params import Params
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
@@ -24,6 +27,7 @@ def test_every_option_at_once(small_params, rsna, tmp_path, monkeypatch, caplog)
     small_params["evaluate"] |= {
         "suppression": "weighted_fusion", "flip": True, "box_shrink": 0.05, "score_gate": True, "score_thresh": 0.01,
     }  # fmt: skip
+    small_params["preprocess"]["channels"] = ["clahe", "raw"]
     params = Params.model_validate(small_params)
     preprocess(params)
     split(params)
@@ -33,6 +37,10 @@ def test_every_option_at_once(small_params, rsna, tmp_path, monkeypatch, caplog)
     evaluate(params)
     _, config = load_model(tmp_path / "models")
     assert config.architecture.mask_head
+    assert config.architecture.in_channels == 2
+    assert config.preprocessing.channels == ("clahe", "raw")
+    path = sorted((rsna / IMAGES).glob("*.dcm"))[0]
+    assert Predictor(tmp_path / "models").predict([read_radiograph(path).pixels], score_thresh=0)[0].image_score > 0
     assert config.architecture.image_classes == 3
     assert len(config.architecture.anchor_shapes) == 9
     assert config.postprocessing.flip
