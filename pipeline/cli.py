@@ -53,17 +53,38 @@ def download(
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set in the challenge's layout.")],
+    report: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/data.html"),
+    study_seconds: Annotated[float, typer.Option(min=0.1, help="A study that takes longer is unusable.")] = 60,
+    shown: Annotated[int, typer.Option(min=0, help="Studies to name for each finding.")] = 20,
     workers: Workers = 0,
 ) -> None:
-    """Compare tables, files and pixels of a data set; exit code 1 if any study is unusable."""
+    """Compare tables, files and pixels of a data set, and draw a page; exit code 1 if any study is unusable."""
     from pipeline.data.checks import check_dataset
+    from pipeline.data.data_page import findings_text, render_data_page
+    from pipeline.data.parallel import Workers as Processes
+    from pipeline.files import write_text
 
-    report = check_dataset(folder, workers)
-    typer.echo(report.summary)
-    for key, reason in sorted(report.problems.items()):
-        typer.echo(f"{key}: {reason}")
-    if report.problems:
-        raise UserError(f"{folder}: {len(report.problems)} unusable studies, listed above")
+    where = Processes(workers)
+    found = check_dataset(folder, where, study_seconds)
+    write_text(report, render_data_page(found, folder, where))
+    typer.echo(found.summary())
+    for line in findings_text(found, shown):
+        typer.echo(line)
+    typer.echo(f"{report} shows more")
+    if found.problems:
+        raise UserError(f"{folder}: {len(found.problems)} unusable studies; the findings marked error say why")
+
+
+@app.command()
+def groups(
+    mapping: Annotated[Path, typer.Argument(help="RSNA's mapping to NIH names (JSON).")],
+    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("data/rsna/patient_groups.csv"),
+) -> None:
+    """Write which images are of one patient, from the official mapping to NIH ChestX-ray14."""
+    from pipeline.data.download import write_groups
+
+    images, patients = write_groups(mapping, out)
+    typer.echo(f"{out}: {images} images of {patients} patients")
 
 
 @app.command()

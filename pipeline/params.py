@@ -30,6 +30,7 @@ class DataParams(_Section):
 
     dir: str
     max_bad_fraction: Fraction
+    study_seconds: Positive
 
 
 class ClaheParams(_Section):
@@ -47,6 +48,8 @@ class PreprocessParams(_Section):
     clahe: ClaheParams
     channels: Annotated[list[Literal["clahe", "raw"]], Field(min_length=1)]
     shard_size: Count
+    executor: Literal["processes", "dask"]
+    scheduler: str
     workers: Workers
 
     @field_validator("channels")
@@ -55,6 +58,12 @@ class PreprocessParams(_Section):
         if len(set(value)) < len(value):
             raise ValueError("each channel once")
         return value
+
+    @model_validator(mode="after")
+    def _dask_has_a_scheduler(self) -> Self:
+        if self.executor == "dask" and not self.scheduler:
+            raise ValueError("executor dask needs the scheduler's address, such as tcp://10.0.0.5:8786")
+        return self
 
 
 class SplitFractions(_Section):

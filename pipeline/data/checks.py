@@ -1,14 +1,18 @@
-"""Compare a data set's tables with its files and its pixels, before anything is made of them."""
+"""Compare a data set's tables with its files and its pixels: one set of rules for ``check`` and ``preprocess``."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.annotations import IMAGES, LABELS, Annotations, read_annotations
+import pandas as pd
+
+from pipeline.data.annotations import IMAGES, Annotations, read_annotations
 from pipeline.data.clahe import Preparation
-from pipeline.data.parallel import map_parallel
-from pipeline.data.shards import ShardJob, Study, write_shard
+from pipeline.data.duplicates import clusters, same_files, similar_pairs
+from pipeline.data.findings import RULES, Finding, unusable
+from pipeline.data.parallel import Workers
+from pipeline.data.shards import ShardJob, ShardResult, Study, prepare_shards
 from pipeline.errors import UserError
 
 _STUDIES_PER_JOB = 64
@@ -16,11 +20,11 @@ _STUDIES_PER_JOB = 64
 
 @dataclass(frozen=True)
 class Inventory:
-    """Tables and files of a data set, matched by id; ``problems`` gives a reason per study."""
+    """Tables and files of a data set, matched by id; ``studies`` are those that can be decoded, as far as is known."""
 
     annotations: Annotations
     studies: list[Study]
-    problems: dict[str, str]
+    findings: list[Finding]
 
 
 def take_inventory(folder: Path) -> Inventory:
@@ -37,41 +41,97 @@ def take_inventory(folder: Path) -> Inventory:
     if not files:
         raise UserError(f"{images}: no .dcm files; the challenge's images belong there")
     ids = annotations.studies["patientId"].to_list()
-    problems = dict(annotations.problems)
-    for key in ids:
-        if key not in files:
-            problems.setdefault(key, f"no image: {IMAGES} has no file of this name")
-    for key in files.keys() - set(ids):
-        problems[key] = f"no label: {LABELS} has no row for this image"
+    findings = list(annotations.findings)
+    findings += [Finding(RULES["image_there"], key) for key in ids if key not in files]
+    findings += [Finding(RULES["label_there"], key) for key in sorted(files.keys() - set(ids))]
+    problems = unusable(findings)
     usable = [key for key in ids if key not in problems]
     boxes = annotations.boxes_of(usable)
     studies = [Study(key, files[key], box) for key, box in zip(usable, boxes, strict=True)]
-    return Inventory(annotations, studies, problems)
+    return Inventory(annotations, studies, findings)
 
 
-def require_few_problems(problems: Iterable[str], total: int, max_bad_fraction: float, place: str) -> None:
+@dataclass(frozen=True)
+class Examination:
+    """All that is known of a data set once its pixels have been seen.
+
+    Attributes:
+        annotations: the tables.
+        rows: one per decoded study: the columns of its table row, its header's tags, what it looks
+            like (`describe`), and ``cluster``, the studies that must stay in one split.
+        findings: all of them.
+        problems: study -> why it cannot be used.
+    """
+
+    annotations: Annotations
+    rows: pd.DataFrame
+    findings: list[Finding]
+    problems: dict[str, str]
+
+    def summary(self) -> str:
+        """What is in the data set, in a few lines."""
+        studies, boxes = self.annotations.studies, self.annotations.boxes
+        views = Counter(view or "unknown" for view in self.rows["view"]) if len(self.rows) else Counter[str]()
+        classes = ", ".join(f"{name} {count}" for name, count in studies["class"].value_counts().items())
+        return "\n".join(
+            [
+                f"studies: {len(studies)} of {studies['groupId'].nunique()} patients; {len(self.problems)} unusable",
+                f"boxes: {len(boxes)} on {int(studies['target'].sum())} studies",
+                f"classes: {classes}",
+                f"views: {', '.join(f'{view} {count}' for view, count in sorted(views.items()))}",
+            ]
+        )
+
+
+def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination:
+    """Put together what tables, files and pixels say, and compare the studies with each other."""
+    results = list(results)
+    findings = list(inventory.findings)
+    findings += [
+        Finding(RULES["readable"], key, reason) for result in results for key, reason in result.problems.items()
+    ]
+    studies = inventory.annotations.studies
+    rows = pd.DataFrame([row for result in results for row in result.rows])
+    if len(rows):
+        rows = rows.merge(studies, on="patientId", validate="one_to_one")
+        pairs = _copies(rows, findings)
+        rows["cluster"] = clusters(rows["groupId"].to_list(), pairs)
+        findings += [Finding(RULES["nearly_empty"], key) for key in rows["patientId"][rows["nearly_empty"]]]
+        findings += [Finding(RULES["view_known"], key) for key in rows["patientId"][rows["view"] == ""]]
+    return Examination(inventory.annotations, rows, findings, unusable(findings))
+
+
+def _copies(rows: pd.DataFrame, findings: list[Finding]) -> list[tuple[int, int]]:
+    """Pairs of places that show one image; notes them."""
+    ids, targets = rows["patientId"].to_list(), rows["target"].to_list()
+    same = same_files(rows["digest"].to_list())
+    similar = [
+        pair for pair in similar_pairs(rows["hash"].to_list()) if rows["digest"][pair[0]] != rows["digest"][pair[1]]
+    ]
+    for rule, pairs in (("same_file", same), ("similar_image", similar)):
+        findings += [Finding(RULES[rule], ids[j], f"copy of {ids[i]}") for i, j in pairs]
+    findings += [
+        Finding(RULES["copies_disagree"], ids[j], f"{ids[i]} has Target {targets[i]}, this one {targets[j]}")
+        for i, j in [*same, *similar]
+        if targets[i] != targets[j]
+    ]
+    return [*same, *similar]
+
+
+def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: float, place: str) -> None:
     """Stop when more than ``max_bad_fraction`` of ``total`` studies are unusable.
 
     Raises:
         UserError: how many there are, the limit, one example and where all are listed.
     """
-    reasons = list(problems)
-    if len(reasons) > max_bad_fraction * total:
+    if len(problems) > max_bad_fraction * total:
         raise UserError(
-            f"{len(reasons)} of {total} studies are unusable; data.max_bad_fraction = {max_bad_fraction:g}"
-            f" allows {int(max_bad_fraction * total)}; {place}; the first: {reasons[0]}"
+            f"{len(problems)} of {total} studies are unusable; data.max_bad_fraction = {max_bad_fraction:g}"
+            f" allows {int(max_bad_fraction * total)}; {place}; the first: {problems[0]}"
         )
 
 
-@dataclass(frozen=True)
-class CheckReport:
-    """What a check found: a summary in a few lines, and a reason per unusable study."""
-
-    summary: str
-    problems: dict[str, str]
-
-
-def check_dataset(folder: Path, workers: int) -> CheckReport:
+def check_dataset(folder: Path, workers: Workers, study_seconds: float) -> Examination:
     """Read every table, file and pixel of a data set, as ``preprocess`` would, and write nothing.
 
     Raises:
@@ -81,24 +141,5 @@ def check_dataset(folder: Path, workers: int) -> CheckReport:
     size = _STUDIES_PER_JOB
     chunks = [tuple(inventory.studies[start : start + size]) for start in range(0, len(inventory.studies), size)]
     # The smallest image and no CLAHE: only whether a study can be decoded matters here.
-    results = map_parallel(
-        write_shard, [ShardJob(None, chunk, Preparation(64, 0, (1, 1))) for chunk in chunks], workers, "Checking"
-    )
-    problems = dict(inventory.problems)
-    for result in results:
-        problems |= result.problems
-    views = Counter(str(row["view"]) or "unknown" for result in results for row in result.rows)
-    return CheckReport(_summary(inventory, views, len(problems)), problems)
-
-
-def _summary(inventory: Inventory, views: Counter[str], problems: int) -> str:
-    studies, boxes = inventory.annotations.studies, inventory.annotations.boxes
-    classes = ", ".join(f"{name} {count}" for name, count in studies["class"].value_counts().items())
-    return "\n".join(
-        [
-            f"studies: {len(studies)} of {studies['groupId'].nunique()} patients; {problems} unusable",
-            f"boxes: {len(boxes)} on {int(studies['target'].sum())} studies",
-            f"classes: {classes}",
-            f"views: {', '.join(f'{view} {count}' for view, count in sorted(views.items()))}",
-        ]
-    )
+    jobs = [ShardJob(None, chunk, Preparation(64, 0, (1, 1)), study_seconds) for chunk in chunks]
+    return examine(inventory, prepare_shards(jobs, workers, "Checking"))

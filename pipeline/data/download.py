@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.errors import UserError
-from pipeline.files import directory_atomic
+from pipeline.files import directory_atomic, write_text
 
 COMPETITION = "rsna-pneumonia-detection-challenge"
+_NIH_NAME = re.compile(r"(\d{1,12})_\d{1,6}\.png")
+_IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAX_BYTES = 64 * 2**30
 
 _HOW_TO_LOG_IN = (
@@ -89,20 +92,36 @@ def extract_challenge(archive: Path, folder: Path) -> None:
         raise UserError(f"{archive}: not the challenge's archive: {error}") from None
 
 
-def write_groups(mapping: Path, target: Path) -> None:
-    """Turn the official mapping (a list of ``subset_img_id`` and ``img_id``) into patient groups.
+def write_groups(mapping: Path, target: Path) -> tuple[int, int]:
+    """Turn the official mapping (a list of ``subset_img_id`` and ``img_id``) into a table of patient groups.
 
     NIH image names are ``<patient>_<number>.png``.
 
+    Returns:
+        How many images and how many patients there are.
+
     Raises:
-        UserError: the file is missing or is not such a list.
+        UserError: the file is missing, is not such a list, or gives an image two patients.
     """
     try:
         rows = json.loads(mapping.read_text(encoding="utf-8"))
-        names = {str(row["subset_img_id"]): str(row["img_id"]).split("_")[0] for row in rows}
+        pairs = [(str(row["subset_img_id"]), str(row["img_id"])) for row in rows]
     except FileNotFoundError:
         raise UserError(f"{mapping}: no such file; RSNA publishes it beside the challenge") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{mapping}: not the mapping to NIH names: {type(error).__name__}: {error}") from None
-    lines = ["patientId,groupId", *(f"{image},{patient}" for image, patient in names.items())]
-    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        raise UserError(
+            f"{mapping}: not a JSON list of objects with subset_img_id and img_id ({type(error).__name__})"
+        ) from None
+    patients: dict[str, str] = {}
+    for number, (image, name) in enumerate(pairs):
+        match = _NIH_NAME.fullmatch(name)
+        if not match or not _IMAGE_ID.fullmatch(image):
+            raise UserError(
+                f"{mapping} entry {number}: subset_img_id {image[:60]!r}, img_id {name[:60]!r}: must be a plain id and"
+                " <patient>_<number>.png"
+            )
+        if patients.setdefault(image, match[1]) != match[1]:
+            raise UserError(f"{mapping} entry {number}: {image} is of patient {patients[image]} and of {match[1]}")
+    lines = ["patientId,groupId", *(f"{image},{patient}" for image, patient in patients.items())]
+    write_text(target, "\n".join(lines) + "\n")
+    return len(patients), len(set(patients.values()))

@@ -1,53 +1,123 @@
-"""Run one function over many jobs on all cores, with a progress bar."""
+"""Run one function over many jobs in processes that may die: on this machine, or on a Dask cluster."""
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
 
 import cv2
+from pebble import ProcessExpired, ProcessPool
 from rich.console import Console
 from rich.progress import track
 
+from pipeline.errors import UserError
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Submit = Callable[[Callable[[Any], Any], Any], "Future[Any]"]
 
 
-def map_parallel(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, description: str
-) -> list[Result]:
-    """Apply ``function`` to every job, in order; ``workers`` 0 means one process per core.
+@dataclass(frozen=True)
+class Workers:
+    """Where jobs run.
 
-    ``function`` and the jobs must be picklable. The first exception of a job stops the rest.
+    Attributes:
+        count: processes on this machine; 0 means one per core.
+        scheduler: address of a Dask scheduler whose workers see the same files; empty: this machine.
     """
-    with _pool(min(workers or os.cpu_count() or 1, len(jobs) or 1)) as pool:
-        results = pool.map(function, jobs) if pool else map(function, jobs)
-        return list(_progress(results, len(jobs), description))
+
+    count: int = 0
+    scheduler: str = ""
 
 
-def _progress(results: Iterable[Result], total: int, description: str) -> Iterator[Result]:
-    console = Console(stderr=True)
-    # Without a terminal the bar would end up in a log as one useless line of escape codes.
-    return iter(track(results, description, total, console=console, disable=not console.is_terminal))
+def map_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: Workers, description: str
+) -> list[Result | None]:
+    """Apply ``function`` to every job; results in the order of the jobs.
+
+    ``function`` and the jobs must be picklable. A job whose process died (a decoder crashed, or the
+    system ended it) gives None; the process is replaced, and the other jobs do not notice. The first
+    exception of a job stops the rest.
+
+    Raises:
+        UserError: the Dask cluster cannot be used.
+    """
+    with _dask(workers.scheduler) if workers.scheduler else _processes(workers.count, len(jobs)) as submit:
+        futures = [submit(function, job) for job in jobs]
+        console = Console(stderr=True)
+        # Without a terminal the bar would end up in a log as one useless line of escape codes.
+        shown = track(futures, description, console=console, disable=not console.is_terminal)
+        return [_result(future) for future in shown]
+
+
+def _result(future: "Future[Result]") -> Result | None:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    # By name: distributed's exception can be told without importing the optional package.
+    if isinstance(error, ProcessExpired) or type(error).__name__ == "KilledWorker":
+        return None
+    raise error
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[Executor | None]:
-    if workers == 1:
-        yield None
-        return
-    # spawn: a forked child inherits OpenCV's and the logger's locks in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+def _processes(count: int, jobs: int) -> Iterator[Submit]:
+    pool = ProcessPool(min(count or os.cpu_count() or 1, max(jobs, 1)), initializer=_start_worker, context=_context())
     try:
-        yield pool
+        yield lambda function, job: pool.schedule(function, args=[job])
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.stop()
         raise
-    pool.shutdown()
+    else:
+        pool.close()
+    finally:
+        pool.join()
 
 
-def _one_thread() -> None:
+def _context() -> Any:
+    # fork: a child would inherit OpenCV's and the logger's locks in whatever state they are.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # Imported once, not by every worker.
+    context.set_forkserver_preload(["pipeline.data.shards", "pipeline.data.sample"])
+    return context
+
+
+def _start_worker() -> None:
     cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """A killed main process must not leave workers behind, busy or waiting."""
+    wait([sentinel])
+    os._exit(1)
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[Submit]:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UserError("preprocess.executor = 'dask': needs pip install -c constraints.txt -e '.[dask]'") from None
+    try:
+        client = Client(address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:  # a refused or timed-out connection, a malformed address
+        raise UserError(
+            f"preprocess.scheduler = {address!r}: no Dask scheduler answers there ({type(error).__name__})"
+        ) from None
+    with client:
+        executor = client.get_executor(pure=False)
+        try:
+            yield executor.submit
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise

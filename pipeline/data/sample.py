@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGBaseline8Bit
 
 from pipeline.data import annotations as tables
-from pipeline.data.parallel import map_parallel
+from pipeline.data.parallel import Workers, map_jobs
 from pipeline.data.phantom import draw_anatomy, render_study
 from pipeline.errors import UserError
 
@@ -81,7 +81,13 @@ def make_sample(
         drawn = _tables_from_labels(labels, size, seed)
     (out / tables.IMAGES).mkdir(parents=True, exist_ok=True)
     plan = _plan(drawn, seed)
-    map_parallel(_render, [_RenderJob(study, out / tables.IMAGES, size) for study in plan], workers, "Rendering")
+    jobs = [_RenderJob(study, out / tables.IMAGES, size) for study in plan]
+    rendered = (
+        [_render(job) for job in jobs] if workers == 1 else map_jobs(_render, jobs, Workers(workers), "Rendering")
+    )
+    for study, done in zip(plan, rendered, strict=True):
+        if done is None:
+            raise UserError(f"{out}: a process died while it rendered {study.patient_id}")
     _write_tables(out, drawn)
     return len(plan)
 
@@ -109,7 +115,7 @@ def _draw_tables(count: int, size: int, seed: int, opacity_fraction: float) -> t
     studies = pd.DataFrame({"patientId": ids, "groupId": _draw_groups(count, rng)})
     studies["class"] = np.where(targets == 1, tables.OPACITY, other)
     studies["target"] = targets
-    return tables.Annotations(studies, pd.DataFrame(rows, columns=["patientId", *tables.BOX]), {})
+    return tables.Annotations(studies, pd.DataFrame(rows, columns=["patientId", *tables.BOX]), [], True)
 
 
 def _tables_from_labels(labels: Path, size: int, seed: int) -> tables.Annotations:
@@ -185,7 +191,7 @@ def _plan(drawn: tables.Annotations, seed: int) -> list[SampleStudy]:
     ]
 
 
-def _render(job: _RenderJob) -> None:
+def _render(job: _RenderJob) -> str:
     study = job.study
     patient = np.random.default_rng([study.patient_seed, 3])
     anatomy = draw_anatomy(patient)
@@ -197,6 +203,7 @@ def _render(job: _RenderJob) -> None:
     age = 148 if rng.random() < 5 / 26684 else int(np.clip(patient.normal(47, 17), 1, 92))
     spacing = float(rng.choice([0.115, 0.139, 0.143, 0.168, 0.171, 0.194, 0.199])) * CHALLENGE_SIZE / job.size
     _write_dicom(job.folder / f"{study.patient_id}.dcm", study, pixels, sex, str(age), round(spacing, 4))
+    return study.patient_id
 
 
 def _write_dicom(path: Path, study: SampleStudy, pixels: np.ndarray, sex: str, age: str, spacing: float) -> None:

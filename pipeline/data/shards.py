@@ -4,8 +4,12 @@ A shard is the unit of parallel work and of DVC's de-duplication: studies are de
 the order of the label table, so studies appended to it leave the shards before them as they were.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import faulthandler
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +19,10 @@ import pandas as pd
 
 from pipeline.data.clahe import Preparation, prepare
 from pipeline.data.dicom import read_radiograph
+from pipeline.data.looks import describe
+from pipeline.data.parallel import Workers, map_jobs
 from pipeline.errors import BadStudyError, UserError
+from pipeline.files import write_atomic, write_json
 
 INDEX = "index.csv"
 BOXES = "boxes.csv"
@@ -34,37 +41,118 @@ class Study:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A shard to write; without ``target`` the studies are only checked."""
+    """Studies to prepare together.
+
+    Attributes:
+        target: the ``.npy`` file to write; None: the studies are only checked.
+        studies: in the order of the rows.
+        rules: how they are prepared.
+        study_seconds: a study that takes longer ends the process; 0: no limit.
+    """
 
     target: Path | None
     studies: tuple[Study, ...]
     rules: Preparation
+    study_seconds: float = 0
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """Index rows of the prepared studies, and patientId -> reason of the others."""
+    """A row per prepared study, in the order of the images; and patientId -> reason of the others."""
 
     rows: list[dict[str, object]]
     problems: dict[str, str]
 
 
 def write_shard(job: ShardJob) -> ShardResult:
-    """Decode and prepare a shard's studies and save them as one array."""
+    """Decode and prepare a shard's studies; save them as one array, and the result beside it.
+
+    The result is written last, so that where it is, the shard is complete: see `read_result`.
+    """
     images: list[Image] = []
     rows: list[dict[str, object]] = []
     problems: dict[str, str] = {}
     for study in job.studies:
         try:
-            image, row = _prepare_study(study, job)
+            with _time_limit(job.study_seconds):
+                image, row = _prepare_study(study, job)
         except BadStudyError as error:
             problems[study.patient_id] = str(error)
             continue
-        rows.append(row | {"shard": job.target.name if job.target else "", "row": len(images)})
+        rows.append(row | {"row": len(images)})
         images.append(image)
-    if job.target and images:
-        np.save(job.target, np.stack(images))
-    return ShardResult(rows, problems)
+    result = ShardResult(rows, problems)
+    if job.target:
+        if images:
+            write_atomic(job.target, lambda path: np.save(path, np.stack(images)))
+        write_json(_result_file(job.target), asdict(result))
+    return result
+
+
+def read_result(target: Path) -> ShardResult | None:
+    """What `write_shard` returned for ``target`` before; None if it never finished."""
+    try:
+        return ShardResult(**json.loads(_result_file(target).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _result_file(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer: a decoder that hangs never comes back to Python."""
+    if seconds <= 0:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def prepare_shards(jobs: Sequence[ShardJob], workers: Workers, description: str) -> list[ShardResult]:
+    """Run `write_shard` on every job whose shard is not there yet; results in the order of the jobs.
+
+    A study on which a process dies is a problem of that study alone: the job is done again
+    without it.
+
+    Raises:
+        UserError: processes die on a job of which each study alone does no harm.
+    """
+    results = [job.target and read_result(job.target) for job in jobs]
+    open_jobs = [job for job, result in zip(jobs, results, strict=True) if result is None]
+    made = iter(_run(open_jobs, workers, description))
+    return [result or next(made) for result in results]
+
+
+def _run(jobs: Sequence[ShardJob], workers: Workers, description: str) -> list[ShardResult]:
+    results = map_jobs(write_shard, jobs, workers, description) if jobs else []
+    return [
+        _without_culprits(job, workers) if result is None else result for job, result in zip(jobs, results, strict=True)
+    ]
+
+
+def _without_culprits(job: ShardJob, workers: Workers) -> ShardResult:
+    alone = [replace(job, target=None, studies=(study,)) for study in job.studies]
+    survived = map_jobs(write_shard, alone, workers, "Looking for the study that ended a process")
+    sound = tuple(study for study, result in zip(job.studies, survived, strict=True) if result is not None)
+    again = map_jobs(write_shard, [replace(job, studies=sound)], workers, "Once more")[0]
+    if again is None:
+        raise UserError(
+            f"{job.studies[0].path.parent}: processes die on the {len(sound)} studies from {job.studies[0].patient_id}"
+            " on, though on none of them alone; is there enough memory?"
+        )
+    reason = f"its decoder crashed, or took longer than {job.study_seconds:g} s (data.study_seconds)"
+    culprits = sorted({study.patient_id for study in job.studies} - {study.patient_id for study in sound})
+    result = ShardResult(again.rows, again.problems | dict.fromkeys(culprits, reason))
+    if job.target:
+        write_json(_result_file(job.target), asdict(result))
+    return result
 
 
 def _prepare_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object]]:
@@ -72,8 +160,9 @@ def _prepare_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object
     height, width = radiograph.pixels.shape
     _require_inside(study.boxes, height, width)
     image = prepare(radiograph.pixels, job.rules)
-    row = {"patientId": study.patient_id, "height": height, "width": width}
-    return image, row | {"view": radiograph.view, "sex": radiograph.sex, "age": radiograph.age}
+    row: dict[str, object] = {"patientId": study.patient_id, "height": height, "width": width}
+    row |= {name: getattr(radiograph, name) for name in ("view", "sex", "age", "spacing")}
+    return image, row | describe(study.path, radiograph.pixels)
 
 
 def _require_inside(boxes: np.ndarray, height: int, width: int) -> None:

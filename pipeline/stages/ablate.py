@@ -119,7 +119,7 @@ def _inputs(params: Params, base: Params, out: Path) -> dict[str, SplitData]:
     if clip_limit != base.preprocess.clahe.clip_limit:
         prepared = out / f"prepared-{clip_limit:g}-{_data_version()}"
         if not prepared.exists():
-            preprocess(params, prepared, out / "quarantine.csv")
+            preprocess(params, prepared, out)
     return read_inputs(params.preprocess.image_size, prepared, SPLITS_FILE)
 
 

@@ -1,15 +1,19 @@
-"""Stage ``preprocess``: raw DICOM files -> uint8 image shards, their index and boxes."""
+"""Stage ``preprocess``: raw DICOM files -> uint8 image shards, their index and boxes, and a page about the data."""
 
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
 
+from pipeline import provenance
 from pipeline.data.annotations import BOX
-from pipeline.data.checks import Inventory, require_few_problems, take_inventory
+from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
 from pipeline.data.clahe import Preparation
-from pipeline.data.parallel import map_parallel
-from pipeline.data.shards import BOXES, INDEX, ShardJob, Study, write_shard
+from pipeline.data.data_page import render_data_page
+from pipeline.data.parallel import Workers
+from pipeline.data.shards import BOXES, INDEX, ShardJob, ShardResult, Study, prepare_shards
 from pipeline.errors import run_main
 from pipeline.files import directory_atomic, write_text
 from pipeline.params import Params, load_params
@@ -18,44 +22,44 @@ logger = logging.getLogger(__name__)
 
 PREPARED = Path("data/prepared")
 QUARANTINE = Path("reports/quarantine.csv")
+DATA_PAGE = Path("reports/data.html")
+INDEX_COLUMNS = [
+    "patientId", "shard", "row", "height", "width", "view", "sex", "age", "spacing",
+    "groupId", "class", "target", "cluster",
+]  # fmt: skip
 
 
-def preprocess(params: Params, prepared: Path = PREPARED, quarantine: Path = QUARANTINE) -> None:
-    """Prepare every usable study and list the others with their reasons.
+def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARANTINE.parent) -> None:
+    """Prepare every usable study, list the others with their reasons, and draw a page about the data.
+
+    Finished shards wait beside ``prepared`` until all are done: a run that was ended goes on there.
 
     Raises:
         UserError: the data set is not in the challenge's layout, or too much of it is unusable;
             the former prepared data then stay as they were.
     """
     inventory = take_inventory(Path(params.data.dir))
+    workers = workers_of(params)
+    waiting = prepared.with_name(f".{prepared.name}.parts")
+    waiting.mkdir(parents=True, exist_ok=True)
+    jobs = _jobs(params, inventory, waiting)
+    results = prepare_shards(list(jobs.values()), workers, "Preprocessing")
+    found = examine(inventory, results)
+    write_text(reports / QUARANTINE.name, _quarantine_table(found.problems))
+    total = len(found.annotations.studies)
+    place = f"all are listed in {reports / QUARANTINE.name}"
+    require_few_problems(list(found.problems.values()), total, params.data.max_bad_fraction, place)
     with directory_atomic(prepared) as folder:
-        results = map_parallel(
-            write_shard, _jobs(params, inventory, folder), params.preprocess.workers, "Preprocessing"
-        )
-        rows = pd.DataFrame([row for result in results for row in result.rows])
-        problems = dict(inventory.problems)
-        for result in results:
-            problems |= result.problems
-        write_text(quarantine, _quarantine_table(problems))
-        total = len(inventory.annotations.studies)
-        require_few_problems(problems.values(), total, params.data.max_bad_fraction, f"all are listed in {quarantine}")
-        index = rows.merge(inventory.annotations.studies, on="patientId", validate="one_to_one")
-        index.to_csv(folder / INDEX, index=False)
-        boxes = inventory.annotations.boxes
-        boxes[boxes["patientId"].isin(index["patientId"])][["patientId", *BOX]].to_csv(folder / BOXES, index=False)
-    logger.info("prepared %d studies, quarantined %d", len(index), len(problems))
+        _assemble(folder, jobs, results, found)
+    write_text(reports / DATA_PAGE.name, render_data_page(found, Path(params.data.dir), workers))
+    shutil.rmtree(waiting)
+    logger.info("prepared %d studies, quarantined %d", len(found.rows), len(found.problems))
 
 
-def _jobs(params: Params, inventory: Inventory, folder: Path) -> list[ShardJob]:
-    rules, size = preparation(params), params.preprocess.shard_size
-    place = {key: number // size for number, key in enumerate(inventory.annotations.studies["patientId"])}
-    shards: dict[int, list[Study]] = {}
-    for study in inventory.studies:
-        shards.setdefault(place[study.patient_id], []).append(study)
-    return [
-        ShardJob(folder / f"images-{number:05d}.npy", tuple(studies), rules)
-        for number, studies in sorted(shards.items())
-    ]
+def workers_of(params: Params) -> Workers:
+    """Where the data path's jobs run."""
+    section = params.preprocess
+    return Workers(section.workers, section.scheduler if section.executor == "dask" else "")
 
 
 def preparation(params: Params) -> Preparation:
@@ -63,6 +67,51 @@ def preparation(params: Params) -> Preparation:
     section = params.preprocess
     columns, rows = section.clahe.tile_grid_size
     return Preparation(section.image_size, section.clahe.clip_limit, (columns, rows), tuple(section.channels))
+
+
+def _jobs(params: Params, inventory: Inventory, folder: Path) -> dict[int, ShardJob]:
+    """A job per shard, by its number in the label table; its file is named by all that decides its contents."""
+    rules, size = preparation(params), params.preprocess.shard_size
+    place = {key: number // size for number, key in enumerate(inventory.annotations.studies["patientId"])}
+    shards: dict[int, list[Study]] = {}
+    for study in inventory.studies:
+        shards.setdefault(place[study.patient_id], []).append(study)
+    code = provenance.fingerprint({}, sorted((Path(__file__).parent.parent / "data").glob("*.py")))
+    # Absolute paths: another machine's worker has another working directory.
+    return {
+        number: ShardJob(
+            folder.resolve() / f"{_key(code, rules, studies)}.npy", tuple(studies), rules, params.data.study_seconds
+        )
+        for number, studies in sorted(shards.items())
+    }
+
+
+def _key(code: str, rules: Preparation, studies: list[Study]) -> str:
+    files = [(study.patient_id, study.path.stat().st_size, study.path.stat().st_mtime_ns) for study in studies]
+    boxes = [study.boxes.tolist() for study in studies]
+    return provenance.fingerprint({"code": code, "rules": repr(rules), "files": files, "boxes": boxes}, [])
+
+
+def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult], found: Examination) -> None:
+    names: dict[str, str] = {}
+    for (number, job), result in zip(jobs.items(), results, strict=True):
+        name = f"images-{number:05d}.npy"
+        names |= {str(row["patientId"]): name for row in result.rows}
+        if result.rows and job.target:
+            _link(job.target, folder / name)
+    index = (
+        found.rows.assign(shard=found.rows["patientId"].map(names)) if names else pd.DataFrame(columns=INDEX_COLUMNS)
+    )
+    index[INDEX_COLUMNS].to_csv(folder / INDEX, index=False)
+    boxes = found.annotations.boxes
+    boxes[boxes["patientId"].isin(index["patientId"])][["patientId", *BOX]].to_csv(folder / BOXES, index=False)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _quarantine_table(problems: dict[str, str]) -> str:

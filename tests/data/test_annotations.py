@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 def test_reads_what_the_sample_wrote(sample):
     found = read_annotations(sample)
     labels = pd.read_csv(sample / LABELS)
-    assert found.problems == {}
+    assert found.findings == []
     assert found.studies["patientId"].to_list() == labels["patientId"].drop_duplicates().to_list()
     assert found.studies["target"].sum() == 30
     key = labels["patientId"][labels["Target"] == 1].iloc[0]
@@ -28,7 +28,7 @@ def test_optional_tables(rsna):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("new,1,2,3,4,2", "Target '2' must be 0 or 1"),
+        ("new,1,2,3,4,2", "Target must be 0 or 1: stage_2_train_labels.csv line"),
         ("new,1,2,,4,1", "Target 1 needs four numbers"),
         ("new,1,2,3,4,0", "Target 0 must have no box"),
         ("new,1,2,0,4,1", "without width or height"),
@@ -57,7 +57,7 @@ def test_tables_that_contradict_each_other(rsna):
     groups[groups["patientId"] != negative].to_csv(rsna / GROUPS, index=False)
     problems = read_annotations(rsna).problems
     assert problems.keys() == {negative, positive}
-    assert "contradicts Target 1" in problems[positive]
+    assert "contradicts Target: 'Normal', and Target 1" in problems[positive]
     assert "no group" in problems[negative]
 
 

@@ -47,5 +47,5 @@ def test_groups_from_the_official_mapping(tmp_path):
     write_groups(tmp_path / "m.json", tmp_path / GROUPS)
     assert (tmp_path / GROUPS).read_text() == "patientId,groupId\na,00000013\nb,00000013\nc,00000014\n"
     (tmp_path / "m.json").write_text("[{}]")
-    with pytest.raises(UserError, match="not the mapping"):
+    with pytest.raises(UserError, match="not a JSON list"):
         write_groups(tmp_path / "m.json", tmp_path / GROUPS)

@@ -97,8 +97,8 @@ def break_studies(rsna, kind, keys):
 
 REASONS = {
     "outside": "reaches outside the image of 128 x 128",
-    "corrupt": "unreadable",
-    "truncated": "",
+    "corrupt": "the file cannot be used: ",
+    "truncated": "the file cannot be used: ",
     "no image": "no image",
     "no label": "no label",
 }

@@ -1,0 +1,177 @@
+"""``data.html``: what is in a data set and what is wrong with it, as one page that needs no network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.data.annotations import BOX, IMAGES
+from pipeline.data.checks import Examination
+from pipeline.data.clahe import letterbox
+from pipeline.data.dicom import read_radiograph
+from pipeline.data.findings import Finding, Severity, by_rule
+from pipeline.data.looks import HISTOGRAM_BINS
+from pipeline.data.parallel import Workers, map_jobs
+from pipeline.drawing import data_uri
+
+_TEMPLATE = "data.html.jinja"
+_EXAMPLES = 5
+_LISTED = 500
+_THUMBNAILS = 24
+_THUMBNAIL_SIDE = 160
+_HEAT_CELLS = 64
+
+Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart; ``share`` is of the longest."""
+
+    label: str
+    count: int
+    share: float
+
+
+def render_data_page(found: Examination, folder: Path, workers: Workers) -> str:
+    """The page as HTML; the same for the same data, whoever asked for it.
+
+    Args:
+        found: what is known of the data set.
+        folder: where it lies; the worst studies are read again for their pictures.
+        workers: where they are read.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    rows = found.rows
+    return environment.get_template(_TEMPLATE).render(
+        found=found,
+        findings=by_rule(found.findings),
+        examples=_EXAMPLES,
+        listed=_LISTED,
+        balance=_balance(rows),
+        charts=_charts(found) if len(rows) else {},
+        heat_map=_heat_map(found) if len(rows) else "",
+        greys=_grey_lines(rows) if len(rows) else {},
+        worst=_worst(found, folder, workers) if len(rows) else [],
+    )
+
+
+def _balance(rows: pd.DataFrame) -> pd.DataFrame:
+    """Studies of each class and view."""
+    if not len(rows):
+        return pd.DataFrame()
+    return pd.crosstab(rows["class"], rows["view"].replace("", "unknown"), margins=True, margins_name="all")
+
+
+def _charts(found: Examination) -> dict[str, list[Bar]]:
+    rows, boxes = found.rows, found.annotations.boxes
+    per_study = boxes["patientId"].value_counts()
+    counts = rows["patientId"].map(per_study).fillna(0).astype(int)
+    sides = _relative_boxes(found)
+    size = np.sqrt(sides[:, 2] * sides[:, 3])
+    return {
+        "Boxes of a study": _bars(counts.astype(str)),
+        "Size of a box (square root of its area, in % of the image)": _histogram(size * 100, np.arange(0, 101, 5)),
+        "Age in years": _histogram(rows["age"].to_numpy(np.float64), np.arange(0, 101, 10)),
+        "Sex": _bars(rows["sex"].replace("", "unknown")),
+        "Longer side in pixels": _bars(rows[["height", "width"]].max(axis=1).astype(str)),
+        "Studies of a patient": _bars(rows["groupId"].map(rows["groupId"].value_counts()).astype(str)),
+    }
+
+
+def _bars(values: pd.Series) -> list[Bar]:
+    counts = values.value_counts()
+    top = sorted(counts.head(12).items(), key=lambda item: (len(str(item[0])), str(item[0])))
+    return [Bar(str(label), int(count), count / counts.max()) for label, count in top]
+
+
+def _histogram(values: npt.NDArray[np.float64], edges: np.ndarray) -> list[Bar]:
+    known = values[np.isfinite(values)]
+    counts, _ = np.histogram(np.minimum(known, edges[-1]), edges)
+    spans = zip(edges[:-1], edges[1:], counts, strict=True)
+    return [Bar(f"{low} to {high}", int(count), count / max(1, counts.max())) for low, high, count in spans]
+
+
+def _relative_boxes(found: Examination) -> npt.NDArray[np.float64]:
+    """Boxes of the usable studies in fractions of their image, ``[N, 4]`` x, y, width, height."""
+    images = found.rows[["patientId", "width", "height"]]
+    boxes = found.annotations.boxes.merge(images, on="patientId", suffixes=("", "_image"))
+    sides = np.tile(boxes[["width_image", "height_image"]].to_numpy(np.float64), 2)
+    return np.asarray(boxes[BOX].to_numpy(np.float64) / sides)
+
+
+def _heat_map(found: Examination) -> str:
+    """How many boxes cover each place of the image; brighter is more."""
+    cover = np.zeros((_HEAT_CELLS, _HEAT_CELLS), np.float64)
+    for x, y, width, height in np.round(_relative_boxes(found) * _HEAT_CELLS).astype(int):
+        cover[y : y + height, x : x + width] += 1
+    grey = np.asarray(np.round(255 * cover / max(1, cover.max())), np.uint8)
+    large = cv2.resize(grey, (320, 320), interpolation=cv2.INTER_LINEAR)
+    return data_uri(np.asarray(cv2.applyColorMap(large, cv2.COLORMAP_VIRIDIS), np.uint8))
+
+
+def _grey_lines(rows: pd.DataFrame) -> dict[str, str]:
+    """Mean histogram of grey levels of each view, as the points of an SVG line in 320 x 120."""
+    lines = {}
+    for view, part in rows.groupby("view"):
+        mean = np.mean(part["histogram"].to_list(), axis=0)
+        x = np.linspace(0, 320, HISTOGRAM_BINS)
+        y = 120 * (1 - np.minimum(mean / 0.12, 1))
+        lines[str(view) or "unknown"] = " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return lines
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A study, its picture and why it is shown."""
+
+    study: str
+    uri: str
+    caption: str
+
+
+def _worst(found: Examination, folder: Path, workers: Workers) -> list[Thumbnail]:
+    captions = _suspects(found)
+    paths = [folder / IMAGES / f"{key}.dcm" for key in captions]
+    pictures = map_jobs(_thumbnail, paths, workers, "Drawing") if paths else []
+    return [
+        Thumbnail(key, data_uri(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)), caption)  # type: ignore[arg-type]
+        for (key, caption), picture in zip(captions.items(), pictures, strict=True)
+        if picture is not None
+    ]
+
+
+def _suspects(found: Examination) -> dict[str, str]:
+    """Readable studies with a warning, then those whose grey levels are the most unusual; study -> why."""
+    rows = found.rows
+    readable = set(rows["patientId"])
+    warned: list[Finding] = [one for one in found.findings if one.rule.severity is Severity.WARNING]
+    captions = {one.study: one.reason() for one in warned if one.study in readable}
+    scores = (rows[["mean", "deviation"]] - rows[["mean", "deviation"]].median()).abs()
+    scores /= scores.median().clip(lower=1e-6)
+    for place in scores.max(axis=1).sort_values(ascending=False, kind="stable").index[:_THUMBNAILS]:
+        row = rows.loc[place]
+        captions.setdefault(row["patientId"], f"mean {row['mean']:.0f}, deviation {row['deviation']:.0f}")
+    return dict(list(captions.items())[:_THUMBNAILS])
+
+
+def _thumbnail(path: Path) -> Image:
+    return letterbox(read_radiograph(path).pixels, _THUMBNAIL_SIDE)
+
+
+def findings_text(found: Examination, shown: int) -> Sequence[str]:
+    """Findings as lines for a terminal: each rule with its count and advice, then the first studies."""
+    lines = []
+    for rule, cases in by_rule(found.findings).items():
+        lines.append(f"{rule.severity}: {rule.title}: {len(cases)}; {rule.advice}")
+        lines += [f"  {case.study}: {case.reason()}" for case in cases[:shown]]
+        if len(cases) > shown:
+            lines.append(f"  and {len(cases) - shown} more")
+    return lines

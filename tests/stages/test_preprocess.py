@@ -1,0 +1,161 @@
+"""Preprocessing that is ended, scaled out, and fed with what decoders choke on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
+
+STAGE = [sys.executable, "-m", "pipeline.stages.preprocess"]
+
+
+@pytest.fixture
+def start(rsna, small_params, write_params, repository, tmp_path):
+    """Start the stage in a process with changed params: ``start(preprocess={...})``."""
+
+    def call(**sections):
+        for section, values in sections.items():
+            small_params[section] |= values
+        write_params(small_params)
+        environment = {**os.environ, "PYTHONPATH": str(repository)}
+        return subprocess.Popen(STAGE, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    return call
+
+
+@pytest.fixture
+def prepare(start):
+    """Run it to its end; returns (exit code, stderr)."""
+
+    def call(**sections):
+        process = start(**sections)
+        _, errors = process.communicate(timeout=200)
+        return process.returncode, errors
+
+    return call
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
+    many = {"shard_size": 2, "image_size": 1024, "workers": 1}
+    process = start(preprocess=many)
+    parts = tmp_path / "data/.prepared.parts"
+    wait_for(lambda: len(list(parts.glob("*.json"))) >= 8)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npy") if path.with_suffix(".json").exists()}
+    assert 8 <= len(done) < 30
+    assert not (tmp_path / "data/prepared").exists()
+
+    again = start(preprocess=many)
+    made = set()
+
+    def look():
+        made.update(path.name for path in parts.glob("*.npy") if path.stat().st_mtime_ns not in done.values())
+        return again.poll() is not None
+
+    wait_for(look)
+    assert again.returncode == 0, again.stderr.read()
+    assert not made & done.keys()  # what was finished was not made again
+    assert not parts.exists()
+    resumed = contents(tmp_path / "data/prepared")
+    shutil.rmtree(tmp_path / "data/prepared")
+    assert prepare()[0] == 0
+    assert contents(tmp_path / "data/prepared") == resumed
+
+
+def test_other_params_use_nothing_of_a_killed_run(start, prepare, tmp_path):
+    process = start(preprocess={"shard_size": 2, "image_size": 512, "workers": 1})
+    wait_for(lambda: len(list((tmp_path / "data/.prepared.parts").glob("*.json"))) >= 3)
+    process.kill()
+    process.wait()
+    assert prepare(preprocess={"shard_size": 2, "image_size": 128})[0] == 0
+    shards = sorted((tmp_path / "data/prepared").glob("*.npy"))
+    assert len(shards) == 30
+    assert {np.load(shard).shape for shard in shards} == {(2, 128, 128)}
+
+
+@pytest.mark.slow
+def test_a_study_that_hangs_its_decoder_is_quarantined_alone(prepare, rsna, tmp_path):
+    """A pipe that nobody writes to: reading it never ends, whatever Python would like to do."""
+    keys = sorted(path.stem for path in (rsna / IMAGES).iterdir())
+    (rsna / IMAGES / f"{keys[7]}.dcm").unlink()
+    os.mkfifo(rsna / IMAGES / f"{keys[7]}.dcm")
+    code, errors = prepare(data={"study_seconds": 1.5, "max_bad_fraction": 0.05})
+    assert code == 0, errors
+    found = pd.read_csv(tmp_path / "reports/quarantine.csv")
+    assert found["patientId"].to_list() == [keys[7]]
+    assert "longer than 1.5 s (data.study_seconds)" in found["reason"][0]
+    assert set(pd.read_csv(tmp_path / "data/prepared/index.csv")["patientId"]) == set(keys) - {keys[7]}
+
+
+def test_studies_at_the_end_of_a_long_table_leave_most_shards_alone(prepare, rsna, tmp_path):
+    assert prepare(preprocess={"shard_size": 4})[0] == 0
+    before = contents(tmp_path / "data/prepared")
+    source = sorted((rsna / IMAGES).iterdir())[0]
+    for number in range(3):
+        new = f"later-{number}"
+        shutil.copy(source, rsna / IMAGES / f"{new}.dcm")
+        for name, line in ((LABELS, f"{new},,,,,0"), (CLASSES, f"{new},Normal"), (GROUPS, f"{new},{new}")):
+            with (rsna / name).open("a") as file:
+                file.write(line + "\n")
+    assert prepare()[0] == 0
+    after = contents(tmp_path / "data/prepared")
+    shards = [name for name in before if name.endswith(".npy")]
+    assert len(shards) == 15
+    assert all(before[name] == after[name] for name in shards)
+    assert set(after) - set(before) == {"images-00015.npy"}
+
+
+@pytest.fixture
+def cluster(repository, tmp_path):
+    """A Dask scheduler and two workers in processes of their own; (address, the workers)."""
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    dask, file = [sys.executable, "-m", "dask"], tmp_path / "scheduler.json"
+    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file]
+    worker = [*dask, "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
+    quiet = {"env": environment, "stderr": subprocess.DEVNULL, "start_new_session": True, "cwd": tmp_path}
+    processes = [subprocess.Popen(scheduler, **quiet)]
+    try:
+        wait_for(lambda: file.exists() and file.read_text())
+        processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
+        yield json.loads(file.read_text())["address"], processes[1:]
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.slow
+def test_dask_gives_the_same_bytes_though_a_worker_is_killed(cluster, start, prepare, tmp_path):
+    address, workers = cluster
+    shards = {"shard_size": 1, "image_size": 1024}
+    process = start(preprocess={**shards, "executor": "dask", "scheduler": address})
+    parts = tmp_path / "data/.prepared.parts"
+    wait_for(lambda: len(list(parts.glob("*.json"))) >= 5)
+    assert len(list(parts.glob("*.json"))) < 60
+    os.killpg(workers[0].pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    scaled = contents(tmp_path / "data/prepared")
+    assert prepare(preprocess={**shards, "executor": "processes"})[0] == 0
+    assert contents(tmp_path / "data/prepared") == scaled
