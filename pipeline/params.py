@@ -67,7 +67,7 @@ class PreprocessParams(_Section):
 
 
 class SplitFractions(_Section):
-    """Shares of the studies; multiples of .05 that add up to 1."""
+    """Shares of the studies; they add up to 1."""
 
     train: OpenFraction
     val: OpenFraction
@@ -78,8 +78,6 @@ class SplitFractions(_Section):
         shares = (self.train, self.val, self.test)
         if abs(sum(shares) - 1) > 1e-9:
             raise ValueError(f"fractions must add up to 1, these give {sum(shares):g}")
-        if any(abs(share * 20 - round(share * 20)) > 1e-9 for share in shares):
-            raise ValueError("each fraction must be a multiple of 0.05")
         return self
 
 
@@ -87,6 +85,17 @@ class SplitParams(_Section):
     """How studies are dealt to train, val and test."""
 
     fractions: SplitFractions
+    folds: Annotated[int, Field(ge=0, le=50)]
+    fold: Annotated[int, Field(ge=0)]
+    leaked: Annotated[float, Field(ge=0, le=0.5)]
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("folds must be 0 (none), or at least 2")
+        if self.fold >= max(1, self.folds):
+            raise ValueError(f"fold must be below folds, {self.fold} >= {max(1, self.folds)}")
+        return self
 
 
 class ModelParams(_Section):

@@ -28,7 +28,6 @@ def test_shipped_files_load(repository, name):
         ("preprocess", "image_size", 250, "preprocess.image_size = 250: input should be a multiple of 64"),
         ("schedule", "timezone", "Europe/Atlantis", "schedule.timezone = 'Europe/Atlantis': must be an IANA time zone"),
         ("split", "fractions", {"train": 0.5, "val": 0.2, "test": 0.2}, "fractions must add up to 1, these give 0.9"),
-        ("split", "fractions", {"train": 0.78, "val": 0.12, "test": 0.1}, "must be a multiple of 0.05"),
         ("preprocess", "image_size", 64, "preprocess.image_size = 64: input should be greater than or equal to 128"),
         ("evaluate", "score_gate", True, "evaluate.score_gate = true needs the image-level head"),
         ("loss", "mask", "iou", "loss.mask.iou"),

@@ -82,7 +82,9 @@ def _charts(found: Examination) -> dict[str, list[Bar]]:
         "Age in years": _histogram(rows["age"].to_numpy(np.float64), np.arange(0, 101, 10)),
         "Sex": _bars(rows["sex"].replace("", "unknown")),
         "Longer side in pixels": _bars(rows[["height", "width"]].max(axis=1).astype(str)),
-        "Studies of a patient": _bars(rows["groupId"].map(rows["groupId"].value_counts()).astype(str)),
+        "Studies, by how many their patient has": _bars(
+            rows["groupId"].map(rows["groupId"].value_counts()).astype(str)
+        ),
     }
 
 

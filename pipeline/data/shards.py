@@ -205,7 +205,7 @@ def read_index(folder: Path) -> pd.DataFrame:
     path = folder / INDEX
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro preprocess` first")
-    text = dict.fromkeys(("patientId", "groupId", "class", "view", "sex", "shard"), str)
+    text = dict.fromkeys(("patientId", "groupId", "cluster", "class", "view", "sex", "shard"), str)
     # Ids and words stay as written: 'NA' is not a missing value, '007' is not 7.
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"age": [""]})
 

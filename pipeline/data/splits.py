@@ -1,73 +1,144 @@
-"""Deal studies to train, val and test: stratified by class and view, whole patients only."""
+"""Deal studies to train, val and test: whole patients, like strata, and nobody moves once dealt."""
 
-import warnings
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.errors import UserError
 
 SPLITS = ("train", "val", "test")
-MAX_FOLDS = 20
+# Studies of train patients that are kept out of training, to see what a leak would be worth.
+LEAKED = "leaked"
+STRATA = ["class", "view", "sex"]
 
 
-def split_studies(studies: pd.DataFrame, fractions: Mapping[str, float], seed: int) -> pd.Series:
-    """The split of each study.
+def deal(
+    studies: pd.DataFrame, shares: Mapping[str, float], seed: int, former: Mapping[str, str] | None = None
+) -> pd.Series:
+    """Deal whole clusters of studies to parts, so that each part has its share of every stratum.
 
-    Folds that hold whole patients and equal shares of each (class, view) pair are dealt to the
-    splits; hence fractions are multiples of 1/20.
+    Clusters are dealt one by one in the order of their first study. Each goes to a part with a
+    probability that falls with how far the part is ahead of its shares, of all studies and of those
+    strata that the cluster has. So a cluster's part depends on nothing that comes after it, and
+    studies that are added at the end move none of those before them.
 
     Args:
-        studies: columns ``groupId``, ``class``, ``view``.
-        fractions: share of each of ``train``, ``val`` and ``test``.
-        seed: which of the many such splits.
+        studies: columns ``cluster``, ``class``, ``view``, ``sex``.
+        shares: part -> its share of the studies; they add up to 1.
+        seed: which of the many such deals.
+        former: cluster -> part: these stay where they were, and the others make up for them.
 
     Returns:
-        ``train``, ``val`` or ``test`` per row, on the index of ``studies``.
-
-    Raises:
-        UserError: there are too few patients or studies for the folds.
+        The part of each row, on the index of ``studies``.
     """
-    folds = _fold_count(fractions)
-    patients = studies["groupId"].nunique()
-    if patients < folds:
-        raise UserError(f"split.fractions: {folds} folds need as many patients, the data set has {patients}")
-    strata = studies["class"] + "/" + studies["view"]
-    folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    result = pd.Series("", index=studies.index, name="split")
-    owner = [name for name in SPLITS for _ in range(round(fractions[name] * folds))]
-    with warnings.catch_warnings():
-        # A stratum of fewer studies than folds cannot be in every fold; it is dealt as evenly as it goes.
-        warnings.filterwarnings("ignore", "The least populated class")
-        try:
-            dealt = [members for _, members in folder.split(studies, strata, studies["groupId"])]
-        except ValueError as error:
-            raise UserError(f"split.fractions: {len(studies)} studies are too few for {folds} folds: {error}") from None
-    for name, members in zip(owner, dealt, strict=True):
-        result.iloc[members] = name
+    counts, clusters = _strata_counts(studies)
+    parts, share = list(shares), np.array(list(shares.values()))
+    known = former or {}
+    held = np.zeros((len(parts), counts.shape[1]))  # studies of each part and stratum
+    place: dict[str, int] = {name: parts.index(known[name]) for name in clusters if known.get(name) in shares}
+    for row, name in enumerate(clusters):
+        if name in place:
+            held[place[name]] += counts[row]
+    seen = held.sum(0)
+    for row, name in enumerate(clusters):
+        if name not in place:
+            seen += counts[row]
+            place[name] = _choose(counts[row], held, seen, share, _chance(seed, name, len(parts)))
+            held[place[name]] += counts[row]
+    return studies["cluster"].map({name: parts[number] for name, number in place.items()}).rename("part")
+
+
+def _strata_counts(studies: pd.DataFrame) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Studies of each cluster: of all, of each class, view and sex, and of each mix of the three; ``[N, J]``."""
+    keys = [pd.Series("all", studies.index), *(studies[name] for name in STRATA)]
+    keys.append(studies[STRATA].agg("/".join, axis=1))
+    codes, names = pd.factorize(studies["cluster"])
+    columns = []
+    for key in keys:
+        strata, levels = pd.factorize(key)
+        table = np.zeros((len(names), len(levels)))
+        np.add.at(table, (codes, strata), 1)
+        columns.append(table)
+    return np.concatenate(columns, 1), [str(name) for name in names]
+
+
+def _choose(
+    own: npt.NDArray[np.float64],
+    held: npt.NDArray[np.float64],
+    seen: npt.NDArray[np.float64],
+    share: npt.NDArray[np.float64],
+    chance: npt.NDArray[np.float64],
+) -> int:
+    """Sample a part: its share, times a factor that falls with how far ahead it would be."""
+    ahead = held + own - share[:, None] * seen  # (parts, J), in studies
+    concerned = own > 0
+    surplus = (ahead[:, concerned] * np.sqrt(own[concerned])).mean(1) / np.sqrt(share)
+    # Gumbel noise: the largest sum is a sample of share * exp(-surplus).
+    return int(np.argmax(np.log(share) - surplus - np.log(-np.log(chance))))
+
+
+def _chance(seed: int, name: str, count: int) -> npt.NDArray[np.float64]:
+    """Numbers in (0, 1) that depend on the seed and the cluster alone."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, np.uint64)).uniform(1e-12, 1, count)
+
+
+def pick_leaked(studies: pd.DataFrame, split: pd.Series, count: int, seed: int) -> pd.Series:
+    """Take ``count`` studies of train patients who have another one there; in the mix of strata that val has.
+
+    Args:
+        studies: columns ``patientId``, ``cluster``, ``class``, ``view``, ``sex``.
+        split: of each row.
+        count: how many; fewer, where train has not as many to give.
+        seed: which of them.
+
+    Returns:
+        ``split`` with these marked as ``leaked``.
+    """
+    result = split.copy()
+    stratum = studies[STRATA].agg("/".join, axis=1)
+    order = studies["patientId"].map(lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+    candidates = studies[(split == "train")].assign(stratum=stratum, order=order).sort_values("order")
+    # One study of each patient stays in train, or there would be nothing to leak.
+    candidates = candidates[candidates.duplicated("cluster")]
+    wanted = stratum[split == "val"].value_counts(normalize=True) * count
+    for name, number in wanted.round().astype(int).items():
+        result[candidates.index[candidates["stratum"] == name][:number]] = LEAKED
     return result
 
 
-def _fold_count(fractions: Mapping[str, float]) -> int:
-    """The fewest folds (at most 20) of which each split takes a whole number."""
-    for folds in range(len(SPLITS), MAX_FOLDS + 1):
-        parts = np.array([fractions[name] * folds for name in SPLITS])
-        if np.allclose(parts, np.round(parts)) and parts.round().min() >= 1:
-            return folds
-    raise UserError(f"split.fractions: {dict(fractions)} are not multiples of 0.05")
+def kfold_shares(fractions: Mapping[str, float], folds: int) -> dict[str, float]:
+    """Shares of ``test`` and of ``folds`` equal folds of what it leaves."""
+    rest = (1 - fractions["test"]) / folds
+    return {**{f"fold{number}": rest for number in range(folds)}, "test": fractions["test"]}
 
 
 def require_no_leak(studies: pd.DataFrame, split: pd.Series) -> None:
-    """Stop when a patient is in two splits or a split is empty.
+    """Stop when a patient is in two splits, a split is empty, or a split lacks a class that there is.
+
+    ``leaked`` studies are of train patients by intention.
 
     Raises:
-        UserError: the patient and its splits.
+        UserError: the patient and its splits, or the split and the class.
     """
-    spread = split.groupby(studies["groupId"]).nunique()
-    if (spread > 1).any():
-        raise UserError(f"patient {spread.idxmax()} is in {int(spread.max())} splits; a patient belongs to one")
+    whole = split.replace(LEAKED, "train")
+    for column in ("groupId", "cluster"):
+        spread = whole.groupby(studies[column]).nunique()
+        if (spread > 1).any():
+            raise UserError(f"patient {spread.idxmax()} is in {int(spread.max())} splits; a patient belongs to one")
     for name in SPLITS:
         if not (split == name).any():
             raise UserError(f"split {name} is empty; more studies or another split.fractions are needed")
+
+
+def missing_classes(studies: pd.DataFrame, split: pd.Series) -> Sequence[str]:
+    """What to say of splits that lack a class."""
+    every = set(studies["class"])
+    return [
+        f"split {name} has no study of class {missing!r}"
+        for name in SPLITS
+        for missing in sorted(every - set(studies["class"][split == name]))
+    ]

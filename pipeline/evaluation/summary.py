@@ -12,6 +12,8 @@ from pipeline.evaluation.rsna_score import rsna_score
 
 Summary = dict[str, float | None]
 
+INFLATED = ("rsna_score", "map", "map_50", "auroc")
+
 
 def summarize(
     results: Sequence[ImageResult], groups: Sequence[str], score_thresh: float, draws: int, seed: int
@@ -48,3 +50,12 @@ def summarize(
         for key, number in ((name, value), (f"{name}_low", low), (f"{name}_high", high)):
             summary[key] = None if np.isnan(number) else round(float(number), 6)
     return summary
+
+
+def inflation(leaked: Summary, clean: Summary) -> Summary:
+    """What a leak adds: the same model's scores on studies of train patients, less those on val's."""
+    gains: Summary = {}
+    for key in INFLATED:
+        seen, unseen = leaked[key], clean[key]
+        gains[f"{key}_inflation"] = None if seen is None or unseen is None else seen - unseen
+    return gains

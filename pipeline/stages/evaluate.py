@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import provenance
 from pipeline.data.sample import example_dicom
+from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.delivery.predictor import to_original
 from pipeline.detection.engine import make_fabric, predict
@@ -19,7 +20,7 @@ from pipeline.evaluation.examples import pick_examples
 from pipeline.evaluation.report import Picture, render_report
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.rsna_score import rsna_scores
-from pipeline.evaluation.summary import Summary, summarize
+from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
 from pipeline.files import directory_atomic, write_json, write_text
 from pipeline.params import Params, load_params
 from pipeline.stages.inputs import SplitData, read_inputs
@@ -44,10 +45,12 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         run.log_params(params.model_dump(mode="json"))
         found = predict_splits(params, models, splits)
         config = load_model(models)[1]
-        metrics = {name: _summarize(params, found[name], splits[name], config) for name in EVALUATED}
+        metrics = {name: _summarize(params, found[name], splits[name], config) for name in found}
+        if LEAKED in metrics:
+            metrics[LEAKED] |= inflation(metrics[LEAKED], metrics["val"])
         write_json(reports / "metrics.json", metrics)
         write_text(reports / "predictions.csv", _predictions(found, splits, config))
-        curves = _write_plots(reports / "plots", found, splits["test"], config)
+        curves = _write_plots(reports / "plots", {name: found[name] for name in EVALUATED}, splits["test"], config)
         page = render_report(
             metrics, curves, _pictures(found["test"], splits["test"], config), _provenance(run, config)
         )
@@ -57,12 +60,12 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
 
 
 def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]) -> dict[str, list[ImageResult]]:
-    """Detections and true boxes of val and test, in pixels of the originals."""
+    """Detections and true boxes of val, test and, where there are any, leaked; in pixels of the originals."""
     model, config = load_model(models)
     fabric = make_fabric(params.train.accelerator, "32-true")
     fabric.to_device(model)
     results = {}
-    for name in EVALUATED:
+    for name in (name for name in (*EVALUATED, LEAKED) if name in splits):
         data = splits[name]
         found = predict(fabric, model, data.dataset(None, 0), params.train.batch_size, config.postprocessing)
         sizes = zip(data.index["height"], data.index["width"], strict=True)
@@ -85,6 +88,9 @@ def format_metrics(metrics: Mapping[str, Summary]) -> str:
             if summary[key] is not None and summary[f"{key}_low"] is not None
         ]
         lines.append(f"{split}: " + "  ".join(parts))
+    if LEAKED in metrics:
+        gains = [f"{key} {gain:+.3f}" for key in INFLATED if (gain := metrics[LEAKED][f"{key}_inflation"]) is not None]
+        lines.append("a leak would have added: " + "  ".join(gains))
     return "\n".join(lines)
 
 
@@ -182,6 +188,9 @@ def _log(
     shown = [name for name in metrics["test"] if not name.endswith(("_low", "_high")) and name not in COUNTS]
     shown += INTERVALS_SHOWN
     test = {f"test/{name}": metrics["test"][name] for name in shown}
+    if LEAKED in metrics:
+        gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in INFLATED}
+        run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=params.train.epochs)
     for name in ("metrics.json", "predictions.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.data.annotations import NORMAL, NOT_NORMAL, OPACITY, xyxy
 from pipeline.data.clahe import letterbox_scale
 from pipeline.data.shards import PreparedImages, read_boxes, read_index
-from pipeline.data.splits import SPLITS, require_no_leak
+from pipeline.data.splits import LEAKED, SPLITS, require_no_leak
 from pipeline.detection.augment import Augmenter
 from pipeline.detection.dataset import UNKNOWN_CLASS, DetectionDataset
 from pipeline.stages.preprocess import PREPARED
@@ -50,7 +50,7 @@ class SplitData:
 
 
 def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE) -> dict[str, SplitData]:
-    """The three splits.
+    """The three splits; and ``leaked``, where ``split.leaked`` asks for it.
 
     Raises:
         UserError: a file is missing, or a patient is in two splits.
@@ -59,7 +59,7 @@ def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = 
     splits = read_splits(splits_file, index)
     require_no_leak(index, splits)
     parts = {}
-    for name in SPLITS:
+    for name in (*SPLITS, *({LEAKED} & set(splits))):
         rows = index[splits == name].reset_index(drop=True)
         boxes = [xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
         parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, image_size)

@@ -1,12 +1,13 @@
 """Stage ``split``: the index of prepared studies -> which split each belongs to."""
 
+import json
 import logging
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.data.shards import read_index
-from pipeline.data.splits import require_no_leak, split_studies
+from pipeline.data.splits import deal, kfold_shares, missing_classes, pick_leaked, require_no_leak
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_text
 from pipeline.params import Params, load_params
@@ -15,17 +16,62 @@ from pipeline.stages.preprocess import PREPARED
 logger = logging.getLogger(__name__)
 
 SPLITS_FILE = Path("data/splits.csv")
+_COLUMNS = ["patientId", "groupId", "part", "split", "rule"]
 
 
 def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE) -> None:
-    """Deal the prepared studies to train, val and test."""
+    """Deal the prepared studies to train, val and test.
+
+    Patients who were dealt before, by the same seed and shares, stay where they are: ``target`` is
+    read before it is written, which is why DVC must not remove it.
+    """
     index = read_index(prepared)
     if (index["groupId"] == index["patientId"]).all():
         logger.warning("no patient_groups.csv: each image counts as its own patient, which may leak between splits")
-    names = split_studies(index, params.split.fractions.model_dump(), params.seed)
+    section = params.split
+    fractions = section.fractions.model_dump()
+    shares = kfold_shares(fractions, section.folds) if section.folds else fractions
+    rule = json.dumps({"seed": params.seed, **shares})
+    former = _former_parts(target, index, rule)
+    parts = deal(index, shares, params.seed, former)
+    names = parts.map(_split_of(shares, section.fold))
+    if section.leaked:
+        names = pick_leaked(index, names, round(section.leaked * len(index)), params.seed)
     require_no_leak(index, names)
-    write_text(target, pd.DataFrame({"patientId": index["patientId"], "split": names}).to_csv(index=False))
+    for line in missing_classes(index, names):
+        logger.warning("%s; more studies or another split.fractions are needed", line)
+    table = index[["patientId", "groupId"]].assign(part=parts, split=names, rule=rule)
+    write_text(target, table[_COLUMNS].to_csv(index=False))
     logger.info("splits: %s", ", ".join(f"{name} {count}" for name, count in names.value_counts().items()))
+
+
+def _split_of(shares: dict[str, float], fold: int) -> dict[str, str]:
+    """The split that each part is: of the folds, one is val and the others are train."""
+    return {
+        part: part if not part.startswith("fold") else "val" if part == f"fold{fold}" else "train" for part in shares
+    }
+
+
+def _former_parts(target: Path, index: pd.DataFrame, rule: str) -> dict[str, str]:
+    """Cluster -> part, of the clusters that have a study or a patient of the former splits."""
+    if not target.exists():
+        return {}
+    table = pd.read_csv(target, dtype=str, keep_default_na=False)
+    if list(table.columns) != _COLUMNS or not (table["rule"] == rule).all():
+        logger.warning("%s: of another seed, other shares or another version; all patients are dealt anew", target)
+        return {}
+    by_study = dict(zip(table["patientId"], table["part"], strict=True))
+    by_patient = dict(zip(table["groupId"], table["part"], strict=True))
+    parts: dict[str, str] = {}
+    moved = 0
+    for row in index.itertuples():
+        part = by_study.get(str(row.patientId)) or by_patient.get(str(row.groupId))
+        moved += part is not None and parts.setdefault(str(row.cluster), part) != part
+    if moved:
+        logger.warning("%d studies change their split: they turned out to be of a patient in another one", moved)
+    new = index["cluster"].nunique() - len(parts)
+    logger.info("%d patients stay in their splits, %d are new", len(parts), new)
+    return parts
 
 
 def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:

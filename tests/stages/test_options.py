@@ -28,13 +28,20 @@ def test_every_option_at_once(small_params, rsna, tmp_path, monkeypatch, caplog)
         "suppression": "weighted_fusion", "flip": True, "box_shrink": 0.05, "score_gate": True, "score_thresh": 0.01,
     }  # fmt: skip
     small_params["preprocess"]["channels"] = ["clahe", "raw"]
+    small_params["split"]["leaked"] = 0.1
     params = Params.model_validate(small_params)
     preprocess(params)
     split(params)
     with caplog.at_level("INFO"):
         train(params)
+        evaluate(params)
     assert "anchors reach" in caplog.text
-    evaluate(params)
+    assert "a leak would have added: rsna_score " in caplog.text
+    metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
+    assert metrics["leaked"]["images"] >= 4
+    gain = metrics["leaked"]["map"] - metrics["val"]["map"]
+    assert metrics["leaked"]["map_inflation"] == pytest.approx(gain)
+    assert "would have added for nothing" in (tmp_path / "reports/report.html").read_text()
     _, config = load_model(tmp_path / "models")
     assert config.architecture.mask_head
     assert config.architecture.in_channels == 2

@@ -1,0 +1,139 @@
+"""The split stage on files: what it keeps, what it says."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from pipeline.data.splits import LEAKED
+from pipeline.errors import UserError
+from pipeline.params import Params
+from pipeline.stages.split import SPLITS_FILE, split
+
+
+@pytest.fixture
+def index(tmp_path):
+    """An index of 120 studies of 60 patients; rewrite it with ``index.save(table)``."""
+    numbers = range(120)
+    table = pd.DataFrame(
+        {
+            "patientId": [f"s{number}" for number in numbers],
+            "groupId": [f"p{number // 2}" for number in numbers],
+            "cluster": [f"p{number // 2}" for number in numbers],
+            "class": [("Lung Opacity", "Normal", "No Lung Opacity / Not Normal")[number % 3] for number in numbers],
+            "view": [("AP", "PA")[number // 3 % 2] for number in numbers],
+            "sex": [("M", "F")[number // 2 % 2] for number in numbers],
+        }
+    )
+    table = table.assign(shard="images-00000.npy", row=range(120), height=9, width=9, age="", target=0, spacing="")
+    save(table)
+    return table
+
+
+def save(table):
+    folder = SPLITS_FILE.parent / "prepared"
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "index.csv", index=False)
+
+
+@pytest.fixture
+def dealt(small_params):
+    """Run the stage with changes to its section, and read what it wrote."""
+
+    def call(seed=17, **changes):
+        small_params["split"] |= changes
+        split(Params.model_validate(small_params | {"seed": seed}))
+        return pd.read_csv(SPLITS_FILE, dtype=str).set_index("patientId")["split"]
+
+    return call
+
+
+def test_removed_and_added_studies_move_nobody(index, dealt, caplog):
+    before = dealt()
+    save(index[20:].sample(frac=1, random_state=1))
+    after = dealt()
+    assert after.equals(before[after.index])
+    new = index[:30].assign(patientId=lambda rows: "n" + rows["patientId"], cluster=lambda rows: "n" + rows["cluster"])
+    new["groupId"] = new["cluster"]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        save(pd.concat([new, index[20:]]))
+        grown = dealt()
+    assert grown[after.index].equals(after)
+    assert "50 patients stay in their splits, 15 are new" in caplog.text
+    # A second image of a known patient goes where the patient is.
+    save(pd.concat([index, index[:1].assign(patientId="again")]))
+    assert dealt()["again"] == before["s0"]
+
+
+def test_another_seed_or_other_shares_deal_anew(index, dealt, caplog):
+    before = dealt()
+    assert not dealt(seed=2).equals(before)
+    assert "dealt anew" in caplog.text
+    assert dealt(seed=17).equals(before)
+    shutil.rmtree("data/prepared")
+    save(index)
+    SPLITS_FILE.write_text("patientId,split\ns0,train\n")
+    assert dealt().equals(before)
+
+
+def test_a_copy_brings_two_patients_together(index, dealt, caplog):
+    before = dealt()
+    train, test = (next(key for key in before.index if before[key] == name) for name in ("train", "test"))
+    joined = index.set_index("patientId")["cluster"]
+    table = index.assign(cluster=index["cluster"].replace({joined[test]: joined[train]}))
+    save(table)
+    after = dealt()
+    assert after[test] == after[train]
+    assert "change their split" in caplog.text
+    others = ~table["cluster"].isin([joined[train]]).to_numpy()
+    assert after[others].equals(before[others])
+
+
+def test_each_fold_is_val_once_and_test_is_always_the_same(index, dealt):
+    seen = []
+    for fold in range(4):
+        found = dealt(folds=4, fold=fold)
+        assert set(found) == {"train", "val", "test"}
+        seen.append(found)
+    tests = [set(found.index[found == "test"]) for found in seen]
+    vals = [set(found.index[found == "val"]) for found in seen]
+    assert all(one == tests[0] for one in tests)
+    assert sum(len(one) for one in vals) == len(set().union(*vals)) == 120 - len(tests[0])
+
+
+def test_leaked_studies(index, dealt):
+    plain, found = dealt(), dealt(leaked=0.1)
+    leaked = found.index[found == LEAKED]
+    assert 6 <= len(leaked) <= 12
+    assert set(plain[leaked]) == {"train"}
+    assert found.drop(leaked).equals(plain.drop(leaked))
+
+
+def test_without_groups_a_loud_warning(index, dealt, caplog):
+    save(index.assign(groupId=index["patientId"], cluster=index["patientId"]))
+    dealt()
+    assert "no patient_groups.csv" in caplog.text
+
+
+def test_too_few_studies(index, dealt, caplog):
+    save(index[:2])
+    with pytest.raises(UserError, match="is empty; more studies"):
+        dealt()
+    normal = index["class"] == "Normal"
+    save(pd.concat([index[~normal][:60], index[normal][:1]]))
+    dealt(seed=3)
+    assert "has no study of class 'Normal'" in caplog.text
+
+
+def test_params(small_params):
+    for changes, rule in (
+        ({"folds": 1}, "at least 2"),
+        ({"folds": 3, "fold": 3}, "below folds"),
+        ({"fold": 1}, "below"),
+    ):
+        values = json.loads(json.dumps(small_params))
+        values["split"] |= changes
+        with pytest.raises(ValueError, match=rule):
+            Params.model_validate(values)
