@@ -1,9 +1,10 @@
 """Run every benchmark; ``make bench``."""
 
-from benchmarks import inference, losses, memory, preprocess, train_step
+from benchmarks import inference, loader, losses, memory, preprocess, train_step
 
 if __name__ == "__main__":
     preprocess.main()
+    loader.main()
     losses.main()
     inference.main()
     memory.main()

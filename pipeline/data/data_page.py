@@ -15,7 +15,7 @@ from pipeline.data.checks import Examination
 from pipeline.data.clahe import letterbox
 from pipeline.data.dicom import read_radiograph
 from pipeline.data.findings import Finding, Severity, by_rule
-from pipeline.data.looks import HISTOGRAM_BINS
+from pipeline.data.looks import HISTOGRAM_BINS, mean_histogram
 from pipeline.data.parallel import Workers, map_jobs
 from pipeline.drawing import data_uri
 
@@ -123,7 +123,7 @@ def _grey_lines(rows: pd.DataFrame) -> dict[str, str]:
     """Mean histogram of grey levels of each view, as the points of an SVG line in 320 x 120."""
     lines = {}
     for view, part in rows.groupby("view"):
-        mean = np.mean(part["histogram"].to_list(), axis=0)
+        mean = mean_histogram(part["histogram"])
         x = np.linspace(0, 320, HISTOGRAM_BINS)
         y = 120 * (1 - np.minimum(mean / 0.12, 1))
         lines[str(view) or "unknown"] = " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y, strict=True))

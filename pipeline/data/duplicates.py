@@ -12,7 +12,7 @@ HASH_BYTES = 32
 # Of 256 bits. Saved again as a JPEG of quality 30, at half the size, or a tenth brighter, a radiograph
 # differs in at most 12; of two different ones of the sample, even of one patient, at least 20 differ.
 MAX_DISTANCE = 12
-_ROWS_AT_ONCE = 512
+_PAIRS_AT_ONCE = 2**21
 
 
 def perceptual_hash(pixels: Image) -> str:
@@ -28,13 +28,14 @@ def perceptual_hash(pixels: Image) -> str:
 
 
 def similar_pairs(hashes: Sequence[str], max_distance: int = MAX_DISTANCE) -> list[tuple[int, int]]:
-    """Places (i < j) of hashes that differ in at most ``max_distance`` bits; memory grows with N, not N x N."""
+    """Places (i < j) of hashes that differ in at most ``max_distance`` bits; memory does not grow with N x N."""
     if not hashes:
         return []
     words = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint64).reshape(len(hashes), -1)
     pairs: list[tuple[int, int]] = []
-    for start in range(0, len(words), _ROWS_AT_ONCE):
-        rows = words[start : start + _ROWS_AT_ONCE]
+    step = max(1, _PAIRS_AT_ONCE // len(words))
+    for start in range(0, len(words), step):
+        rows = words[start : start + step]
         # One word of four decides for nearly all.
         near = np.bitwise_count(rows[:, None, 0] ^ words[None, start:, 0]) <= max_distance
         left, right = np.nonzero(np.triu(near, 1))

@@ -1,6 +1,7 @@
 """What a radiograph looks like, in a few numbers: enough to compare 27,000 of them without their pixels."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,8 @@ def describe(path: Path, pixels: Image) -> dict[str, object]:
     """
     if pixels.min() == pixels.max():
         raise BadStudyError("all pixels have one value")
-    counts = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel()
+    some = np.ascontiguousarray(pixels[::2, ::2])  # a quarter of the pixels says as much in a quarter of the time
+    counts = cv2.calcHist([some], [0], None, [256], [0, 256]).ravel()
     shares = counts / counts.sum()
     levels = np.arange(256)
     mean = float(shares @ levels)
@@ -39,5 +41,16 @@ def describe(path: Path, pixels: Image) -> dict[str, object]:
         "mean": round(mean, 3),
         "deviation": round(deviation, 3),
         "nearly_empty": bool(deviation < _LITTLE_CONTRAST or shares[:3].sum() > _MOSTLY or shares[-3:].sum() > _MOSTLY),
-        "histogram": [round(float(share), 5) for share in shares.reshape(HISTOGRAM_BINS, -1).sum(1)],
+        "histogram": _pack(shares.reshape(HISTOGRAM_BINS, -1).sum(1)),
     }
+
+
+def _pack(shares: npt.NDArray[np.float64]) -> str:
+    """In hexadecimal, two bytes each: a tenth of the memory of a list of numbers."""
+    return np.round(shares * 65535).astype(">u2").tobytes().hex()
+
+
+def mean_histogram(packed: Iterable[str]) -> npt.NDArray[np.float64]:
+    """Mean share of the pixels in each of ``HISTOGRAM_BINS`` equal ranges of grey levels, over images."""
+    rows = [np.frombuffer(bytes.fromhex(one), ">u2") for one in packed]
+    return np.asarray(np.mean(rows, axis=0) / 65535)

@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,6 +95,23 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def compile_whole(module: nn.Module) -> None:
+    """Compile ``module`` in place, as one graph.
+
+    Raises:
+        UserError: there is no C++ compiler, which the compiled code needs on a CPU.
+    """
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if not torch.cuda.is_available() and shutil.which(compiler) is None:
+        raise UserError(
+            f"train.compile = true: needs the C++ compiler {compiler}, which is not there; install one, name another"
+            " in CXX, or set train.compile: false"
+        )
+    # On a CPU the box loss picks its anchors: how many there are is in the data, and the graph may say so.
+    torch._dynamo.config.capture_dynamic_output_shape_ops = True
+    module.compile(fullgraph=True)
+
+
 class Trainer:
     """One training run: model, averaged weights, optimizer, data, and where it stands."""
 
@@ -118,8 +138,8 @@ class Trainer:
         self.averaged = AveragedModel(self._bare(), multi_avg_fn=decay, use_buffers=True)
         if settings.compile:
             # The averaged copy stays as it is: it runs on other batch sizes, and once an epoch.
-            self._bare().compile(fullgraph=True)
-            self.loss.compile(fullgraph=True)
+            compile_whole(self._bare())
+            compile_whole(self.loss)
         self.sampler = EpochSampler(len(train_data), settings.seed, shuffle=True)
         self.loader = make_loader(train_data, self.sampler, settings.batch_size, settings.workers)
         self.val_data = val_data

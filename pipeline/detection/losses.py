@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
-from pipeline.detection.anchors import Anchors, decode_boxes, encode_boxes
+from pipeline.detection.anchors import Anchors
+from pipeline.detection.box_losses import every_box_loss, positive_box_loss
 from pipeline.detection.matching import BACKGROUND, IGNORED, match_anchors
 
 EMA_MOMENTUM, EMA_START = 0.9, 100.0
@@ -109,28 +109,6 @@ def hardest_negatives(losses: Tensor, negative: Tensor, count: Tensor) -> Tensor
     return negative & (losses >= cutoff)
 
 
-def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: float) -> Tensor:
-    """Regression loss of each anchor, ``[...]``.
-
-    Args:
-        kind: ``smooth_l1`` or ``l1`` on the encoded offsets, ``giou`` or ``ciou`` on the boxes.
-        deltas: predicted offsets ``[..., 4]``.
-        boxes: the box of each anchor ``[..., 4]`` xyxy; must have positive sides everywhere.
-        anchors: ``[..., 4]``, broadcastable to ``boxes``.
-        beta: where smooth L1 turns from quadratic to linear.
-    """
-    if kind in ("giou", "ciou"):
-        decoded = decode_boxes(deltas, anchors)
-        loss = generalized_box_iou_loss if kind == "giou" else complete_box_iou_loss
-        return loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
-    encoded = encode_boxes(boxes, anchors)
-    if kind == "l1":
-        return (deltas - encoded).abs().sum(-1)
-    if kind != "smooth_l1":
-        raise ValueError(f"Invalid box loss: {kind!r}. It must be smooth_l1, l1, giou or ciou")
-    return F.smooth_l1_loss(deltas, encoded, reduction="none", beta=beta).sum(-1)
-
-
 @dataclass(frozen=True)
 class LossSettings:
     """What `DetectionLoss` computes; the names are those of the ``loss`` section of the params."""
@@ -190,25 +168,14 @@ class DetectionLoss(nn.Module):
         if rules.sampling == "ohem":
             counted = targets | hardest_negatives(elements, counted & ~targets, rules.ohem_ratio * targets.sum())
         classification = torch.where(counted, elements, 0.0).sum((1, 2))  # (B,)
-        box = self._box(deltas, anchors.boxes, boxes, matched, positive)
+        # One anchor in thousands is positive; picking them would make a GPU wait, and costs a CPU nothing.
+        summed = positive_box_loss if deltas.is_cpu else every_box_loss
+        box = summed(deltas, boxes, anchors.boxes, matched, rules.box, rules.box_beta)  # (B,)
         positives = positive.sum(1)
         divisor = self._divisor(positives)
         return Losses(
             (classification / divisor).sum(), rules.box_weight * (box / divisor).sum(), positives.float().mean()
         )
-
-    def _box(self, deltas: Tensor, anchors: Tensor, boxes: Tensor, matched: Tensor, positive: Tensor) -> Tensor:
-        """Sum of the box losses of each image's positive anchors, ``[B]``."""
-        kind, beta = self.settings.box, self.settings.box_beta
-        if deltas.is_cpu and not torch.compiler.is_compiling():
-            # One anchor in thousands is positive: on a CPU it is cheap to pick them.
-            image, anchor = positive.nonzero(as_tuple=True)
-            loss = box_loss(kind, deltas[image, anchor], boxes[image, matched[image, anchor]], anchors[anchor], beta)
-            return loss.new_zeros(len(deltas)).index_add(0, image, loss)
-        # Anchors without a box regress to themselves, so that no infinity is multiplied by zero.
-        own_box = boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))
-        regression = torch.where(positive[..., None], own_box, anchors)
-        return torch.where(positive, box_loss(kind, deltas, regression, anchors, beta), 0.0).sum(1)
 
     def _classification(self, logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
         rules = self.settings

@@ -1,8 +1,9 @@
 """Which anchor answers for which box: positive, negative or ignored.
 
-There are two ways to the same answer. On a GPU, and compiled, every anchor is compared with every
-box: no shape depends on the data and nothing waits for the device. On a CPU, run eagerly, only the
-levels are compared whose anchors are of a box's size.
+There are two ways to the same answer. On a GPU every anchor is compared with every box: no shape
+depends on the data and nothing waits for the device. On a CPU only the levels are compared whose
+anchors are of a box's size; to a compiler that is one operator of known result, whose inside it
+leaves alone.
 """
 
 from collections.abc import Sequence
@@ -53,15 +54,33 @@ def match_anchors(
     Returns:
         int64 ``[B, A]``: index of the box, ``BACKGROUND`` or ``IGNORED``.
     """
-    if torch.compiler.is_compiling() or not boxes.is_cpu:
-        return _match_everything(anchors.sides, boxes, labels, fg_iou_thresh, bg_iou_thresh, low_quality_matches)
-    areas = torch.stack([torch.stack(_area(level).aminmax()) for level in anchors.levels])
+    if boxes.is_cpu:
+        thresholds = (fg_iou_thresh, bg_iou_thresh, low_quality_matches)
+        matched: Tensor = _match_by_level(list(anchors.levels), anchors.boxes, boxes, labels, *thresholds)
+        return matched
+    return _match_everything(anchors.sides, boxes, labels, fg_iou_thresh, bg_iou_thresh, low_quality_matches)
+
+
+@torch.library.custom_op("pneumoflow::match_by_level", mutates_args=())
+def _match_by_level(
+    levels: list[Tensor],
+    anchors: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    foreground: float,
+    background: float,
+    low_quality: bool,
+) -> Tensor:
+    areas = torch.stack([torch.stack(_area(level).aminmax()) for level in levels])
+    images = zip(boxes, labels, strict=True)
     return torch.stack(
-        [
-            _match_image(anchors, areas, *image, fg_iou_thresh, bg_iou_thresh, low_quality_matches)
-            for image in zip(boxes, labels, strict=True)
-        ]
+        [_match_image(levels, anchors, areas, *image, foreground, background, low_quality) for image in images]
     )
+
+
+@_match_by_level.register_fake
+def _(_: list[Tensor], anchors: Tensor, boxes: Tensor, *__: object) -> Tensor:
+    return boxes.new_empty((len(boxes), len(anchors)), dtype=torch.int64)
 
 
 def _match_everything(
@@ -87,7 +106,8 @@ def _match_everything(
 
 
 def _match_image(
-    anchors: Anchors,
+    levels: Sequence[Tensor],
+    anchors: Tensor,
     areas: Tensor,
     boxes: Tensor,
     labels: Tensor,
@@ -96,13 +116,13 @@ def _match_image(
     low_quality: bool,
 ) -> Tensor:
     """One image, ``[M, 4]`` -> ``[A]``; ``areas`` ``[L, 2]`` are the smallest and the largest of each level."""
-    matched = torch.full((len(anchors.boxes),), BACKGROUND)
+    matched = torch.full((len(anchors),), BACKGROUND)
     rows = (labels != PADDING).nonzero().flatten()
     if not len(rows):
         return matched
     boxes = boxes[rows]
     best_of_box = torch.zeros(len(boxes), dtype=boxes.dtype)
-    overlaps = _overlaps(anchors.levels, areas, boxes, background)
+    overlaps = _overlaps(levels, areas, boxes, background)
     for start, near, iou in overlaps:
         best, row = iou.max(0)
         found = (best >= background).nonzero().flatten()
@@ -112,12 +132,12 @@ def _match_image(
         # A box that no level suits may overlap any anchor most: it is compared with all.
         odd = (best_of_box < background).nonzero().flatten()
         if len(odd):
-            iou = pairwise_iou(boxes[odd], anchors.boxes)
+            iou = pairwise_iou(boxes[odd], anchors)
             best_of_box[odd] = iou.amax(1)
             overlaps.append((0, odd, iou))
         forced = torch.cat([start + (iou == best_of_box[near, None]).any(0).nonzero() for start, near, iou in overlaps])
         forced = forced.flatten()
-        matched[forced] = rows[pairwise_iou(boxes, anchors.boxes[forced]).argmax(0)]
+        matched[forced] = rows[pairwise_iou(boxes, anchors[forced]).argmax(0)]
     return matched
 
 

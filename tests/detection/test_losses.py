@@ -9,17 +9,17 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from pipeline.detection.anchors import encode_boxes, make_anchors
+from pipeline.detection.box_losses import box_loss, every_box_loss
 from pipeline.detection.losses import (
     DetectionLoss,
     balanced_cross_entropy_loss,
-    box_loss,
     cross_entropy_loss,
     focal_loss,
     frequency_balanced_cross_entropy_loss,
     hardest_negatives,
     weighted_cross_entropy_loss,
 )
-from pipeline.detection.matching import IGNORED, match_anchors
+from pipeline.detection.matching import IGNORED, _match_by_level, _match_everything, match_anchors
 
 GRID = make_anchors(64, 64, [(1.0, 1.0)])
 ANCHORS = GRID.boxes
@@ -227,24 +227,40 @@ def test_ema_normaliser_follows_detectron2(loss_settings):
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "ciou"])
 @pytest.mark.parametrize("classes", [1, 3])
-def test_the_compiled_form_gives_the_same_numbers(loss_settings, kind, classes):
-    """On a CPU positives are picked, elsewhere and compiled every anchor is computed."""
+def test_every_form_gives_the_same_numbers(loss_settings, kind, classes, monkeypatch):
+    """Eager and compiled; positives picked, as on a CPU, and every anchor computed, as on a GPU."""
     loss = DetectionLoss(replace(loss_settings, box=kind))
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.manual_seed(0)
     logits, deltas = torch.randn(3, len(ANCHORS), classes), torch.randn(3, len(ANCHORS), 4) / 5
     boxes, labels = torch.ones(3, 2, 4), torch.full((3, 2), -1)
     boxes[0], labels[0] = torch.tensor([[4.0, 4, 40, 30], [20, 20, 60, 60]]), torch.tensor([0, classes - 1])
     boxes[2, 0], labels[2, 0] = torch.tensor([10.0, 12, 30, 50]), 0
-    results = []
-    for function in (loss, compiled):
+
+    def run(function):
         inputs = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
         found = function(*inputs, GRID, boxes, labels)
-        (found.classification + found.box).backward()
-        results.append((*found, inputs[0].grad, inputs[1].grad))
-    for eager, other in zip(*results, strict=True):
-        torch.testing.assert_close(eager, other, rtol=1e-5, atol=1e-7)
+        (found.classification + 2 * found.box).backward()
+        return (*found, inputs[0].grad, inputs[1].grad)
+
+    results = [run(loss)]
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        results.append(run(torch.compile(loss, fullgraph=True, backend="aot_eager")))
+    monkeypatch.setattr("pipeline.detection.losses.positive_box_loss", every_box_loss)
+    monkeypatch.setattr(
+        "pipeline.detection.losses.match_anchors", lambda anchors, *rest: _match_everything(anchors.sides, *rest)
+    )
+    torch._dynamo.reset()
+    results += [run(loss), run(torch.compile(loss, fullgraph=True, backend="aot_eager"))]
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, same, rtol=1e-5, atol=1e-7)
     assert results[0][4].abs().sum() > 0
+
+
+def test_the_operator_of_matching_is_a_good_citizen():
+    """torch's own check of an operator: its schema, its shapes without data, its compilation."""
+    boxes, labels = torch.tensor([[[4.0, 4, 40, 30]], [[10.0, 12, 30, 50]]]), torch.zeros(2, 1, dtype=torch.int64)
+    torch.library.opcheck(_match_by_level, (list(GRID.levels), ANCHORS, boxes, labels, 0.5, 0.4, True))
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.booleans()), min_size=1, max_size=20), st.floats(0, 12))

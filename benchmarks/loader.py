@@ -1,0 +1,64 @@
+"""Batches of augmented images: from prepared shards, against reading each DICOM file every epoch. One process each."""
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+
+from benchmarks.pairs import compare
+from pipeline.data.annotations import IMAGES, xyxy
+from pipeline.data.checks import take_inventory
+from pipeline.data.clahe import Preparation
+from pipeline.data.sample import make_sample
+from pipeline.data.shards import PreparedImages, ShardJob, write_shard
+from pipeline.detection.augment import Augmenter, AugmentSettings, Boxes
+from pipeline.detection.dataset import DetectionDataset, Example, collate
+from pipeline.params import load_params
+
+STUDIES, SIZE, TARGET, BATCH = 32, 1024, 512, 4
+
+
+def main() -> None:
+    cv2.setNumThreads(1)
+    params = load_params(Path("profiles/rsna.yaml"))
+    augmenter = Augmenter(AugmentSettings(**params.augment.model_dump()))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data, prepared = Path(folder) / "rsna", Path(folder) / "prepared"
+        make_sample(data, studies=STUDIES, size=SIZE, seed=1, opacity_fraction=0.5, labels=None, workers=0)
+        prepared.mkdir()
+        studies = take_inventory(data).studies
+        write_shard(ShardJob(prepared / "images.npy", tuple(studies), Preparation(TARGET, 2.0, (8, 8))))
+        index = pd.DataFrame({"shard": "images.npy", "row": range(STUDIES)})
+        boxes = [(xyxy(study.boxes) * TARGET / SIZE).astype(np.float32) for study in studies]
+        dataset = DetectionDataset(PreparedImages(prepared, index), boxes, augmenter, 0)
+        files = [data / IMAGES / f"{study.patient_id}.dcm" for study in studies]
+        name = f"loader, {STUDIES} studies {SIZE} -> {TARGET} px, batch {BATCH}"
+        ours, peer = partial(prepared_example, dataset), partial(dicom_example, files, boxes, augmenter)
+        compare(name, partial(batches, ours), partial(batches, peer), pairs=7)
+
+
+def prepared_example(dataset: DetectionDataset, place: int) -> Example:
+    return dataset[0, place]
+
+
+def batches(example: Callable[[int], Example]) -> None:
+    for start in range(0, STUDIES, BATCH):
+        collate([example(place) for place in range(start, start + BATCH)])
+
+
+def dicom_example(files: list[Path], boxes: list[Boxes], augmenter: Augmenter, place: int) -> Example:
+    equalized = cv2.createCLAHE(2.0, (8, 8)).apply(pydicom.dcmread(files[place]).pixel_array)
+    small = cv2.resize(equalized, (TARGET, TARGET), interpolation=cv2.INTER_AREA)
+    image, moved = augmenter(np.asarray(small, np.uint8), boxes[place], place)
+    return Example(image, moved, 0, place)
+
+
+if __name__ == "__main__":
+    main()
