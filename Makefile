@@ -29,7 +29,7 @@ bench: .venv/installed
 
 # What runs leave behind. The raw data and the environment stay.
 clean:
-	rm -rf models reports checkpoints data/prepared data/.prepared.parts data/splits.csv dvc.lock mlruns mlartifacts mlflow.db .pneumoflow.lock
+	rm -rf models reports checkpoints data/prepared data/.prepared.parts data/splits.csv dvc.lock mlruns mlartifacts mlflow.db .pneumoflow .pneumoflow.lock
 	find pipeline flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt

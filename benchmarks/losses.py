@@ -5,7 +5,7 @@ import torch
 from benchmarks.detectors import LOSS, SHAPES, make_batch, torchvision_detector
 from benchmarks.pairs import compare
 from pipeline.detection.anchors import make_anchors
-from pipeline.detection.engine import compile_whole
+from pipeline.detection.device import compile_whole
 from pipeline.detection.losses import DetectionLoss
 
 SIZE, BOXES = 1024, (0, 1, 2, 3, 4, 5, 6, 8)

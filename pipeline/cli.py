@@ -148,6 +148,17 @@ def ablate(
     typer.echo(f"{table}, with ablation.png and loss_curves.png beside it")
 
 
+@app.command()
+def sync() -> None:
+    """Deliver metrics that runs of this folder could not, because MLflow did not answer."""
+    from pipeline.tracking import sync_left_behind, tracking_uri
+
+    delivered, waiting = sync_left_behind()
+    typer.echo(f"{delivered} entries delivered to {tracking_uri()}")
+    if waiting:
+        raise UserError(f"{tracking_uri()}: what {waiting} runs have left could not be delivered; it waits on")
+
+
 def _model_folder(model: str) -> Path:
     if model.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         from pipeline.tracking import download_model

@@ -188,7 +188,9 @@ class TrainParams(_Section):
 
     epochs: Count
     batch_size: Count
+    optimizer: Literal["adamw", "sgd"]
     lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NotNegative
     warmup_epochs: NotNegative
     clip_norm: Positive
@@ -199,6 +201,9 @@ class TrainParams(_Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     compile: bool
     log_every_steps: Count
+    checkpoint_steps: Annotated[int, Field(ge=0)]
+    max_bad_steps: Count
+    patience: Annotated[int, Field(ge=0)]
 
 
 class EvaluateParams(_Section):

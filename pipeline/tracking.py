@@ -4,7 +4,6 @@ import base64
 import json
 import logging
 import os
-import signal
 import socket
 import tempfile
 import threading
@@ -12,9 +11,10 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 # Before the import: log_model would otherwise run pip to check what is pinned below.
@@ -22,11 +22,15 @@ os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Its bars become lines of noise in a log.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow would try for minutes; what must not be lost waits on disk instead.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
 import mlflow.pyfunc
 import pandas as pd
 import psutil
+from filelock import Timeout
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -34,6 +38,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 
 from pipeline.errors import Killed, UserError
+from pipeline.spool import SPOOL, Entry, Spool, left_behind
+from pipeline.stopping import Stopping, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +57,9 @@ _MODEL_DESCRIPTION = (
     " answers with boxes in pixels of the original image, in the RSNA challenge's format, and an image score."
 )
 _PARAM_LENGTH = 500
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+# Seconds for the last metrics to arrive; who asked a process to end does not want to wait.
+_LAST_WAIT = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 5.0}
 # Without it MLflow's pages open on tools for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -60,15 +69,70 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
 
 
-class TrackedRun:
-    """One MLflow run: parameters, metrics, tags, files, data sets, the model."""
+def _send(client: mlflow.MlflowClient, run_id: str, entries: list[Entry]) -> None:
+    """Log entries in their order. MLflow keeps a metric of the same time, step and value once: sent twice is fine."""
+    for is_metric, part in groupby(entries, key=lambda entry: "key" in entry):
+        if is_metric:
+            client.log_batch(run_id, metrics=[Metric(**entry) for entry in part])
+        else:
+            for entry in part:
+                client.set_terminated(run_id, entry["status"])
 
-    def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
+
+class Courier:
+    """A thread that delivers a spool, and tries again for as long as it takes."""
+
+    def __init__(self, client: mlflow.MlflowClient, spool: Spool) -> None:
+        self._client, self._spool = client, spool
+        self._ending = threading.Event()
+        self._arrived = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pause = _PAUSE_SECONDS
+        while True:
+            ending = self._ending.wait(pause)
+            try:
+                self._spool.deliver(partial(_send, self._client))
+                pause = _PAUSE_SECONDS
+                if ending:
+                    self._arrived = True
+                    return
+            except (MlflowException, OSError) as error:
+                if pause == _PAUSE_SECONDS:
+                    logger.warning("MLflow does not take metrics (%s); they wait on disk", type(error).__name__)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                if ending:
+                    time.sleep(_PAUSE_SECONDS)
+
+    def finish(self, seconds: float) -> bool:
+        """Deliver all that is left, in at most so many seconds; whether it arrived."""
+        self._ending.set()
+        self._thread.join(seconds)
+        return self._arrived
+
+
+class TrackedRun:
+    """One MLflow run: parameters, metrics, tags, files, data sets, the model.
+
+    Metrics go to a spool on this disk, and from there to the store by a thread of their own: the
+    caller never waits for a server, and a dead one loses nothing.
+
+    Attributes:
+        run_id: MLflow's.
+        stopping: whether a signal has asked this process to end.
+    """
+
+    def __init__(self, client: mlflow.MlflowClient, run: Run, spool: Spool, stopping: Stopping) -> None:
         self._client, self.run_id, self._experiment = client, run.info.run_id, run.info.experiment_id
-        self._buffer: list[Metric] = []
+        self.stopping = stopping
+        self._spool, self._courier = spool, Courier(client, spool)
         self._params = dict(run.data.params)
-        # A resumed run repeats the steps since its last checkpoint; those are in the store already.
-        self._logged = {key: _last_step(client, run.info.run_id, key) for key in run.data.metrics}
+        # A resumed run repeats the steps since its last checkpoint; those are noted already.
+        stored = {key: _last_step(client, run.info.run_id, key) for key in run.data.metrics}
+        noted = spool.last_steps()
+        self._logged = {key: max(stored.get(key, -1), noted.get(key, -1)) for key in stored.keys() | noted.keys()}
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log nested values under dotted keys; what the run has already is left alone."""
@@ -77,17 +141,30 @@ class TrackedRun:
         self._client.log_batch(self.run_id, params=new)
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Note metrics; `flush` sends them. None and steps that are in the store are passed over."""
+        """Note metrics, to be sent soon. None and steps that were noted before are passed over."""
         now = int(time.time() * 1000)
-        for key, value in metrics.items():
-            if value is not None and step > self._logged.get(key, -1):
-                self._buffer.append(Metric(key, float(value), now, step))
+        entries = [
+            {"key": key, "value": float(value), "timestamp": now, "step": step}
+            for key, value in metrics.items()
+            if value is not None and step > self._logged.get(key, -1)
+        ]
+        self._logged |= {str(entry["key"]): step for entry in entries}
+        self._spool.append(entries)
 
     def flush(self) -> None:
-        """Send what `log_metrics` noted, in as few requests as MLflow allows."""
-        while self._buffer:
-            self._client.log_batch(self.run_id, metrics=self._buffer[:1000])
-            del self._buffer[:1000]
+        """Make sure that what was noted outlives this machine's power."""
+        self._spool.sync()
+
+    def close(self, status: str) -> None:
+        """Note the run's end and wait a little for all to arrive; say so where it does not."""
+        self._spool.append([{"status": status}])
+        arrived = self._courier.finish(_LAST_WAIT[status])
+        if not arrived:
+            logger.warning(
+                "MLflow at %s does not answer: the run's metrics wait in %s; `pneumoflow sync` delivers them",
+                tracking_uri(), SPOOL,
+            )  # fmt: skip
+        self._spool.close(remove=arrived)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing former values."""
@@ -153,21 +230,45 @@ def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Tracked
     """
     client = _client()
     experiment = _experiment(client)
+    sync_left_behind(client)
     _close_stale_runs(client, experiment)
     run = _open_run(client, experiment, run_id)
-    tracked = TrackedRun(client, run)
-    tracked.set_tags({**tags, _PID: str(os.getpid()), _HOST: socket.gethostname()})
-    status = "FAILED"
-    try:
-        with _sigterm_raises():
+    with stop_signals() as stopping:
+        tracked = TrackedRun(client, run, _own_spool(run.info.run_id), stopping)
+        tracked.set_tags({**tags, _PID: str(os.getpid()), _HOST: socket.gethostname()})
+        status = "FAILED"
+        try:
             yield tracked
-        status = "FINISHED"
-    except (Killed, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
-        tracked.flush()
-        client.set_terminated(tracked.run_id, status)
+            status = "FINISHED"
+        except (Killed, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            tracked.close(status)
+
+
+def _own_spool(run_id: str) -> Spool:
+    try:
+        return Spool(run_id)
+    except Timeout:
+        raise UserError(f"MLflow run {run_id}: another process is writing to it; wait for it, or end it") from None
+
+
+def sync_left_behind(client: mlflow.MlflowClient | None = None) -> tuple[int, int]:
+    """Deliver what former runs of this folder left in their spools; returns how many entries arrived and wait.
+
+    A server that does not answer is no reason to stop: the entries wait on.
+    """
+    client = client or _client()
+    delivered = waiting = 0
+    for spool in left_behind():
+        try:
+            delivered += spool.deliver(partial(_send, client))
+        except (MlflowException, OSError) as error:
+            logger.warning("MLflow run %s: %s", spool.run_id, " ".join(str(error).split())[:200])
+            waiting += 1
+        spool.close(remove=True)
+    return delivered, waiting
 
 
 def run_place(run_id: str) -> str:
@@ -236,21 +337,6 @@ def _close_stale_runs(client: mlflow.MlflowClient, experiment: str) -> None:
         if tags.get(_HOST) == socket.gethostname() and not psutil.pid_exists(int(tags.get(_PID, "0"))):
             logger.warning("MLflow run %s: its process is gone; closed as FAILED", run.info.run_id)
             client.set_terminated(run.info.run_id, "FAILED")
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def raise_killed(number: int, _: FrameType | None) -> None:
-        raise Killed(f"signal {number}")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.signal(signal.SIGTERM, raise_killed)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _last_step(client: mlflow.MlflowClient, run_id: str, key: str) -> int:

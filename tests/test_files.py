@@ -31,7 +31,7 @@ def test_a_full_disk_keeps_the_former_file(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["error: File too large"]
+    assert done.stderr.splitlines() == [f"error: {tmp_path / 'a.txt'}: File too large"]
     assert (tmp_path / "a.txt").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

@@ -1,15 +1,19 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import mlflow
 import psutil
 import pytest
 
+from flows.servers import mlflow_server
 from pipeline.errors import UserError
-from pipeline.tracking import MODEL_NAME, download_model, run_place, tracked_run
+from pipeline.tracking import MODEL_NAME, _send, download_model, run_place, tracked_run
 
 TAGS = {"git_commit": "abc"}
 
@@ -119,3 +123,100 @@ def test_where_a_run_is(monkeypatch):
     assert "make ui" in run_place(run.run_id)
     with pytest.raises(UserError, match="no such model"):
         download_model(f"models:/{MODEL_NAME}@champion")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Start and stop a real MLflow server over one store, at one address: ``with server():``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    @contextmanager
+    def run():
+        with monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+            context = mlflow_server(port)
+            url = context.__enter__()
+        try:
+            yield url
+        finally:
+            context.__exit__(None, None, None)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    return run
+
+
+def steps_of(client, run_id):
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, "train/loss")]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_and_comes_back_misses_nothing(server, client, caplog):
+    up = server()
+    up.__enter__()
+    with tracked_run(None, {}) as run:
+        for step in range(10):
+            run.log_metrics({"train/loss": step}, step)
+        wait_for(lambda: len(steps_of(client, run.run_id)) == 10)
+        up.__exit__(None, None, None)
+        longest = 0.0
+        for step in range(10, 1500):
+            before = time.perf_counter()
+            run.log_metrics({"train/loss": step, "train/lr": step / 2}, step)
+            longest = max(longest, time.perf_counter() - before)
+        assert longest < 0.5  # a dead server makes nobody wait
+        wait_for(lambda: "they wait on disk" in caplog.text)
+        assert len(steps_of(client, run.run_id)) == 10
+        up = server()
+        up.__enter__()
+        run.log_metrics({"train/loss": 1500}, 1500)
+    up.__exit__(None, None, None)
+    assert sorted(steps_of(client, run.run_id)) == [(step, step) for step in range(1501)]
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert not Path(".pneumoflow/spool", run.run_id).exists()
+
+
+@pytest.mark.slow
+def test_what_a_run_could_not_deliver_is_delivered_by_sync(server, client, run, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.tracking._LAST_WAIT", {"FINISHED": 3.0})
+    with server(), tracked_run(None, {}) as tracked:
+        tracked.log_metrics({"train/loss": 0}, 0)
+        wait_for(lambda: steps_of(client, tracked.run_id))
+        first = tracked.run_id
+    assert steps_of(client, first) == [(0, 0)]
+    up = server()
+    up.__enter__()
+    with tracked_run(None, {}) as tracked:
+        up.__exit__(None, None, None)
+        for step in range(20):
+            tracked.log_metrics({"train/loss": step}, step)
+    assert "`pneumoflow sync` delivers them" in caplog.text
+    assert client.get_run(tracked.run_id).info.status == "RUNNING"
+    done = run("pipeline.cli", "sync", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "could not be delivered; it waits on" in done.stderr
+    assert "Traceback" not in done.stderr
+    with server():
+        done = run("pipeline.cli", "sync", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "21 entries delivered" in done.stdout
+        assert "0 entries delivered" in run("pipeline.cli", "sync", cwd=tmp_path).stdout
+    assert steps_of(client, tracked.run_id) == [(step, step) for step in range(20)]
+    assert client.get_run(tracked.run_id).info.status == "FINISHED"
+
+
+def test_a_store_that_got_a_batch_twice_has_each_metric_once(client):
+    with tracked_run(None, {}) as run:
+        pass
+    entries = [{"key": "train/loss", "value": 0.5 * step, "timestamp": 1000 + step, "step": step} for step in range(5)]
+    for _ in range(2):
+        _send(client, run.run_id, entries)
+    assert len(steps_of(client, run.run_id)) == 5

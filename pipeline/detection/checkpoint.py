@@ -1,41 +1,127 @@
-"""Where an interrupted training run goes on: one file per epoch, whole or absent."""
+"""Where an interrupted training run goes on: one folder per checkpoint, whole or absent.
 
+checkpoints/<fingerprint>/step-00000120/
+model.safetensors      the weights
+averaged.safetensors   their moving average
+state.pt               optimizer, counters and random state: tensors and plain containers
+manifest.json          SHA-256 of each of these, written last
+checkpoints/<fingerprint>/best-0003.safetensors   the best epoch's weights, and best-0003.json its SHA-256
+"""
+
+import hashlib
+import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from pipeline.files import write_atomic
+from pipeline.files import directory_atomic, sync_file, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2  # the one before the newest is there for the case that the newest is damaged
+_STATE, _MANIFEST = "state.pt", "manifest.json"
+Weights = dict[str, Tensor]
 
 
-def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any]) -> None:
-    """Write the state after ``epoch`` and drop all but the last two.
+class DamagedCheckpointError(Exception):
+    """A file of a checkpoint is missing, or not as it was written."""
 
-    ``state`` holds tensors and plain containers only, so that loading it runs no code.
+
+def save_checkpoint(folder: Path, step: int, weights: dict[str, Weights], state: dict[str, Any]) -> None:
+    """Write the state after ``step`` steps and drop all but the last two.
+
+    Args:
+        folder: of the run.
+        step: counted over the whole run.
+        weights: name of a file -> weights.
+        state: tensors and plain containers only, so that loading it runs no code.
     """
-    write_atomic(folder / f"epoch-{epoch:04d}.pt", lambda path: torch.save(state, path))
+    with directory_atomic(folder / f"step-{step:08d}") as target:
+        for name, tensors in weights.items():
+            save_file(_plain(tensors), target / f"{name}.safetensors")
+        torch.save(state, target / _STATE)
+        files = sorted(target.iterdir())
+        for path in files:
+            sync_file(path)
+        write_json(target / _MANIFEST, {path.name: _digest(path) for path in files})
     for old in _newest_first(folder)[KEPT:]:
-        old.unlink()
+        shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest readable state in ``folder``, on the CPU; None where there is none."""
+def load_checkpoint(folder: Path) -> tuple[dict[str, Weights], dict[str, Any]] | None:
+    """Weights and state of the newest undamaged checkpoint, on the CPU; None where there is none."""
+    for unfinished in folder.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished)  # the process was ended while it wrote this
     for path in _newest_first(folder):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the reader raise
-            logger.warning("%s: cannot be read (%s); trying the one before", path, type(error).__name__)
+            found = _load(path)
+        except DamagedCheckpointError as error:
+            logger.warning("%s: %s; trying the one before", path, error)
             continue
         logger.info("resuming from %s", path)
-        return state
+        return found
     return None
 
 
+def save_best(folder: Path, epoch: int, weights: Weights) -> None:
+    """Write the best epoch's weights beside the checkpoints; the former best goes once no checkpoint needs it."""
+    path = folder / f"best-{epoch:04d}.safetensors"
+    write_atomic(path, lambda temporary: save_file(_plain(weights), temporary))
+    write_json(path.with_suffix(".json"), {path.name: _digest(path)})
+
+
+def load_best(folder: Path, epoch: int) -> Weights:
+    """The weights that `save_best` wrote.
+
+    Raises:
+        DamagedCheckpointError: the file is missing or not as it was written.
+    """
+    path = folder / f"best-{epoch:04d}.safetensors"
+    _require_whole(path.parent, path.with_suffix(".json"))
+    return load_file(path)
+
+
+def drop_bests(folder: Path, kept: set[int]) -> None:
+    """Remove the best weights of all epochs but these."""
+    for path in folder.glob("best-*.*"):
+        if int(path.stem.removeprefix("best-")) not in kept:
+            path.unlink()
+
+
+def _load(path: Path) -> tuple[dict[str, Weights], dict[str, Any]]:
+    _require_whole(path, path / _MANIFEST)
+    try:
+        state: dict[str, Any] = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        return {file.stem: load_file(file) for file in path.glob("*.safetensors")}, state
+    except Exception as error:  # whatever a file makes its reader raise, that was damaged before it was hashed
+        raise DamagedCheckpointError(f"cannot be read ({type(error).__name__})") from error
+
+
+def _require_whole(folder: Path, manifest: Path) -> None:
+    try:
+        digests = json.loads(manifest.read_text(encoding="utf-8"))
+        wrong = [name for name, digest in digests.items() if _digest(folder / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{manifest.name} or a file that it names cannot be read ({error})") from None
+    if wrong:
+        raise DamagedCheckpointError(f"{wrong[0]} is not as it was written (SHA-256)")
+
+
+def _plain(weights: Weights) -> Weights:
+    # safetensors wants each tensor in one piece of memory of its own.
+    return {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("*.pt") if re.fullmatch(r"epoch-\d+\.pt", path.name)), reverse=True)
+    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name)), reverse=True)

@@ -55,13 +55,20 @@ class DetectionDataset(Dataset[Example]):
         augmenter: Augmenter | None,
         seed: int,
         image_classes: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         assert len(images) == len(boxes)
         self._classes = image_classes if image_classes is not None else [UNKNOWN_CLASS] * len(images)
         self._images, self._boxes, self._augmenter, self._seed = images, boxes, augmenter, seed
 
+        self._names = names
+
     def __len__(self) -> int:
         return len(self._images)
+
+    def names_of(self, positions: Sequence[int]) -> list[str]:
+        """Ids of the studies at these places, or the places where they have none."""
+        return [self._names[place] if self._names else str(place) for place in positions]
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         """The example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index)."""
@@ -75,20 +82,24 @@ class DetectionDataset(Dataset[Example]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) in an order that depends on seed and epoch alone."""
+    """Yields (epoch, index) in an order that depends on seed and epoch alone, from any place on."""
 
     def __init__(self, length: int, seed: int, shuffle: bool) -> None:
         self._length, self._seed, self._shuffle = length, seed, shuffle
-        self.epoch = 0
+        self.epoch, self._first = 0, 0
+
+    def start_at(self, epoch: int, first: int) -> None:
+        """Begin the next pass with the study at ``first`` of ``epoch``."""
+        self.epoch, self._first = epoch, first
 
     def __len__(self) -> int:
-        return self._length
+        return self._length - self._first
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self._length)
         if self._shuffle:
             np.random.default_rng([self._seed, self.epoch]).shuffle(order)
-        return iter([(self.epoch, int(index)) for index in order])
+        return iter([(self.epoch, int(index)) for index in order[self._first :]])
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -1,11 +1,7 @@
-"""The training loop and inference, on Lightning Fabric."""
+"""The training loop, on Lightning Fabric."""
 
 import logging
 import math
-import os
-import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +9,26 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
-from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.detection.dataset import Batch, DetectionDataset, EpochSampler, Example, make_loader
+from pipeline.detection.checkpoint import (
+    DamagedCheckpointError,
+    drop_bests,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from pipeline.detection.dataset import Batch, DetectionDataset, EpochSampler, make_loader
+from pipeline.detection.device import compile_whole
 from pipeline.detection.extra_losses import ExtraLosses
+from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss
-from pipeline.detection.postprocess import Detections, PostProcessing, find
-from pipeline.detection.progress import EpochProgress
+from pipeline.detection.optimizer import learning_rate, make_optimizer
+from pipeline.detection.postprocess import Detections, PostProcessing
+from pipeline.detection.progress import EpochProgress, Stopwatch
 from pipeline.detection.retinanet import RetinaNet
-from pipeline.errors import UserError
+from pipeline.errors import Killed, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,9 @@ class TrainSettings:
 
     epochs: int
     batch_size: int
+    optimizer: str
     lr: float
+    momentum: float
     weight_decay: float
     warmup_epochs: float
     clip_norm: float
@@ -46,21 +52,28 @@ class TrainSettings:
     ema_decay: float
     compile: bool
     log_every_steps: int
+    checkpoint_steps: int
+    max_bad_steps: int
+    patience: int
     seed: int
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller does with the run: nothing here knows MLflow or metrics.
+    """What the caller does with the run: nothing here knows MLflow, metrics or signals.
 
     Attributes:
         on_step: takes metrics and the global step.
         on_epoch: takes the detections of the validation images and the 0-based epoch; returns
             the score by which epochs are compared, higher being better.
+        before_checkpoint: makes what the others were given last.
+        stop_requested: whether to end after the step at work, with a checkpoint.
     """
 
     on_step: Callable[[Metrics, int], None]
     on_epoch: Callable[[list[Detections], int], float]
+    before_checkpoint: Callable[[], None] = lambda: None
+    stop_requested: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -72,48 +85,14 @@ class Best:
     weights: dict[str, torch.Tensor]
 
 
-def make_fabric(accelerator: str, precision: str) -> Fabric:
-    """A single-device Fabric: CUDA or MPS where there is one, else the CPU.
-
-    Raises:
-        UserError: the asked accelerator is not there.
-    """
-    # Fabric casts what enters and leaves the model; its own messages are of no use to users.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"train.accelerator = {accelerator!r}: {' '.join(str(error).split())}") from None
-    fabric.launch()
-    return fabric
-
-
-def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to ``peak`` over ``warmup`` steps, then a cosine down to 0 at ``total``."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def compile_whole(module: nn.Module) -> None:
-    """Compile ``module`` in place, as one graph.
-
-    Raises:
-        UserError: there is no C++ compiler, which the compiled code needs on a CPU.
-    """
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if not torch.cuda.is_available() and shutil.which(compiler) is None:
-        raise UserError(
-            f"train.compile = true: needs the C++ compiler {compiler}, which is not there; install one, name another"
-            " in CXX, or set train.compile: false"
-        )
-    # On a CPU the box loss picks its anchors: how many there are is in the data, and the graph may say so.
-    torch._dynamo.config.capture_dynamic_output_shape_ops = True
-    module.compile(fullgraph=True)
-
-
 class Trainer:
-    """One training run: model, averaged weights, optimizer, data, and where it stands."""
+    """One training run: model, averaged weights, optimizer, data, and where it stands.
+
+    Attributes:
+        epoch: 0-based.
+        position: steps of this epoch that are done.
+        best: of the epochs so far.
+    """
 
     def __init__(
         self,
@@ -129,7 +108,8 @@ class Trainer:
     ) -> None:
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
+        s = settings
+        optimizer = make_optimizer(s.optimizer, model, s.lr, s.weight_decay, s.momentum)
         self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.loss = fabric.to_device(loss)
@@ -140,10 +120,11 @@ class Trainer:
             # The averaged copy stays as it is: it runs on other batch sizes, and once an epoch.
             compile_whole(self._bare())
             compile_whole(self.loss)
+        self.train_data, self.val_data = train_data, val_data
         self.sampler = EpochSampler(len(train_data), settings.seed, shuffle=True)
         self.loader = make_loader(train_data, self.sampler, settings.batch_size, settings.workers)
-        self.val_data = val_data
-        self.epoch, self.best = 0, Best(-1, -math.inf, {})
+        self.epoch, self.position, self.best = 0, 0, Best(-1, -math.inf, {})
+        self.bad_steps, self.skipped_steps = 0, 0
 
     def _bare(self) -> RetinaNet:
         module: RetinaNet = self.model.module
@@ -155,74 +136,140 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        return len(self.loader)
+        return math.ceil(len(self.train_data) / self.settings.batch_size)
+
+    @property
+    def step(self) -> int:
+        """Steps done in the whole run."""
+        return self.epoch * self.steps_per_epoch + self.position
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint; False where there is none."""
-        state = load_checkpoint(self.checkpoints)
-        if state is None:
+        found = load_checkpoint(self.checkpoints)
+        if found is None:
             return False
-        self._bare().load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
+        weights, state = found
+        best = state["best"]
+        try:
+            best_weights = load_best(self.checkpoints, best["epoch"]) if best["epoch"] >= 0 else {}
+        except DamagedCheckpointError as error:
+            raise UserError(f"{self.checkpoints}: {error}; remove this folder to start afresh") from None
+        self._bare().load_state_dict(weights["model"])
+        self.averaged.load_state_dict(weights["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss.load_state_dict(state["loss"])
-        self.epoch = state["epoch"] + 1
-        self.best = Best(**state["best"])
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.bad_steps, self.skipped_steps = state["bad_steps"], state["skipped_steps"]
+        self.best = Best(best["epoch"], best["score"], best_weights)
+        _set_random_state(state["random"])
         return True
 
-    def fit(self, hooks: Hooks) -> Best:
-        """Train the remaining epochs; a checkpoint after each. Returns the best epoch.
-
-        Raises:
-            UserError: the loss is no longer a number.
-        """
-        while self.epoch < self.settings.epochs:
-            self._train_epoch(hooks.on_step)
-            detections = predict(
-                self.fabric, self._averaged_model(), self.val_data, self.settings.batch_size, self.rules
-            )
-            score = hooks.on_epoch(detections, self.epoch)
-            # Of equal epochs the later one: a first epoch that finds nothing must not win at 0.
-            if score >= self.best.score:
-                weights = {
-                    name: value.detach().cpu().clone() for name, value in self.averaged.module.state_dict().items()
-                }
-                self.best = Best(self.epoch, score, weights)
-            save_checkpoint(self.checkpoints, self.epoch, self._state())
-            self.epoch += 1
-        return self.best
-
-    def _state(self) -> dict[str, Any]:
-        return {
+    def checkpoint(self, hooks: Hooks) -> None:
+        """Write all that is needed to go on from here."""
+        hooks.before_checkpoint()
+        weights = {"model": self._bare().state_dict(), "averaged": self.averaged.state_dict()}
+        state = {
             "epoch": self.epoch,
-            "model": self._bare().state_dict(),
-            "averaged": self.averaged.state_dict(),
+            "position": self.position,
             "optimizer": self.optimizer.state_dict(),
             "loss": self.loss.state_dict(),
-            "best": {"epoch": self.best.epoch, "score": self.best.score, "weights": self.best.weights},
+            "bad_steps": self.bad_steps,
+            "skipped_steps": self.skipped_steps,
+            "best": {"epoch": self.best.epoch, "score": self.best.score},
+            "random": _random_state(),
         }
+        save_checkpoint(self.checkpoints, self.step, weights, state)
 
-    def _train_epoch(self, on_step: Callable[[Metrics, int], None]) -> None:
+    def fit(self, hooks: Hooks) -> Best:
+        """Train what is left of the run; returns the best epoch.
+
+        Raises:
+            UserError: too many steps in a row gave no usable gradient, or the loader fails twice.
+            Killed: `Hooks.stop_requested`; the checkpoint is written.
+        """
+        while self.epoch < self.settings.epochs and not self._out_of_patience():
+            self._train_epoch(hooks)
+            self._end_epoch(hooks)
+        return self.best
+
+    def _out_of_patience(self) -> bool:
+        waited = self.epoch - 1 - self.best.epoch
+        stop = 0 < self.settings.patience <= waited and self.epoch > 0
+        if stop:
+            logger.info("no better epoch for %d epochs: stopping (train.patience)", waited)
+        return stop
+
+    def _end_epoch(self, hooks: Hooks) -> None:
+        """Validate the averaged weights, and keep them if they are the best."""
+        stop = lambda: self._stop_if_asked(hooks)  # noqa: E731
+        data, rules = self.val_data, self.rules
+        found = predict(self.fabric, self._averaged_model(), data, self.settings.batch_size, rules, stop)
+        score = hooks.on_epoch(found, self.epoch)
+        # Of equal epochs the later one: a first epoch that finds nothing must not win at 0.
+        if score >= self.best.score:
+            weights = self._averaged_model().state_dict()
+            former = self.best.epoch
+            self.best = Best(self.epoch, score, {name: value.detach().cpu().clone() for name, value in weights.items()})
+            save_best(self.checkpoints, self.epoch, self.best.weights)
+            drop_bests(self.checkpoints, {former, self.epoch})
+        self.epoch, self.position = self.epoch + 1, 0
+        self.checkpoint(hooks)
+
+    def _train_epoch(self, hooks: Hooks) -> None:
         self.model.train()
         self.loss.train()
-        self.sampler.epoch = self.epoch
-        first = self.epoch * self.steps_per_epoch
-        shown = EpochProgress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch)
+        shown = EpochProgress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch, self.position)
         with shown:
-            started, images = time.perf_counter(), 0
-            for step, batch in enumerate(self.loader, start=first):
-                metrics = self._train_step(batch.to(self.fabric.device), step)
-                images += len(batch.images)
-                last = step == first + self.steps_per_epoch - 1
-                if step % self.settings.log_every_steps and not last:
-                    shown.advance()
-                    continue
-                # Reading values waits for the device; hence only now and then.
-                values = {name: float(value) for name, value in metrics.items()}
-                values["train/images_per_second"] = images / (time.perf_counter() - started)
-                self._require_finite(values, batch)
-                on_step(values, step)
-                shown.advance(f"loss {values['train/loss']:.3f}  {values['train/images_per_second']:.0f} images/s")
+            watch = Stopwatch()
+            for batch in watch.waiting(self._batches()):
+                metrics = self._train_step(batch.to(self.fabric.device), self.step)
+                self.position += 1
+                watch.images += len(batch.images)
+                self._report(metrics, watch, hooks, shown)
+                if self.settings.checkpoint_steps and self.step % self.settings.checkpoint_steps == 0:
+                    self.checkpoint(hooks)
+                self._stop_if_asked(hooks)
+
+    def _report(self, metrics: dict[str, Any], watch: Stopwatch, hooks: Hooks, shown: EpochProgress) -> None:
+        step = self.step - 1
+        if step % self.settings.log_every_steps and self.position < self.steps_per_epoch:
+            shown.advance()
+            return
+        # Reading values waits for the device; hence only now and then.
+        values = {name: float(value) for name, value in metrics.items()} | watch.metrics()
+        values["train/skipped_steps"] = self.skipped_steps
+        hooks.on_step(values, step)
+        shown.advance(
+            f"loss {values['train/loss']:.3f}  lr {values['train/lr']:.2g}"
+            f"  {values['train/images_per_second']:.0f} images/s  data {values['train/data_wait_share']:.0%}"
+        )
+
+    def _stop_if_asked(self, hooks: Hooks) -> None:
+        if hooks.stop_requested():
+            self.checkpoint(hooks)
+            raise Killed(f"asked to stop; step {self.step} is kept in {self.checkpoints}")
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the epoch; a loader whose worker dies is started again, once."""
+        failed = False
+        position = self.position
+        while True:
+            self.sampler.start_at(self.epoch, position * self.settings.batch_size)
+            try:
+                for batch in self.loader:
+                    position += 1
+                    yield cast(Batch, batch)
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = " ".join(str(error).split())[:120]
+                if failed:
+                    raise UserError(f"train.workers = {self.settings.workers}: a loader died twice: {reason}") from None
+                failed = True
+                logger.warning("a data loader's worker died (%s); starting it again", reason)
+                settings = self.settings
+                self.loader = make_loader(self.train_data, self.sampler, settings.batch_size, settings.workers)
 
     def _train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
         warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
@@ -238,9 +285,7 @@ class Trainer:
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
         )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.averaged.update_parameters(self._bare())
+        self._update(float(total.detach()), math.nan if norm is None else float(norm), lr, batch)
         return {
             "train/loss": total.detach(),
             "train/loss_classification": losses.classification.detach(),
@@ -251,40 +296,33 @@ class Trainer:
             "train/lr": lr,
         }
 
-    def _require_finite(self, values: Metrics, batch: Batch) -> None:
-        if not math.isfinite(values["train/loss"]):
+    def _update(self, loss: float, norm: float, lr: float, batch: Batch) -> None:
+        """Step with the gradient; pass over one that is not finite, but not too often in a row."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step()
+            self.averaged.update_parameters(self._bare())
+            self.bad_steps = 0
+        else:
+            self.bad_steps += 1
+            self.skipped_steps += 1
+            logger.warning("step %d: loss %g, gradient norm %g: no update", self.step, loss, norm)
+        self.optimizer.zero_grad()
+        if self.bad_steps >= self.settings.max_bad_steps:
+            names = self.train_data.names_of(batch.indices.tolist())
             raise UserError(
-                f"train.lr = {self.settings.lr:g}: the loss is {values['train/loss']} in epoch {self.epoch + 1}"
-                f" (images {batch.indices.tolist()} of the train split); lower train.lr or train.clip_norm"
+                f"train.lr = {self.settings.lr:g}: {self.bad_steps} steps in a row had no finite loss or gradient"
+                f" (train.max_bad_steps); the last: epoch {self.epoch + 1}, loss {loss}, gradient norm {norm},"
+                f" learning rate {lr:g}, studies {', '.join(names)}; lower train.lr or train.clip_norm"
             )
 
 
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and kernels only; norm layers and biases have no scale to be kept small."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _random_state() -> dict[str, Any]:
+    """Of torch: order and augmentation depend on seed, epoch and study alone."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": devices}
 
 
-@torch.no_grad()
-def predict(
-    fabric: Fabric, model: RetinaNet, data: DetectionDataset, batch_size: int, rules: PostProcessing
-) -> list[Detections]:
-    """Detections of every image of ``data``, in its order, on the CPU; the model's mode is kept."""
-    was_training = model.training
-    model.eval()
-    loader = make_loader(data, EpochSampler(len(data), 0, shuffle=False), batch_size, workers=0)
-    results: list[Detections] = []
-    for batch in _batches(loader):
-        images = batch.images.to(fabric.device)
-        with fabric.autocast():
-            found = find(model, images, rules)
-        results += [{name: value.cpu() for name, value in one.items()} for one in found]
-    model.train(was_training)
-    return results
-
-
-def _batches(loader: DataLoader[Example]) -> Iterator[Batch]:
-    yield from loader
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,17 +1,22 @@
 """What a user sees of an epoch while it runs."""
 
 import logging
+import time
+from collections.abc import Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
 
 class EpochProgress:
     """A bar on a terminal, one line per epoch in a log."""
 
-    def __init__(self, description: str, total: int) -> None:
+    def __init__(self, description: str, total: int, done: int = 0) -> None:
         self._console = Console(stderr=True)
         self._description, self._text = description, ""
         columns = (
@@ -23,7 +28,7 @@ class EpochProgress:
         self._bar = Progress(
             *columns, TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
         )
-        self._task = self._bar.add_task(description, total=total, text="")
+        self._task = self._bar.add_task(description, total=total, completed=done, text="")
 
     def __enter__(self) -> "EpochProgress":
         self._bar.start()
@@ -38,3 +43,25 @@ class EpochProgress:
         self._bar.stop()
         if not self._console.is_terminal:
             logger.info("%s  %s", self._description, self._text)
+
+
+class Stopwatch:
+    """How fast images go by, and how much of the time is spent waiting for them."""
+
+    def __init__(self) -> None:
+        self.images, self._waited, self._started = 0, 0.0, time.perf_counter()
+
+    def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """The batches, with a note of how long each took to come."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def metrics(self) -> dict[str, float]:
+        """Since the epoch, or what is left of it, began."""
+        passed = time.perf_counter() - self._started
+        return {"train/images_per_second": self.images / passed, "train/data_wait_share": self._waited / passed}

@@ -146,7 +146,8 @@ def _run_arm(
         def note(values: Mapping[str, float], epoch: int) -> None:
             write_json(folder / f"val-{epoch}.json", dict(values))  # read again when all epochs are done
 
-        best = trainer.fit(epoch_hooks(run, splits["val"], note))
+        with run.stopping.deferred():
+            best = trainer.fit(epoch_hooks(run, splits["val"], note))
         measured = json.loads((folder / f"val-{best.epoch}.json").read_text())
         return {"run_id": run.run_id, **{name: measured[name] for name in _MEASURED}}
 

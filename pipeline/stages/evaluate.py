@@ -12,7 +12,8 @@ from pipeline.data.sample import example_dicom
 from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.delivery.predictor import to_original
-from pipeline.detection.engine import make_fabric, predict
+from pipeline.detection.device import make_fabric
+from pipeline.detection.inference import predict
 from pipeline.drawing import contact_sheet, data_uri, draw_boxes, encode_jpeg
 from pipeline.errors import UserError, run_main
 from pipeline.evaluation.curves import CURVES, curve_tables, plot_curve

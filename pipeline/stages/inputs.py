@@ -46,7 +46,8 @@ class SplitData:
         """As training and inference take it."""
         numbers = {name: number for number, name in enumerate(IMAGE_CLASSES)}
         classes = [numbers.get(name, UNKNOWN_CLASS) for name in self.index["class"]]
-        return DetectionDataset(self.images, self.prepared_boxes(), augmenter, seed, classes)
+        ids = self.index["patientId"].to_list()
+        return DetectionDataset(self.images, self.prepared_boxes(), augmenter, seed, classes, ids)
 
 
 def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE) -> dict[str, SplitData]:

@@ -17,8 +17,10 @@ from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
 from pipeline.detection.anchor_fit import coverage, fit_shapes
 from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors, shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
-from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings, make_fabric, predict
+from pipeline.detection.device import make_fabric
+from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings
 from pipeline.detection.extra_losses import ExtraLosses
+from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss, LossSettings
 from pipeline.detection.mask_losses import MaskSettings
 from pipeline.detection.memory import keep_freed_memory
@@ -50,7 +52,7 @@ _EXTRA_LOSSES = {"mask", "tversky_beta", "distance_w0", "distance_sigma", "image
 def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS) -> None:
     """Train, keep the best epoch, choose the operating threshold on val, and log it all.
 
-    An interrupted run with the same params, data and code goes on where its last epoch ended.
+    An interrupted run with the same params, data and code goes on after its last checkpoint.
     """
     splits = read_inputs(params.preprocess.image_size)
     folder = checkpoints / training_fingerprint(params)
@@ -64,8 +66,11 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         log_anchor_coverage(run, params, layout, splits["train"])
         trainer = build_trainer(params, layout, splits["train"], splits["val"], folder)
         if trainer.resume():
-            logger.info("going on with epoch %d of %d", trainer.epoch + 1, params.train.epochs)
-        best = trainer.fit(epoch_hooks(run, splits["val"]))
+            logger.info(
+                "going on with step %d of epoch %d of %d", trainer.position + 1, trainer.epoch + 1, params.train.epochs
+            )
+        with run.stopping.deferred():
+            best = trainer.fit(epoch_hooks(run, splits["val"]))
         config = finish(params, layout, best, splits["val"], models)
         run.log_metrics({"val/operating_threshold": config.operating_threshold}, step=params.train.epochs)
         write_json(models / RUN_FILE, {"run_id": run.run_id})
@@ -180,13 +185,12 @@ def epoch_hooks(
         if note:
             note(values, epoch)
         run.log_metrics({f"val/{name}": value for name, value in values.items()}, step=epoch + 1)
-        run.flush()
         logger.info(
             "  val map %.3f  map_50 %.3f  rsna_score %.3f", values["map"], values["map_50"], values["rsna_score"]
         )
         return values["map"]
 
-    return Hooks(on_step=run.log_metrics, on_epoch=on_epoch)
+    return Hooks(run.log_metrics, on_epoch, before_checkpoint=run.flush, stop_requested=lambda: run.stopping.asked)
 
 
 def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, train_data: SplitData) -> None:

@@ -1,4 +1,6 @@
 import math
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -7,15 +9,17 @@ import torch
 
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.box_losses import every_box_loss
-from pipeline.detection.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.detection.dataset import DetectionDataset, collate
-from pipeline.detection.engine import Hooks, Trainer, learning_rate, make_fabric, predict
+from pipeline.detection.device import make_fabric
+from pipeline.detection.engine import Hooks, Trainer
 from pipeline.detection.extra_losses import ExtraLosses
+from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.mask_losses import MaskSettings
 from pipeline.detection.matching import _match_everything
+from pipeline.detection.optimizer import learning_rate
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
-from pipeline.errors import UserError
+from pipeline.errors import Killed, UserError
 
 AUGMENT = AugmentSettings(0.5, 0.5, 0.1, 0.05, 2, 0.5, 0.1, 0.1, 0.2, 0.1, 0.3)
 
@@ -78,33 +82,46 @@ def test_learns_to_find_squares(build, squares, precision):
     )
 
 
-@pytest.mark.parametrize("normalizer", ["batch", "ema"])
-def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_settings, normalizer):
+@pytest.mark.parametrize(
+    ("normalizer", "precision"), [("batch", "32-true"), ("ema", "32-true"), ("batch", "bf16-mixed")]
+)
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_settings, normalizer, precision, stop):
+    """Bit for bit, wherever it was stopped: within an epoch, and after its last step, before validation."""
     loss = replace(loss_settings, normalizer=normalizer)
-    whole = build("a", AUGMENT, loss=loss, epochs=3)
-    whole.fit(silent())
+    whole = build("a", AUGMENT, loss=loss, precision=precision, epochs=3)
+    steps = []
+    whole.fit(silent(steps=steps))
 
-    class Stop(Exception):
-        pass
-
-    def killed(epoch):
-        if epoch == 1:
-            raise Stop
-        return epoch
-
-    first = build("b", AUGMENT, loss=loss, epochs=3)
-    with pytest.raises(Stop):
-        first.fit(silent(killed))
-    second = build("b", AUGMENT, loss=loss, epochs=3)
+    first = build("b", AUGMENT, loss=loss, precision=precision, epochs=3)
+    again = []
+    with pytest.raises(Killed):
+        first.fit(replace(silent(steps=again), stop_requested=lambda: first.step >= stop))
+    second = build("b", AUGMENT, loss=loss, precision=precision, epochs=3)
     torch.manual_seed(99)
     assert second.resume()
-    assert second.epoch == 1
-    second.fit(silent())
+    assert (second.step, second.epoch) == (stop, 0 if stop <= 4 else 1)
+    second.fit(silent(steps=again))
+    assert [step for step, _ in again] == list(range(12))
+    for key in ("train/loss", "train/gradient_norm", "train/lr"):
+        assert [metrics[key] for _, metrics in again] == [metrics[key] for _, metrics in steps]
     for name, value in whole._bare().state_dict().items():
         assert torch.equal(value, second._bare().state_dict()[name]), name
     assert whole.best.score == second.best.score == 2
     for name, value in whole.best.weights.items():
         assert torch.equal(value, second.best.weights[name]), name
+
+
+def test_checkpoints_in_between(build, tmp_path):
+    trainer = build(epochs=2, checkpoint_steps=3)
+    seen = []
+    saved = replace(silent(), before_checkpoint=lambda: seen.append(trainer.step))
+    trainer.fit(saved)
+    assert seen == [3, 4, 6, 8]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "best-0000.json", "best-0000.safetensors", "best-0001.json", "best-0001.safetensors",
+        "step-00000006", "step-00000008",
+    ]  # fmt: skip
 
 
 def test_steps_are_reported(build):
@@ -129,35 +146,97 @@ def test_the_best_epoch_is_kept(build):
     assert (best.epoch, best.score) == (1, 0.7)
 
 
-def test_a_loss_that_is_no_number_stops_with_its_reason(build):
-    trainer = build(epochs=1)
-    with torch.no_grad():
-        trainer._bare().class_head.last.bias.fill_(math.nan)
-    with pytest.raises(UserError, match=r"train\.lr = 0\.002: the loss is nan in epoch 1 \(images \["):
+class NotANumber(DetectionLoss):
+    """A loss that is not a number at some calls."""
+
+    def __init__(self, settings, bad):
+        super().__init__(settings)
+        self.calls, self.bad = 0, bad
+
+    def forward(self, *inputs):
+        found = super().forward(*inputs)
+        self.calls += 1
+        return found._replace(box=found.box * math.nan) if self.calls - 1 in self.bad else found
+
+
+def test_a_step_without_a_finite_gradient_is_passed_over(build, loss_settings, caplog):
+    trainer = build(epochs=2)
+    trainer.loss = NotANumber(loss_settings, {1, 2, 5})
+    steps = []
+    trainer.fit(Hooks(lambda metrics, step: steps.append((step, metrics)), lambda found, epoch: epoch))
+    assert len(steps) == 8
+    assert trainer.skipped_steps == 3
+    assert [metrics["train/skipped_steps"] for _, metrics in steps] == [0, 1, 2, 2, 2, 3, 3, 3]
+    assert all(torch.isfinite(value).all() for value in trainer._bare().state_dict().values())
+    assert "step 1: loss nan" in caplog.text
+
+
+def test_a_skipped_step_changes_nothing(build, loss_settings):
+    trainer = build(epochs=1, batch_size=16)
+    trainer.loss = NotANumber(loss_settings, {0})
+    before = {name: value.clone() for name, value in trainer._bare().state_dict().items()}
+    trainer.fit(silent())
+    for name, value in trainer._bare().state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_too_many_in_a_row_stop_with_their_studies(build, loss_settings, squares):
+    data = DetectionDataset(*squares, augmenter=None, seed=0, names=[f"study-{number}" for number in range(16)])
+    trainer = build(epochs=1, data=data, max_bad_steps=2)
+    trainer.loss = NotANumber(loss_settings, {1, 2})
+    with pytest.raises(
+        UserError, match=r"train\.lr = 0\.002: 2 steps in a row .* loss nan, .* studies study-\d+, study"
+    ):
         trainer.fit(silent())
+    assert trainer.step == 2  # the third step is not done
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
-    for epoch in range(3):
-        save_checkpoint(tmp_path, epoch, {"epoch": epoch, "weights": torch.ones(100) * epoch})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001.pt", "epoch-0002.pt"]
-    newest = tmp_path / "epoch-0002.pt"
-    newest.write_bytes(newest.read_bytes()[:300])
-    assert load_checkpoint(tmp_path)["epoch"] == 1
-    assert "epoch-0002.pt: cannot be read" in caplog.text
-    assert load_checkpoint(tmp_path / "nothing") is None
+def test_early_stopping(build, caplog):
+    scores = [0.2, 0.5, 0.4, 0.3, 0.9]
+    with caplog.at_level("INFO"):
+        best = build(epochs=5, patience=2).fit(silent(lambda epoch: scores[epoch]))
+    assert best.epoch == 1
+    assert "no better epoch for 2 epochs" in caplog.text
 
 
-def test_a_checkpoint_that_carries_code_is_not_run(tmp_path):
-    import os
+def test_sgd_is_torchs(build):
+    trainer = build(optimizer="sgd", momentum=0.8)
+    assert type(trainer.optimizer.optimizer) is torch.optim.SGD
+    assert {group["momentum"] for group in trainer.optimizer.param_groups} == {0.8}
+    before = trainer._bare().class_head.last.weight.clone()
+    trainer.fit(silent())
+    assert not torch.equal(before, trainer._bare().class_head.last.weight)
 
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "pwned"),))
 
-    torch.save({"epoch": 1, "x": Evil()}, tmp_path / "epoch-0001.pt")
-    assert load_checkpoint(tmp_path) is None
-    assert not (tmp_path / "pwned").exists()
+class DiesOnce(DetectionDataset):
+    """Its loader's worker is killed while it reads an image, unless a file says that this has happened."""
+
+    def __init__(self, squares, marks, times):
+        super().__init__(*squares, augmenter=None, seed=0)
+        self.marks, self.times = marks, times
+
+    def __getitem__(self, key):
+        done = len(list(self.marks.iterdir()))
+        if key == (0, 9) and done < self.times:
+            (self.marks / str(done)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
+
+@pytest.mark.slow
+def test_a_loader_that_dies_is_started_again_once(build, squares, tmp_path, caplog):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    steps, plain = [], []
+    build("a", data=DiesOnce(squares, marks, 1), epochs=1, workers=1).fit(silent(steps=steps))
+    assert "starting it again" in caplog.text
+    build("b", epochs=1).fit(silent(steps=plain))
+    assert [step for step, _ in steps] == [0, 1, 2, 3]
+    assert [metrics["train/loss"] for _, metrics in steps] == [metrics["train/loss"] for _, metrics in plain]
+    for mark in marks.iterdir():
+        mark.unlink()
+    with pytest.raises(UserError, match="train.workers = 1: a loader died twice"):
+        build("c", data=DiesOnce(squares, marks, 2), epochs=1, workers=1).fit(silent())
 
 
 def test_an_accelerator_that_is_not_there():

@@ -217,7 +217,7 @@ def start(folder, tmp_path, server):
         stderr=log,
     )
     deadline = time.monotonic() + 120
-    while not any((folder / "checkpoints").glob("*/epoch-*.pt")):
+    while not any((folder / "checkpoints").glob("*/step-*")):
         assert process.poll() is None, (tmp_path / "flow.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -245,7 +245,7 @@ def test_nothing_survives_a_signal_and_the_run_goes_on(copy, edit, tmp_path, num
         return
     done = call(copy, "flows.training")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on with epoch" in done.stdout + done.stderr
+    assert "going on with step" in done.stdout + done.stderr
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]

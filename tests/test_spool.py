@@ -1,0 +1,92 @@
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from filelock import Timeout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.spool import SPOOL, Spool, left_behind
+
+
+def metric(step):
+    return {"key": "loss", "value": step / 2, "timestamp": 1, "step": step}
+
+
+class Store:
+    """Takes batches, or refuses them."""
+
+    def __init__(self):
+        self.entries, self.down = [], False
+
+    def send(self, run_id, entries):
+        if self.down:
+            raise ConnectionError
+        self.entries += entries
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from(["append", "deliver", "fail", "reopen", "killed while writing"]), max_size=30))
+def test_everything_arrives_once_and_in_order(events):
+    with tempfile.TemporaryDirectory() as root:
+        store, steps = Store(), 0
+        spool = Spool("run", Path(root))
+        for event in events:
+            if event == "append":
+                spool.append([metric(steps), metric(steps + 1)])
+                steps += 2
+            elif event == "deliver":
+                spool.deliver(store.send)
+            elif event == "fail":
+                store.down = True
+                if spool.waiting:
+                    with pytest.raises(ConnectionError):
+                        spool.deliver(store.send)
+                store.down = False
+            else:
+                spool.close(remove=False)
+                if event == "killed while writing":
+                    with (Path(root) / "run/entries.jsonl").open("a") as file:
+                        file.write('{"key": "loss", "va')
+                spool = Spool("run", Path(root))
+        assert spool.last_steps() == ({"loss": steps - 1} if steps else {})
+        spool.deliver(store.send)
+        assert store.entries == [metric(step) for step in range(steps)]
+        assert spool.waiting == 0
+        spool.close(remove=True)
+        assert not (Path(root) / "run").exists()
+
+
+def test_many_go_in_batches(tmp_path):
+    spool, sizes = Spool("run", tmp_path), []
+    spool.append([metric(step) for step in range(2500)])
+    assert spool.deliver(lambda run_id, entries: sizes.append(len(entries))) == 2500
+    assert sizes == [1000, 1000, 500]
+
+
+def test_a_batch_that_arrived_but_was_not_noted_is_sent_again(tmp_path, monkeypatch):
+    spool, store = Spool("run", tmp_path), Store()
+    spool.append([metric(0)])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipeline.spool.write_text", killed)
+        spool.deliver(store.send)
+    spool.deliver(store.send)
+    assert store.entries == [metric(0), metric(0)]
+
+
+def test_what_waits_is_not_removed_and_one_process_has_it(tmp_path):
+    spool = Spool("run", tmp_path)
+    spool.append([metric(0)])
+    with pytest.raises(Timeout):
+        Spool("run", tmp_path)
+    assert list(left_behind(tmp_path)) == []
+    spool.close(remove=True)
+    (found,) = left_behind(tmp_path)
+    assert found.waiting == len(json.dumps(metric(0))) + 1
+    assert list(left_behind(tmp_path / "nowhere")) == []
+    assert not SPOOL.is_absolute()
