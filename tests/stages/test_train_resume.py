@@ -1,11 +1,6 @@
 """The train stage, killed at any moment, gives what it would have given."""
 
-import multiprocessing
-import os
-import random
 import shutil
-import signal
-import time
 
 import mlflow
 import pytest
@@ -14,71 +9,31 @@ from safetensors.torch import load_file
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
-from pipeline.stages.train import train
-
-KILLS = 20
-
-
-def train_in(folder, params):
-    """In a process of its own: the stage, as DVC would run it there."""
-    os.chdir(folder)
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    train(params)
-
-
-@pytest.fixture
-def processes():
-    """Processes that start in no time: torch and MLflow are imported once, for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stages.test_train_resume"])
-    return context
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_killed_at_any_moment_it_ends_the_same(small_params, rsna, tmp_path, processes, precision):
-    kills = KILLS if precision == "32-true" else KILLS // 4
+@pytest.mark.parametrize(("precision", "kills"), [("32-true", 20), ("bf16-mixed", 5)])
+def test_killed_at_any_moment_it_ends_the_same(small_params, rsna, tmp_path, write_params, run, precision, kills):
     small_params["train"] |= {"epochs": 5, "batch_size": 4, "checkpoint_steps": 1, "precision": precision}
-    params = Params.model_validate(small_params)
-    preprocess(params)
-    split(params)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
+    preprocess(Params.model_validate(small_params))
+    split(Params.model_validate(small_params))
+    folders = {}
+    for name, count in (("whole", 0), ("killed", kills)):
+        folders[name] = folder = tmp_path / name
         shutil.copytree(tmp_path / "data", folder / "data")
-    process = processes.Process(target=train_in, args=(whole, params))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+        write_params(small_params, folder / "params.yaml")
+        store = f"sqlite:///{folder}/mlflow.db"
+        done = run("tests.stages.train_and_kill", count, cwd=folder, MLFLOW_TRACKING_URI=store)
+        assert done.returncode == 0, done.stderr
 
-    rng = random.Random(precision)
-    for _ in range(kills):
-        process = processes.Process(target=train_in, args=(killed, params))
-        process.start()
-        # At least one step further each time; most moments then lie within the writing of a checkpoint.
-        before = newest(killed)
-        while newest(killed) == before and process.is_alive():
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, "the run was over before it was killed often enough"
-    process = processes.Process(target=train_in, args=(killed, params))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-
-    weights, wanted = (load_file(folder / "models/model.safetensors") for folder in (killed, whole))
+    weights, wanted = (load_file(folders[name] / "models/model.safetensors") for name in ("killed", "whole"))
     assert all((weights[name] == value).all() for name, value in wanted.items())
-    assert (killed / "models/model.json").read_text() == (whole / "models/model.json").read_text()
-    one, other = (history(folder) for folder in (whole, killed))
-    assert one == other
-    assert [step for step, _ in one["train/loss"]] == list(range(len(one["train/loss"])))
-    assert [step for step, _ in one["val/map"]] == [1, 2, 3, 4, 5]
-
-
-def newest(folder):
-    return max((path.name for path in folder.glob("checkpoints/*/step-*")), default="")
+    model, other = ((folders[name] / "models/model.json").read_text() for name in ("killed", "whole"))
+    assert model == other
+    killed, whole = history(folders["killed"]), history(folders["whole"])
+    assert killed == whole
+    assert [step for step, _ in whole["train/loss"]] == list(range(len(whole["train/loss"])))
+    assert [step for step, _ in whole["val/map"]] == [1, 2, 3, 4, 5]
 
 
 def history(folder):
