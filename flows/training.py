@@ -3,14 +3,22 @@
 import json
 import logging
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from uuid import UUID
 
 from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, runtime, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.states import Completed, State
 
 from flows.dvc import RAW_DATA, changed, raw_data_state, run_dvc
@@ -22,6 +30,7 @@ LOCK = Path(".pneumoflow.lock")
 NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the pipeline last ran"
 METRICS = Path("reports/metrics.json")
 REPORT = Path("reports/report.html")
+_EPOCH = re.compile(r"epoch (\d+)/(\d+)(  step )?")
 _SHOWN = ("rsna_score", "map", "map_50", "map_75", "auroc", "froc_1")
 
 
@@ -44,9 +53,30 @@ def pull_data() -> None:
 @task(name="stage", task_run_name="{name}")
 def run_stage(name: str) -> None:
     """Let DVC run one stage, if anything it depends on has changed."""
-    run_dvc(
-        ["repro", "--single-item", name], get_run_logger().info, {"PNEUMOFLOW_FLOW_RUN_ID": str(runtime.flow_run.id)}
-    )
+    progress = _Progress(get_run_logger().info)
+    run_dvc(["repro", "--single-item", name], progress.line, {"PNEUMOFLOW_FLOW_RUN_ID": str(runtime.flow_run.id)})
+
+
+class _Progress:
+    """Passes a stage's lines on, and shows its epochs as a progress artifact."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self._artifact: UUID | None = None
+
+    def line(self, text: str) -> None:
+        """One line of output."""
+        self._log(text)
+        if not (found := _EPOCH.match(text)):
+            return
+        # A line within an epoch is of one that is not over.
+        done = int(found[1]) - (found[3] is not None)
+        share = 100 * done / int(found[2])
+        if self._artifact is None:
+            artifact = create_progress_artifact(share, key="training-progress", description="Epochs")
+            self._artifact = artifact if isinstance(artifact, UUID) else None
+        else:
+            update_progress_artifact(self._artifact, share, description=text)
 
 
 @task(name="publish results")

@@ -1,6 +1,7 @@
 """The one error type that a user is meant to read, and how a process ends on it."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -15,8 +16,12 @@ class BadStudyError(ValueError):
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line to stderr and end the process with exit code 1."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Print one line to stderr and end the process with exit code 1.
+
+    Of several processes of one run the first speaks for all; what the others say is marked as theirs.
+    """
+    rank = os.environ.get("RANK", "0")
+    print(f"{'error' if rank == '0' else f'process {rank}'}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 

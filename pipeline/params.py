@@ -188,6 +188,7 @@ class TrainParams(_Section):
 
     epochs: Count
     batch_size: Count
+    accumulate: Count
     optimizer: Literal["adamw", "sgd"]
     lr: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]
@@ -197,6 +198,8 @@ class TrainParams(_Section):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     channels_last: bool
     accelerator: Literal["auto", "cpu", "cuda", "mps"]
+    devices: Annotated[int, Field(ge=1, le=1024)]
+    restarts: Annotated[int, Field(ge=0)]
     workers: Workers
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     compile: bool
@@ -204,6 +207,8 @@ class TrainParams(_Section):
     checkpoint_steps: Annotated[int, Field(ge=0)]
     max_bad_steps: Count
     patience: Annotated[int, Field(ge=0)]
+    picture_epochs: Annotated[int, Field(ge=0)]
+    profile_steps: Annotated[int, Field(ge=0, le=100)]
 
 
 class EvaluateParams(_Section):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,9 @@ def fingerprint(values: Any, files: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(f"{path}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()[:16]
+
+
+def environment() -> str:
+    """The installed packages and their versions, as pip writes them; one a line."""
+    found = {(part.metadata["Name"] or "").lower(): part.version for part in metadata.distributions()}
+    return "".join(f"{name}=={number}\n" for name, number in sorted(found.items()) if name)

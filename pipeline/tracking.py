@@ -35,6 +35,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import ColSpec, DataType, Schema
 
 from pipeline.errors import Killed, UserError
@@ -174,6 +175,33 @@ class TrackedRun:
         """Log a file, or the files of a folder."""
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         log(self.run_id, str(path), artifact_path or None)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Log ``text`` as the artifact ``name``."""
+        self._client.log_text(self.run_id, text, name)
+
+    def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
+        """Log pictures, artifact name -> bytes; a server that does not take them is no reason to stop."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in pictures.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            try:
+                self._client.log_artifacts(self.run_id, folder)
+            except (MlflowException, OSError) as error:
+                logger.warning("MLflow does not take %s (%s)", ", ".join(pictures), type(error).__name__)
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Inside the block, log load and memory of CPU and GPU every ten seconds, as ``system/...``."""
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # says that there is no GPU
+        monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=True)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_dataset(self, name: str, digest: str, source: str, contexts: Mapping[str, int]) -> None:
         """Record which version of a data set each split was taken from, and how many studies it has."""

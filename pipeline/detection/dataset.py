@@ -1,5 +1,6 @@
 """Prepared images and boxes -> batches of tensors of one size."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from pipeline.detection.matching import PADDING
 
 Boxes = npt.NDArray[np.float32]
 UNKNOWN_CLASS = -1
+PADDING_PLACE = -1
 
 
 class Example(NamedTuple):
@@ -31,7 +33,8 @@ class Example(NamedTuple):
 class Batch(NamedTuple):
     """Images uint8 ``[B, C, H, W]``; boxes ``[B, M, 4]`` xyxy; labels ``[B, M]``, -1 for no box.
 
-    ``image_classes`` ``[B]`` are -1 where unknown.
+    ``image_classes`` ``[B]`` are -1 where unknown; ``indices`` ``[B]`` are places in the data set, and
+    -1 of a batch that is only padding.
     """
 
     images: Tensor
@@ -40,9 +43,15 @@ class Batch(NamedTuple):
     image_classes: Tensor
     indices: Tensor
 
+    @property
+    def real(self) -> int:
+        """How many images count: all, or none of padding."""
+        return 0 if int(self.indices[0]) == PADDING_PLACE else len(self.indices)
+
     def to(self, device: torch.device) -> "Batch":
-        """The batch on ``device``."""
-        return Batch(*(part.to(device, non_blocking=True) for part in self))
+        """The batch on ``device``; the indices stay, since nothing there needs them."""
+        images, boxes, labels, classes = (part.to(device, non_blocking=True) for part in self[:4])
+        return Batch(images, boxes, labels, classes, self.indices)
 
 
 class DetectionDataset(Dataset[Example]):
@@ -71,35 +80,48 @@ class DetectionDataset(Dataset[Example]):
         return [self._names[place] if self._names else str(place) for place in positions]
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """The example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index)."""
+        """The example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index), see `EpochBatches`."""
         epoch, index = key
+        place, index = (PADDING_PLACE, -1 - index) if index < 0 else (index, index)
         image, boxes = self._images[index], self._boxes[index]
         if self._augmenter is not None:
             # Seeded by place and time: a resumed run and any number of workers see the same images.
             seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
             image, boxes = self._augmenter(image, boxes, seed)
-        return Example(image, boxes, self._classes[index], index)
+        return Example(image, boxes, self._classes[index], place)
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) in an order that depends on seed and epoch alone, from any place on."""
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in an order that depends on seed and epoch alone, from any place on.
 
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
-        self._length, self._seed, self._shuffle = length, seed, shuffle
-        self.epoch, self._first = 0, 0
+    Of several processes each takes its part: together their batches are those of one process with
+    larger batches. Where the last studies do not reach all of them, a process gets a copy of another
+    one's study, as index ``-1 - index``: padding, which counts for nothing.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._length, self._size, self._seed, self._shuffle = length, batch_size, seed, shuffle
+        self._rank, self._world_size = rank, world_size
+        self._epoch, self._first = 0, 0
 
     def start_at(self, epoch: int, first: int) -> None:
-        """Begin the next pass with the study at ``first`` of ``epoch``."""
-        self.epoch, self._first = epoch, first
+        """Begin the next pass with batch ``first`` of ``epoch``."""
+        self._epoch, self._first = epoch, first
 
     def __len__(self) -> int:
-        return self._length - self._first
+        return math.ceil(self._length / (self._size * self._world_size)) - self._first
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self._length)
         if self._shuffle:
-            np.random.default_rng([self._seed, self.epoch]).shuffle(order)
-        return iter([(self.epoch, int(index)) for index in order[self._first :]])
+            np.random.default_rng([self._seed, self._epoch]).shuffle(order)
+        step = self._size * self._world_size
+        for start in range(self._first * step, self._length, step):
+            shared = order[start : start + step]
+            own = shared[self._rank * self._size : (self._rank + 1) * self._size]
+            yield [(self._epoch, int(index)) for index in (own if len(own) else -1 - shared[:1])]
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -123,12 +145,11 @@ def channels_first(images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.ui
     return np.ascontiguousarray(batch.reshape(*batch.shape[:3], -1).transpose(0, 3, 1, 2))
 
 
-def make_loader(dataset: DetectionDataset, sampler: EpochSampler, batch_size: int, workers: int) -> DataLoader[Example]:
-    """Batches in the sampler's order; the last, smaller batch is kept."""
+def make_loader(dataset: DetectionDataset, batches: EpochBatches, workers: int) -> DataLoader[Example]:
+    """The batches that ``batches`` names, in its order."""
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),

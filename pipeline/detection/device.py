@@ -4,27 +4,48 @@ import logging
 import os
 import shutil
 import sys
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import nn
 
 from pipeline.errors import UserError
 
 
-def make_fabric(accelerator: str, precision: str) -> Fabric:
-    """A single-device Fabric: CUDA or MPS where there is one, else the CPU.
+def world_size() -> int:
+    """How many processes torchrun has started for this run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fabric:
+    """CUDA or MPS where there is one, else the CPU; one device for each of torchrun's processes.
+
+    Args:
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        alone: without the other processes, if there are any.
 
     Raises:
         UserError: the asked accelerator is not there.
     """
     # Fabric casts what enters and leaves the model; its own messages are of no use to users.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    shared = world_size() > 1 and not alone
+    rest: dict[str, Any] = (
+        {"devices": local, "num_nodes": world_size() // local, "strategy": "ddp"}
+        if shared
+        else {"devices": 1, "plugins": [LightningEnvironment()]}
+    )
     try:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+        fabric = Fabric(accelerator=accelerator, precision=precision, **rest)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         raise UserError(f"train.accelerator = {accelerator!r}: {' '.join(str(error).split())}") from None
     fabric.launch()
+    if shared and fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))  # or each process would take all cores
     return fabric
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +20,14 @@ from pipeline.detection.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from pipeline.detection.dataset import Batch, DetectionDataset, EpochSampler, make_loader
+from pipeline.detection.dataset import Batch, DetectionDataset, EpochBatches, make_loader
 from pipeline.detection.device import compile_whole
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.inference import predict
-from pipeline.detection.losses import DetectionLoss
+from pipeline.detection.losses import DetectionLoss, Totals
 from pipeline.detection.optimizer import learning_rate, make_optimizer
 from pipeline.detection.postprocess import Detections, PostProcessing
+from pipeline.detection.profiling import PROFILE, profiled
 from pipeline.detection.progress import EpochProgress, Stopwatch
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import Killed, UserError
@@ -33,6 +35,7 @@ from pipeline.errors import Killed, UserError
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
+Values = dict[str, torch.Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class TrainSettings:
 
     epochs: int
     batch_size: int
+    accumulate: int
     optimizer: str
     lr: float
     momentum: float
@@ -55,6 +59,7 @@ class TrainSettings:
     checkpoint_steps: int
     max_bad_steps: int
     patience: int
+    profile_steps: int
     seed: int
 
 
@@ -112,7 +117,7 @@ class Trainer:
         optimizer = make_optimizer(s.optimizer, model, s.lr, s.weight_decay, s.momentum)
         self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
         self.model, self.optimizer = fabric.setup(model, optimizer)
-        self.loss = fabric.to_device(loss)
+        self.loss = cast(DetectionLoss, fabric.to_device(loss))
         self.extra_losses = extra_losses
         decay = get_ema_multi_avg_fn(settings.ema_decay)
         self.averaged = AveragedModel(self._bare(), multi_avg_fn=decay, use_buffers=True)
@@ -121,8 +126,9 @@ class Trainer:
             compile_whole(self._bare())
             compile_whole(self.loss)
         self.train_data, self.val_data = train_data, val_data
-        self.sampler = EpochSampler(len(train_data), settings.seed, shuffle=True)
-        self.loader = make_loader(train_data, self.sampler, settings.batch_size, settings.workers)
+        ranks = (fabric.global_rank, fabric.world_size)
+        self.order = EpochBatches(len(train_data), s.batch_size, s.seed, True, *ranks)
+        self.loader = make_loader(train_data, self.order, s.workers)
         self.epoch, self.position, self.best = 0, 0, Best(-1, -math.inf, {})
         self.bad_steps, self.skipped_steps = 0, 0
 
@@ -136,7 +142,8 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        return math.ceil(len(self.train_data) / self.settings.batch_size)
+        batches = math.ceil(len(self.train_data) / (self.settings.batch_size * self.fabric.world_size))
+        return math.ceil(batches / self.settings.accumulate)
 
     @property
     def step(self) -> int:
@@ -165,8 +172,13 @@ class Trainer:
         return True
 
     def checkpoint(self, hooks: Hooks) -> None:
-        """Write all that is needed to go on from here."""
+        """Write all that is needed to go on from here; of several processes the first does it."""
         hooks.before_checkpoint()
+        if self.fabric.is_global_zero:
+            self._save()
+        self.fabric.barrier()
+
+    def _save(self) -> None:
         weights = {"model": self._bare().state_dict(), "averaged": self.averaged.state_dict()}
         state = {
             "epoch": self.epoch,
@@ -204,14 +216,16 @@ class Trainer:
         stop = lambda: self._stop_if_asked(hooks)  # noqa: E731
         data, rules = self.val_data, self.rules
         found = predict(self.fabric, self._averaged_model(), data, self.settings.batch_size, rules, stop)
-        score = hooks.on_epoch(found, self.epoch)
+        own = hooks.on_epoch(found, self.epoch) if self.fabric.is_global_zero else 0.0
+        score = self._sum(torch.tensor(own, dtype=torch.float64)).item()
         # Of equal epochs the later one: a first epoch that finds nothing must not win at 0.
         if score >= self.best.score:
             weights = self._averaged_model().state_dict()
             former = self.best.epoch
             self.best = Best(self.epoch, score, {name: value.detach().cpu().clone() for name, value in weights.items()})
-            save_best(self.checkpoints, self.epoch, self.best.weights)
-            drop_bests(self.checkpoints, {former, self.epoch})
+            if self.fabric.is_global_zero:
+                save_best(self.checkpoints, self.epoch, self.best.weights)
+                drop_bests(self.checkpoints, {former, self.epoch})
         self.epoch, self.position = self.epoch + 1, 0
         self.checkpoint(hooks)
 
@@ -219,24 +233,29 @@ class Trainer:
         self.model.train()
         self.loss.train()
         shown = EpochProgress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch, self.position)
-        with shown:
+        with shown, profiled(self._steps_to_profile(), self.checkpoints / PROFILE) as note_step:
             watch = Stopwatch()
-            for batch in watch.waiting(self._batches()):
-                metrics = self._train_step(batch.to(self.fabric.device), self.step)
+            for group in watch.waiting(self._groups()):
+                metrics = self._train_step([batch.to(self.fabric.device) for batch in group], self.step)
                 self.position += 1
-                watch.images += len(batch.images)
+                note_step()
+                watch.images += sum(batch.real for batch in group) * self.fabric.world_size
                 self._report(metrics, watch, hooks, shown)
                 if self.settings.checkpoint_steps and self.step % self.settings.checkpoint_steps == 0:
                     self.checkpoint(hooks)
                 self._stop_if_asked(hooks)
 
-    def _report(self, metrics: dict[str, Any], watch: Stopwatch, hooks: Hooks, shown: EpochProgress) -> None:
+    def _steps_to_profile(self) -> int:
+        """Those of the run's first epoch, or of what a resumed run has left of it."""
+        return self.settings.profile_steps if self.epoch == 0 else 0
+
+    def _report(self, metrics: Values, watch: Stopwatch, hooks: Hooks, shown: EpochProgress) -> None:
         step = self.step - 1
         if step % self.settings.log_every_steps and self.position < self.steps_per_epoch:
             shown.advance()
             return
         # Reading values waits for the device; hence only now and then.
-        values = {name: float(value) for name, value in metrics.items()} | watch.metrics()
+        values = self._over_ranks(metrics) | watch.metrics()
         values["train/skipped_steps"] = self.skipped_steps
         hooks.on_step(values, step)
         shown.advance(
@@ -245,19 +264,38 @@ class Trainer:
         )
 
     def _stop_if_asked(self, hooks: Hooks) -> None:
-        if hooks.stop_requested():
+        asked = self._sum(torch.tensor(float(hooks.stop_requested()))) if self.fabric.world_size > 1 else None
+        if asked or (asked is None and hooks.stop_requested()):
             self.checkpoint(hooks)
             raise Killed(f"asked to stop; step {self.step} is kept in {self.checkpoints}")
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Over all processes."""
+        if self.fabric.world_size == 1:
+            return value
+        return cast(torch.Tensor, self.fabric.all_reduce(value.to(self.fabric.device), reduce_op="sum"))
+
+    def _over_ranks(self, metrics: Values) -> Metrics:
+        """Losses and counts are shares that add up; learning rate and gradient are the same everywhere."""
+        shares = sorted(name for name in metrics if name not in ("train/lr", "train/gradient_norm"))
+        added = self._sum(torch.stack([torch.as_tensor(metrics[name]).double() for name in shares]))
+        return {name: float(value) for name, value in metrics.items()} | dict(zip(shares, added.tolist(), strict=True))
+
+    def _groups(self) -> Iterator[list[Batch]]:
+        """What is left of the epoch, in groups of ``accumulate`` batches: one for each step."""
+        batches = self._batches()
+        while group := list(islice(batches, self.settings.accumulate)):
+            yield group
 
     def _batches(self) -> Iterator[Batch]:
         """What is left of the epoch; a loader whose worker dies is started again, once."""
         failed = False
-        position = self.position
+        place = self.position * self.settings.accumulate
         while True:
-            self.sampler.start_at(self.epoch, position * self.settings.batch_size)
+            self.order.start_at(self.epoch, place)
             try:
                 for batch in self.loader:
-                    position += 1
+                    place += 1
                     yield cast(Batch, batch)
                 return
             except RuntimeError as error:
@@ -268,37 +306,64 @@ class Trainer:
                     raise UserError(f"train.workers = {self.settings.workers}: a loader died twice: {reason}") from None
                 failed = True
                 logger.warning("a data loader's worker died (%s); starting it again", reason)
-                settings = self.settings
-                self.loader = make_loader(self.train_data, self.sampler, settings.batch_size, settings.workers)
+                self.loader = make_loader(self.train_data, self.order, self.settings.workers)
 
-    def _train_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor | float]:
+    def _train_step(self, batches: list[Batch], step: int) -> Values:
+        """One update from the gradients of a few batches, as if they were one."""
         warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
         lr = learning_rate(step, self.settings.epochs * self.steps_per_epoch, warmup, self.settings.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        outputs = self.model(batch.images)
-        anchors = self._bare().anchors_for(batch.images)
-        losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels)
-        extra = self.extra_losses(outputs, batch.boxes, batch.labels, batch.image_classes)
-        total = losses.classification + losses.box + sum(extra.values())
-        self.fabric.backward(total)
+        alone = len(batches) == 1 and self.fabric.world_size == 1
+        totals = None if alone else self._totals(batches)
+        parts = []
+        for number, batch in enumerate(batches, start=1):
+            # Gradients travel between processes once, with the last batch.
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(batches)):
+                parts.append(self._backward(batch, totals))
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
         )
-        self._update(float(total.detach()), math.nan if norm is None else float(norm), lr, batch)
+        metrics: Values = {name: sum(part[name] for part in parts) for name in parts[0]}
+        self._update(float(metrics["train/loss"]), math.nan if norm is None else float(norm), lr, batches)
+        return metrics | {"train/gradient_norm": norm if norm is not None else math.nan, "train/lr": lr}
+
+    def _totals(self, batches: list[Batch]) -> Totals:
+        """Counted before any of the batches' losses, which are divided by them."""
+        anchors = self._bare().anchors_for(batches[0].images)
+        real = [batch for batch in batches if batch.real]
+        images = torch.tensor(sum(batch.real for batch in real), device=self.fabric.device)
+        counts = [self.loss.count(anchors, batch.boxes, batch.labels) for batch in real]
+        positives = sum(counts, torch.zeros_like(images))
+        totals = Totals(*self._sum(torch.stack([images, positives])))
+        self.loss.observe(totals.positives)
+        return totals
+
+    def _backward(self, batch: Batch, totals: Totals | None) -> Values:
+        """Add a batch's gradients; returns its share of the step's losses, which add up."""
+        share = 1.0 if totals is None else batch.real / totals.images
+        # Of padding only the backward pass is needed: the processes wait for each other's.
+        weight = self.fabric.world_size if batch.real else 0  # DDP averages over the processes
+        outputs = self.model(batch.images)
+        anchors = self._bare().anchors_for(batch.images)
+        losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels, totals)
+        extra = self.extra_losses(outputs, batch.boxes, batch.labels, batch.image_classes)
+        extra = {name: value * share for name, value in extra.items()}
+        total = losses.classification + losses.box + sum(extra.values())
+        self.fabric.backward(total * weight if weight != 1 else total)
+        real = float(weight > 0)
         return {
-            "train/loss": total.detach(),
-            "train/loss_classification": losses.classification.detach(),
-            "train/loss_box": losses.box.detach(),
-            **{f"train/loss_{name}": value.detach() for name, value in extra.items()},
-            "train/positives_per_image": losses.positives,
-            "train/gradient_norm": norm if norm is not None else math.nan,
-            "train/lr": lr,
+            "train/loss": total.detach() * real,
+            "train/loss_classification": losses.classification.detach() * real,
+            "train/loss_box": losses.box.detach() * real,
+            **{f"train/loss_{name}": value.detach() * real for name, value in extra.items()},
+            "train/positives_per_image": losses.positives * share,
         }
 
-    def _update(self, loss: float, norm: float, lr: float, batch: Batch) -> None:
+    def _update(self, loss: float, norm: float, lr: float, batches: list[Batch]) -> None:
         """Step with the gradient; pass over one that is not finite, but not too often in a row."""
-        if math.isfinite(loss) and math.isfinite(norm):
+        # Of several processes each has its own loss, and all must do the same.
+        if math.isfinite(norm) and (math.isfinite(loss) or self.fabric.world_size > 1):
             self.optimizer.step()
             self.averaged.update_parameters(self._bare())
             self.bad_steps = 0
@@ -308,7 +373,8 @@ class Trainer:
             logger.warning("step %d: loss %g, gradient norm %g: no update", self.step, loss, norm)
         self.optimizer.zero_grad()
         if self.bad_steps >= self.settings.max_bad_steps:
-            names = self.train_data.names_of(batch.indices.tolist())
+            places = torch.cat([batch.indices for batch in batches]).tolist()
+            names = self.train_data.names_of(places)
             raise UserError(
                 f"train.lr = {self.settings.lr:g}: {self.bad_steps} steps in a row had no finite loss or gradient"
                 f" (train.max_bad_steps); the last: epoch {self.epoch + 1}, loss {loss}, gradient norm {norm},"

@@ -136,6 +136,13 @@ class Losses(NamedTuple):
     positives: Tensor
 
 
+class Totals(NamedTuple):
+    """Images and positive anchors of all that one optimizer step sees, where that is more than one batch."""
+
+    images: Tensor
+    positives: Tensor
+
+
 class DetectionLoss(nn.Module):
     """Match anchors to boxes and compute both losses for the whole batch at once."""
 
@@ -146,7 +153,31 @@ class DetectionLoss(nn.Module):
         self.settings = settings
         self.register_buffer("running_positives", torch.tensor(EMA_START))
 
-    def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, boxes: Tensor, labels: Tensor) -> Losses:
+    def count(self, anchors: Anchors, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Positive anchors of a batch, for the ``totals`` that `forward` takes."""
+        return (self._match(anchors, boxes, labels) > BACKGROUND).sum()
+
+    def observe(self, positives: Tensor) -> None:
+        """Note the positives of a step for the running mean of the normaliser ``ema``."""
+        if self.settings.normalizer == "ema" and self.training:
+            new = positives.clamp(min=1).to(self.running_positives.dtype)
+            self.running_positives.lerp_(new, 1 - EMA_MOMENTUM)
+
+    def _match(self, anchors: Anchors, boxes: Tensor, labels: Tensor) -> Tensor:
+        rules = self.settings
+        return match_anchors(
+            anchors, boxes, labels, rules.fg_iou_thresh, rules.bg_iou_thresh, rules.low_quality_matches
+        )
+
+    def forward(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Anchors,
+        boxes: Tensor,
+        labels: Tensor,
+        totals: Totals | None = None,
+    ) -> Losses:
         """Losses of a batch.
 
         Args:
@@ -155,12 +186,12 @@ class DetectionLoss(nn.Module):
             anchors: in the order of the outputs.
             boxes: ``[B, M, 4]`` xyxy pixels.
             labels: ``[B, M]`` class 0 to K - 1, or -1 where there is no box.
+            totals: of the step of which this batch is a part; the losses of the parts then add up to
+                those of one large batch, and `observe` is the caller's to call. None: the batch is all.
         """
         logits, deltas = logits.float(), deltas.float()
         rules = self.settings
-        matched = match_anchors(
-            anchors, boxes, labels, rules.fg_iou_thresh, rules.bg_iou_thresh, rules.low_quality_matches
-        )
+        matched = self._match(anchors, boxes, labels)
         positive = matched > BACKGROUND  # (B, A)
         targets = _targets(matched, positive, labels, logits.shape[2])
         counted = (matched != IGNORED)[..., None].expand_as(targets)
@@ -172,7 +203,10 @@ class DetectionLoss(nn.Module):
         summed = positive_box_loss if deltas.is_cpu else every_box_loss
         box = summed(deltas, boxes, anchors.boxes, matched, rules.box, rules.box_beta)  # (B,)
         positives = positive.sum(1)
-        divisor = self._divisor(positives)
+        if totals is None:
+            totals = Totals(torch.tensor(len(boxes), device=boxes.device), positives.sum())
+            self.observe(totals.positives)
+        divisor = self._divisor(positives, totals)
         return Losses(
             (classification / divisor).sum(), rules.box_weight * (box / divisor).sum(), positives.float().mean()
         )
@@ -192,17 +226,14 @@ class DetectionLoss(nn.Module):
                 return frequency_balanced_cross_entropy_loss(logits, targets, counted)
         raise ValueError(f"Invalid classification loss: {rules.classification!r}")
 
-    def _divisor(self, positives: Tensor) -> Tensor:
-        """What the loss sums of the images ``[B]`` are divided by, so that their sum is the batch's loss."""
+    def _divisor(self, positives: Tensor, totals: Totals) -> Tensor:
+        """What the loss sums of the images ``[B]`` are divided by, so that their sum is the step's loss."""
         match self.settings.normalizer:
             case "per_image":  # the paper's: each image by its own positives
-                return positives.clamp(min=1) * len(positives)
+                return positives.clamp(min=1) * totals.images
             case "batch":
-                return positives.sum().clamp(min=1)
+                return totals.positives.clamp(min=1)
             case "ema":  # detectron2's: a running mean, steadier where most images have no box
-                if self.training:
-                    new = positives.sum().clamp(min=1).to(self.running_positives.dtype)
-                    self.running_positives.lerp_(new, 1 - EMA_MOMENTUM)
                 return self.running_positives.clone()
         raise ValueError(f"Invalid normalizer: {self.settings.normalizer!r}. It must be per_image, batch or ema")
 

@@ -13,12 +13,17 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
+_SECONDS_BETWEEN_LINES = 60.0
+
+
 class EpochProgress:
-    """A bar on a terminal, one line per epoch in a log."""
+    """A bar on a terminal; in a log one line per epoch, and one a minute."""
 
     def __init__(self, description: str, total: int, done: int = 0) -> None:
         self._console = Console(stderr=True)
-        self._description, self._text = description, ""
+        self._description, self._text, self._total, self._done = description, "", total, done
+        self._started = self._said = time.monotonic()
+        self._first = done
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -36,8 +41,13 @@ class EpochProgress:
 
     def advance(self, text: str | None = None) -> None:
         """One more step; ``text`` replaces what stands behind the bar."""
-        self._text = text or self._text
+        self._text, self._done = text or self._text, self._done + 1
         self._bar.update(self._task, advance=1, text=self._text)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._said > _SECONDS_BETWEEN_LINES and self._done < self._total:
+            self._said = now
+            left = (now - self._started) / (self._done - self._first) * (self._total - self._done)
+            logger.info("%s  step %d/%d  %s  %.0f s left", self._description, self._done, self._total, self._text, left)
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()

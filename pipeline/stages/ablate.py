@@ -12,14 +12,16 @@ import pandas as pd
 import torch
 
 from pipeline import provenance
+from pipeline.detection.device import make_fabric
 from pipeline.detection.losses import focal_loss
 from pipeline.evaluation.ablation_plot import plot_ablation, plot_loss_curves
 from pipeline.files import write_atomic, write_json, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.preprocess import PREPARED, preprocess
+from pipeline.stages.run_log import epoch_hooks, run_tags
 from pipeline.stages.split import SPLITS_FILE
-from pipeline.stages.train import architecture, build_trainer, epoch_hooks, run_tags, training_fingerprint
+from pipeline.stages.train import architecture, build_trainer, training_fingerprint
 from pipeline.tracking import tracked_run
 
 logger = logging.getLogger(__name__)
@@ -140,7 +142,9 @@ def _run_arm(
     with tracked_run(former, tags) as run:
         write_json(run_file, {"run_id": run.run_id})
         run.log_params(params.model_dump(mode="json"))
-        trainer = build_trainer(params, architecture(params, splits["train"]), splits["train"], splits["val"], folder)
+        fabric = make_fabric(params.train.accelerator, params.train.precision)
+        layout = architecture(params, splits["train"])
+        trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)
         trainer.resume()
 
         def note(values: Mapping[str, float], epoch: int) -> None:

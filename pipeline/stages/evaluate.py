@@ -25,7 +25,8 @@ from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
 from pipeline.files import directory_atomic, write_json, write_text
 from pipeline.params import Params, load_params
 from pipeline.stages.inputs import SplitData, read_inputs
-from pipeline.stages.train import MODELS, RUN_FILE, log_datasets, run_tags
+from pipeline.stages.run_log import log_datasets, run_tags
+from pipeline.stages.train import MODELS, RUN_FILE
 from pipeline.submission import submission_table
 from pipeline.tracking import TrackedRun, tracked_run
 

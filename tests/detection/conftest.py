@@ -41,10 +41,10 @@ def rules():
 @pytest.fixture
 def train_settings():
     return TrainSettings(
-        epochs=2, batch_size=4, optimizer="adamw", lr=0.002, momentum=0.9, weight_decay=0.01,
+        epochs=2, batch_size=4, accumulate=1, optimizer="adamw", lr=0.002, momentum=0.9, weight_decay=0.01,
         warmup_epochs=0.5, clip_norm=1.0,
         channels_last=True, workers=0, ema_decay=0.9, compile=False, log_every_steps=1,
-        checkpoint_steps=0, max_bad_steps=3, patience=0, seed=3,
+        checkpoint_steps=0, max_bad_steps=3, patience=0, profile_steps=0, seed=3,
     )  # fmt: skip
 
 

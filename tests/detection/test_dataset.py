@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pipeline.detection.augment import Augmenter, AugmentSettings
-from pipeline.detection.dataset import DetectionDataset, EpochSampler, collate, make_loader
+from pipeline.detection.dataset import DetectionDataset, EpochBatches, collate, make_loader
 
 AUGMENT = AugmentSettings(0.5, 1, 0.2, 0.1, 5, 1, 0.2, 0.2, 1, 1, 0.3)
 
@@ -35,9 +35,9 @@ def test_a_batch_without_any_box(squares):
 @pytest.mark.slow
 def test_workers_see_the_same_images(squares):
     def batches(workers, epoch):
-        sampler = EpochSampler(len(squares[0]), 3, shuffle=True)
-        sampler.epoch = epoch
-        return list(make_loader(DetectionDataset(*squares, Augmenter(AUGMENT), 1), sampler, 4, workers))
+        sampler = EpochBatches(len(squares[0]), 4, 3, shuffle=True)
+        sampler.start_at(epoch, 0)
+        return list(make_loader(DetectionDataset(*squares, Augmenter(AUGMENT), 1), sampler, workers))
 
     here, there, later = batches(0, 2), batches(2, 2), batches(0, 3)
     for one, other in zip(here, there, strict=True):
@@ -48,5 +48,34 @@ def test_workers_see_the_same_images(squares):
 
 
 def test_the_last_batch_is_kept(squares):
-    loader = make_loader(DetectionDataset(*squares, None, 0), EpochSampler(16, 0, shuffle=False), 5, 0)
+    loader = make_loader(DetectionDataset(*squares, None, 0), EpochBatches(16, 5, 0, shuffle=False), 0)
     assert [len(batch.images) for batch in loader] == [5, 5, 5, 1]
+
+
+@pytest.mark.parametrize(("length", "size", "world_size"), [(16, 4, 2), (37, 4, 3), (9, 4, 2), (5, 8, 2), (3, 1, 2)])
+def test_processes_share_the_batches_of_a_larger_one(length, size, world_size):
+    def batches(rank):
+        part = EpochBatches(length, size, 7, True, rank, world_size)
+        part.start_at(2, 0)
+        assert len(list(part)) == len(part)
+        return list(part)
+
+    shares = [batches(rank) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    whole = EpochBatches(length, size * world_size, 7, True)
+    whole.start_at(2, 0)
+    for together, *own in zip(whole, *shares, strict=True):
+        assert [key for part in own for key in part if key[1] >= 0] == together
+        for part in own:  # never mixed
+            assert all(key[1] >= 0 for key in part) or len(part) == 1
+    later = EpochBatches(length, size, 7, True, 0, world_size)
+    later.start_at(2, 1)
+    assert list(later) == shares[0][1:]
+
+
+def test_padding_counts_for_nothing(squares):
+    dataset = DetectionDataset(*squares, None, 0)
+    batch = collate([dataset[0, -1 - 3]])
+    assert batch.real == 0
+    np.testing.assert_array_equal(batch.images[0, 0], squares[0][3])
+    assert collate([dataset[0, 3], dataset[0, 4]]).real == 2

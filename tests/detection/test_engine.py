@@ -341,3 +341,48 @@ def test_compiling_without_a_compiler(build, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"train.compile = true: needs the C\+\+ compiler no-such-compiler"):
         build("uncompiled", compile=True)
+
+
+@pytest.mark.parametrize("normalizer", ["per_image", "batch", "ema"])
+def test_accumulated_batches_equal_a_large_one(build, loss_settings, normalizer):
+    """16 images in one step, as 16, 4 x 4 and 3 x 6 with a smaller last one."""
+    loss = replace(loss_settings, normalizer=normalizer)
+    runs = []
+    for batch_size, accumulate in ((16, 1), (4, 4), (6, 3)):
+        trainer = build(
+            "c", loss=loss, epochs=1, batch_size=batch_size, accumulate=accumulate, optimizer="sgd", clip_norm=1e9
+        )
+        assert trainer.steps_per_epoch == 1
+        steps = []
+        trainer.fit(silent(steps=steps))
+        runs.append((steps[0][1], trainer._bare().state_dict(), trainer.loss.running_positives.clone()))
+    (whole, weights, running), *others = runs
+    for metrics, others_weights, others_running in others:
+        for key in ("train/loss", "train/loss_box", "train/positives_per_image", "train/gradient_norm"):
+            assert metrics[key] == pytest.approx(whole[key], rel=1e-5)
+        for name, value in weights.items():
+            torch.testing.assert_close(others_weights[name], value, rtol=1e-6, atol=1e-6)
+        assert torch.equal(running, others_running)
+
+
+def test_accumulation_and_resuming(build):
+    """37 images would leave a group half full; here 16 in groups of 2 x 3: 6, 6 and 4."""
+    whole, steps = build("a", epochs=2, batch_size=3, accumulate=2), []
+    whole.fit(silent(steps=steps))
+    assert whole.steps_per_epoch == 3
+    first = build("b", epochs=2, batch_size=3, accumulate=2)
+    with pytest.raises(Killed):
+        first.fit(replace(silent(), stop_requested=lambda: first.step == 2))
+    second, again = build("b", epochs=2, batch_size=3, accumulate=2), []
+    assert second.resume()
+    second.fit(silent(steps=again))
+    assert [metrics["train/loss"] for _, metrics in again] == [metrics["train/loss"] for _, metrics in steps[2:]]
+
+
+def test_a_profile_of_some_steps(build, tmp_path):
+    build(epochs=2, batch_size=2, profile_steps=2).fit(silent())
+    folder = tmp_path / "checkpoints/profile"
+    assert "convolution" in (folder / "operators.txt").read_text()
+    assert "traceEvents" in (folder / "trace.json").read_text()
+    build("other", epochs=1).fit(silent())
+    assert not (tmp_path / "other/profile").exists()

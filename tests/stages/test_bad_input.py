@@ -170,6 +170,7 @@ def test_check_lists_what_is_wrong(rsna, run, one_line_error):
 
 def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_params, tmp_path):
     """profiles/rsna.yaml as it is, but for weights that no test can fetch, the GPU and the clock."""
+    from pipeline.detection.device import make_fabric
     from pipeline.params import load_params
     from pipeline.stages.inputs import read_inputs
     from pipeline.stages.preprocess import preprocess
@@ -184,12 +185,12 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     preprocess(params)
     split(params)
     parts = read_inputs(params.preprocess.image_size)
-    trainer = build_trainer(
-        params, architecture(params, parts["train"]), parts["train"], parts["val"], tmp_path / "checkpoints"
-    )
+    layout = architecture(params, parts["train"])
+    fabric = make_fabric("cpu", params.train.precision)
+    trainer = build_trainer(params, fabric, layout, parts["train"], parts["val"], tmp_path / "checkpoints")
     batch = next(iter(trainer.loader))
     assert batch.images.shape == (1, 1, 1024, 1024)
-    metrics = trainer._train_step(batch, 0)
+    metrics = trainer._train_step([batch], 0)
     assert 0 < float(metrics["train/loss"]) < 100
 
 

@@ -4,6 +4,8 @@ import json
 
 import mlflow
 import pytest
+import torch
+import yaml
 
 from pipeline.data.annotations import IMAGES
 from pipeline.data.dicom import read_radiograph
@@ -29,6 +31,7 @@ def test_every_option_at_once(small_params, rsna, tmp_path, monkeypatch, caplog)
     }  # fmt: skip
     small_params["preprocess"]["channels"] = ["clahe", "raw"]
     small_params["split"]["leaked"] = 0.1
+    small_params["train"] |= {"picture_epochs": 2, "profile_steps": 1, "accumulate": 2, "optimizer": "sgd", "lr": 0.01}
     params = Params.model_validate(small_params)
     preprocess(params)
     split(params)
@@ -55,6 +58,12 @@ def test_every_option_at_once(small_params, rsna, tmp_path, monkeypatch, caplog)
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     assert {"train/loss_mask", "train/loss_image_class", "test/map"} <= run.data.metrics.keys()
+    files = {item.path for item in client.list_artifacts(run_id)}
+    assert {"params.yaml", "environment.txt", "profile", "val"} <= files
+    assert [item.path for item in client.list_artifacts(run_id, "val")] == ["val/epoch-0002.jpg"]
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/params.yaml")
+    assert Params.model_validate(yaml.safe_load(text)) == params
+    assert f"torch=={torch.__version__}" in mlflow.artifacts.load_text(f"runs:/{run_id}/environment.txt")
     assert {item.path for item in client.list_artifacts(run_id, "anchors")} == {
         "anchors/coverage.csv",
         "anchors/coverage.png",

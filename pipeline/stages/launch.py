@@ -1,0 +1,43 @@
+"""Several processes for one training run: torchrun's agent, in this process."""
+
+import logging
+import sys
+import uuid
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pipeline.errors import Killed, UserError
+
+
+def launch(module: str, processes: int, restarts: int) -> None:
+    """Run ``python -m module`` in so many processes, as ``torchrun --standalone`` does.
+
+    When one of them dies, the others are ended, and all are started again, ``restarts`` times.
+
+    Raises:
+        UserError: one was ended by a signal, too often.
+        SystemExit: one failed, and has said why.
+        Killed: this process was asked to end; the others have ended.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # tracebacks, where a line will do
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=restarts,
+        monitor_interval=0.5,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise UserError(f"process {rank} of {processes} was ended by signal {-failure.exitcode}") from None
+        raise SystemExit(failure.exitcode) from None
+    except SignalException as error:
+        raise Killed(str(error)) from None

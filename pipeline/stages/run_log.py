@@ -1,0 +1,134 @@
+"""What a training run writes to MLflow, and the metrics by which its epochs compete."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from pipeline import provenance
+from pipeline.detection.anchor_fit import coverage
+from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors
+from pipeline.detection.engine import Hooks
+from pipeline.detection.postprocess import Detections
+from pipeline.detection.retinanet import Architecture
+from pipeline.drawing import contact_sheet, draw_boxes, encode_jpeg
+from pipeline.evaluation.anchor_plot import plot_anchor_coverage
+from pipeline.evaluation.coco import coco_map
+from pipeline.evaluation.results import ImageResult, image_result
+from pipeline.evaluation.rsna_score import best_threshold
+from pipeline.params import Params
+from pipeline.stages.inputs import SplitData
+from pipeline.tracking import TrackedRun
+
+logger = logging.getLogger(__name__)
+
+_PICTURE_SIDE = 320
+
+
+def log_start(run: TrackedRun, params: Params, layout: Architecture, splits: dict[str, SplitData]) -> None:
+    """Log what is known before the first step: params, environment, data, and how well the anchors suit them."""
+    run.log_params(params.model_dump(mode="json"))
+    run.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), "params.yaml")
+    run.log_text(provenance.environment(), "environment.txt")
+    log_datasets(run, params, splits)
+    log_anchor_coverage(run, params, layout, splits["train"])
+
+
+def results_in_prepared_pixels(found: Sequence[Detections], data: SplitData) -> list[ImageResult]:
+    """Detections beside the true boxes, both in pixels of the prepared images."""
+    return [
+        image_result(one["boxes"].numpy(), one["scores"].numpy(), boxes)
+        for one, boxes in zip(found, data.prepared_boxes(), strict=True)
+    ]
+
+
+def val_metrics(found: Sequence[Detections], data: SplitData) -> dict[str, float]:
+    """What epochs are compared by: COCO's mAP, and the RSNA score at the threshold that is best for it."""
+    results = results_in_prepared_pixels(found, data)
+    threshold, score = best_threshold(results)
+    return {**coco_map(results), "rsna_score": score, "best_threshold": threshold}
+
+
+def epoch_hooks(
+    run: TrackedRun,
+    val_data: SplitData,
+    note: Callable[[Mapping[str, float], int], None] | None = None,
+    picture_epochs: int = 0,
+) -> Hooks:
+    """Log steps and epochs to the run, and pictures of val every so many epochs; epochs compete by mAP.
+
+    ``note`` is given each epoch's val metrics too.
+    """
+
+    def on_epoch(found: list[Detections], epoch: int) -> float:
+        values = val_metrics(found, val_data)
+        if note:
+            note(values, epoch)
+        run.log_metrics({f"val/{name}": value for name, value in values.items()}, step=epoch + 1)
+        if picture_epochs and (epoch + 1) % picture_epochs == 0:
+            run.log_pictures({f"val/epoch-{epoch + 1:04d}.jpg": _val_pictures(found, val_data, values)})
+        logger.info(
+            "  val map %.3f  map_50 %.3f  rsna_score %.3f", values["map"], values["map_50"], values["rsna_score"]
+        )
+        return values["map"]
+
+    return Hooks(run.log_metrics, on_epoch, before_checkpoint=run.flush, stop_requested=lambda: run.stopping.asked)
+
+
+def _val_pictures(found: Sequence[Detections], data: SplitData, values: Mapping[str, float]) -> bytes:
+    """The first studies of val with a box, and one without, with what is found above the epoch's best threshold."""
+    truth = data.prepared_boxes()
+    chosen = [place for place, boxes in enumerate(truth) if len(boxes)][:7]
+    chosen += [place for place, boxes in enumerate(truth) if not len(boxes)][: 8 - len(chosen)]
+    pictures = []
+    for place in chosen:
+        kept = found[place]["scores"] > values["best_threshold"]
+        boxes, scores = found[place]["boxes"][kept].numpy(), found[place]["scores"][kept].numpy()
+        image = np.atleast_3d(data.images[place])[..., 0]
+        pictures.append(draw_boxes(image, boxes, scores, truth[place], _PICTURE_SIDE))
+    return encode_jpeg(contact_sheet(pictures, 4))
+
+
+def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, train_data: SplitData) -> None:
+    """Say how well the anchors suit the train boxes, before time is spent on training."""
+    size = params.preprocess.image_size
+    anchors = make_anchors(size, size, layout.anchor_shapes)
+    found = coverage(anchors, train_data.prepared_boxes(), params.loss.fg_iou_thresh, params.seed)
+    missed = int((found.best_iou < found.fg_iou_thresh).sum())
+    logger.info("anchors reach %.1f %% of the train boxes:\n%s", 100 * found.covered, found.table().rstrip())
+    if missed:
+        logger.warning(
+            "%d of %d train boxes are reached by no anchor (IoU < %g); set model.anchors: fit, or other"
+            " anchor_scales and anchor_ratios",
+            missed, len(found.best_iou), found.fg_iou_thresh,
+        )  # fmt: skip
+    shapes = torch.cat([anchor_sizes(stride, layout.anchor_shapes) for stride in LEVEL_STRIDES])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "coverage.csv").write_text(found.table())
+        picture = plot_anchor_coverage(found.sizes, found.best_iou, shapes.numpy())
+        (Path(folder) / "coverage.png").write_bytes(picture)
+        run.log_files(Path(folder), "anchors")
+
+
+def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:
+    """Link the run to the version of the data that it saw."""
+    raw = params.data.dir
+    digest = provenance.input_hashes().get(raw, "")
+    run.log_dataset(Path(raw).name, digest, raw, {name: len(part.index) for name, part in splits.items()})
+
+
+def run_tags(params: Params) -> dict[str, str]:
+    """Which code, which data, and which flow made the run."""
+    tags = provenance.git_state() | {f"dvc.{path}": value for path, value in provenance.input_hashes().items()}
+    if flow_run := os.environ.get("PNEUMOFLOW_FLOW_RUN_ID"):
+        tags["prefect_flow_run_id"] = flow_run
+    loss, size = params.loss.classification, params.preprocess.image_size
+    return tags | {
+        "mlflow.runName": f"{params.model.backbone} {size}px {loss}",
+        "mlflow.source.name": "pipeline.stages.train",
+    }
