@@ -7,13 +7,17 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
 
-.PHONY: demo test check ui bench clean
+.PHONY: demo test test-long check ui bench clean
 
 demo: .venv/installed
 	python -m flows.training
 
 test: .venv/installed
-	python -m pytest
+	python -m pytest -m "not long"
+
+# Kills, servers that go and come back, several processes: what takes a minute and more.
+test-long: .venv/installed
+	python -m pytest -m long
 
 check: .venv/installed
 	ruff format --check .

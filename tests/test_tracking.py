@@ -158,7 +158,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_goes_and_comes_back_misses_nothing(server, client, caplog):
     up = server()
     up.__enter__()
@@ -184,7 +184,7 @@ def test_a_server_that_goes_and_comes_back_misses_nothing(server, client, caplog
     assert not Path(".pneumoflow/spool", run.run_id).exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_run_could_not_deliver_is_delivered_by_sync(server, client, run, caplog, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.tracking._LAST_WAIT", {"FINISHED": 3.0})
     with server(), tracked_run(None, {}) as tracked:

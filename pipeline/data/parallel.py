@@ -109,7 +109,7 @@ def _dask(address: str) -> Iterator[Submit]:
     except ImportError:
         raise UserError("preprocess.executor = 'dask': needs pip install -c constraints.txt -e '.[dask]'") from None
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError) as error:  # a refused or timed-out connection, a malformed address
         raise UserError(
             f"preprocess.scheduler = {address!r}: no Dask scheduler answers there ({type(error).__name__})"

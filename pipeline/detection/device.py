@@ -49,6 +49,11 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
     return fabric
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process is gone."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+
+
 def compile_whole(module: nn.Module) -> None:
     """Compile ``module`` in place, as one graph.
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import torch
 from lightning_fabric import Fabric
@@ -56,7 +55,9 @@ def _gathered(fabric: Fabric, found: list[Detections], places: Tensor, count: in
         packed[row, : len(one["boxes"]), :4] = one["boxes"]
         packed[row, : len(one["scores"]), 4] = one["scores"]
         packed[row, 0, 5] = place
-    everyone = cast(Tensor, fabric.all_gather(packed.to(fabric.device))).flatten(0, 1).cpu()
+    shares = [torch.empty_like(packed, device=fabric.device) for _ in range(fabric.world_size)]
+    torch.distributed.all_gather(shares, packed.to(fabric.device))
+    everyone = torch.cat(shares).cpu()
     results: list[Detections] = [{} for _ in range(count)]
     for one in everyone[everyone[:, 0, 5] >= 0]:
         kept = one[torch.isfinite(one[:, 4])]

@@ -1,6 +1,7 @@
 """Several processes for one training run: torchrun's agent, in this process."""
 
 import logging
+import os
 import sys
 import uuid
 
@@ -22,6 +23,8 @@ def launch(module: str, processes: int, restarts: int) -> None:
         Killed: this process was asked to end; the others have ended.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # tracebacks, where a line will do
+    # Else processes that were started again find, in the agent's store, the addresses of those before them.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -17,7 +17,7 @@ from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
-from pipeline.detection.device import make_fabric, world_size
+from pipeline.detection.device import is_lost_connection, make_fabric, world_size
 from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.inference import predict
@@ -198,7 +198,13 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":
         logging.disable(logging.INFO)
     keep_freed_memory()
-    train(params)
+    try:
+        train(params)
+    except RuntimeError as error:
+        if world_size() == 1 or not is_lost_connection(error):
+            raise
+        logger.warning("process %s: another process of this run is gone", os.environ["RANK"])
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_a_page_without_any_readable_study(rsna):
     assert "the file cannot be used" in render_data_page(result, rsna, ONE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_of_the_patient_leaves_the_file(project, run, tmp_path):
     """A name, a birth date and an address, planted in headers: in no log, table, page, picture or data base."""
     planted = {"PatientName": "Lovelace^Augusta", "PatientBirthDate": "18151210", "PatientAddress": "12 Saint James Sq"}

@@ -85,7 +85,7 @@ def test_learns_to_find_squares(build, squares, precision):
 @pytest.mark.parametrize(
     ("normalizer", "precision"), [("batch", "32-true"), ("ema", "32-true"), ("batch", "bf16-mixed")]
 )
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("stop", [3, 4])
 def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_settings, normalizer, precision, stop):
     """Bit for bit, wherever it was stopped: within an epoch, and after its last step, before validation."""
     loss = replace(loss_settings, normalizer=normalizer)
@@ -247,7 +247,7 @@ def test_an_accelerator_that_is_not_there():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["distance_weighted_bce", "dice", "lovasz_softmax"])
+@pytest.mark.parametrize("name", ["distance_weighted_bce", "lovasz_softmax"])
 def test_the_extra_heads_learn(build, squares, name):
     images, boxes = squares
     classes = [0 if len(box) else 2 for box in boxes]

@@ -68,7 +68,7 @@ def assert_same(one, other):
         assert [value for _, value in found[key]] == pytest.approx([value for _, value in steps], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_equal_one_with_batches_twice_as_large(start, tmp_path):
     """37 images leave the second process without one in the last step; 12 of val are shared too."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *STAGE]
@@ -90,7 +90,7 @@ def processes_of(folder, main, count):
     return sorted(ranks, key=lambda one: int(one.environ()["RANK"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_ends_the_others_and_a_restart_goes_on(start, tmp_path):
     main = start("killed", devices=2, epochs=6)
     ranks = processes_of(tmp_path / "killed", main, 2)

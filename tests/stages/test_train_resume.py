@@ -11,7 +11,7 @@ from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("precision", "kills"), [("32-true", 20), ("bf16-mixed", 5)])
 def test_killed_at_any_moment_it_ends_the_same(small_params, rsna, tmp_path, write_params, run, precision, kills):
     small_params["train"] |= {"epochs": 5, "batch_size": 4, "checkpoint_steps": 1, "precision": precision}
