@@ -149,6 +149,19 @@ def ablate(
 
 
 @app.command()
+def sweep(
+    out: Annotated[Path, typer.Option(help="Folder of the trials; started again, it goes on there.")] = Path("sweep"),
+    trials: Annotated[int | None, typer.Option(min=1, help="How many in all, instead of sweep.trials.")] = None,
+) -> None:
+    """Search params for a better model on your prepared data; several processes may do so at once."""
+    from pipeline.params import load_params
+    from pipeline.stages.sweep import sweep as run_sweep
+
+    best = run_sweep(load_params(), out, trials)
+    typer.echo(f"{best}: cp it to params.yaml; trials.csv and plots are beside it")
+
+
+@app.command()
 def sync() -> None:
     """Deliver metrics that runs of this folder could not, because MLflow did not answer."""
     from pipeline.tracking import sync_left_behind, tracking_uri

@@ -104,6 +104,7 @@ class ModelParams(_Section):
     backbone: str
     weights: Annotated[str, Field(min_length=1)]
     norm: Literal["group", "frozen_batch"]
+    frozen_stages: Annotated[int, Field(ge=0, le=6)]
     fpn_channels: Annotated[int, Field(ge=32, multiple_of=32)]
     p6_source: Literal["p5", "c5"]
     head_convs: Annotated[int, Field(ge=1, le=8)]
@@ -226,6 +227,42 @@ class EvaluateParams(_Section):
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
 
 
+class Range(_Section):
+    """Values from ``low`` to ``high``, whole ones if both are; ``log``: as many below their middle as above."""
+
+    low: Annotated[float, Field(gt=0)] | int
+    high: float | int
+    log: bool
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, {self.low:g} >= {self.high:g}")
+        return self
+
+
+class Choices(_Section):
+    """One of some values."""
+
+    choices: Annotated[list[str | float | int | bool], Field(min_length=2)]
+
+
+class SweepParams(_Section):
+    """What ``pneumoflow sweep`` tries: keys of this file -> their values."""
+
+    trials: Count
+    epochs: Count
+    space: Annotated[dict[str, Range | Choices], Field(min_length=1)]
+
+    @field_validator("space")
+    @classmethod
+    def _of_training(cls, value: dict[str, Range | Choices]) -> dict[str, Range | Choices]:
+        for key in value:
+            if key.split(".")[0] not in ("model", "loss", "augment", "train") or key == "train.epochs":
+                raise ValueError(f"{key}: must be a key of model, loss, augment or train, and not train.epochs")
+        return value
+
+
 class ScheduleParams(_Section):
     """When `python -m flows.serve` runs the training flow."""
 
@@ -254,12 +291,23 @@ class Params(_Section):
     augment: AugmentParams
     train: TrainParams
     evaluate: EvaluateParams
+    sweep: SweepParams
     schedule: ScheduleParams
 
     @model_validator(mode="after")
     def _gate_has_a_head(self) -> Self:
         if self.evaluate.score_gate and not self.loss.image_class:
             raise ValueError("evaluate.score_gate = true needs the image-level head: loss.image_class above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _space_is_here(self) -> Self:
+        for key in self.sweep.space:
+            place: object = self
+            for part in key.split("."):
+                place = getattr(place, part, None)
+            if place is None or isinstance(place, BaseModel):
+                raise ValueError(f"sweep.space: {key} is no key of this file")
         return self
 
 

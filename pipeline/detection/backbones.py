@@ -72,6 +72,19 @@ class Backbone(nn.Module):
         self.levels = [reductions.index(stride) for stride in STRIDES]
         self.channels = [features.channels()[level] for level in self.levels]
 
+    def freeze(self, stages: int) -> None:
+        """Keep the weights of the first stages as they are: all before the next stage's features."""
+        features: Any = self.body.feature_info
+        names = features.module_name()
+        if stages > len(names):
+            raise UserError(f"model.frozen_stages = {stages}: the backbone has {len(names)}")
+        # timm flattens some models: 'stages.1' is then 'stages_1'.
+        next_stage = tuple(form for name in names[stages : stages + 1] for form in (name, name.replace(".", "_")))
+        for name, parameter in self.body.named_parameters() if stages else ():
+            if next_stage and name.startswith(next_stage):
+                return
+            parameter.requires_grad_(False)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of ``[B, C, H, W]`` at strides 8, 16, 32."""
         features = self.body(images)

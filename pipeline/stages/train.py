@@ -106,6 +106,7 @@ def build_trainer(
     section = params.loss
     model = RetinaNet(layout, params.model.weights)
     start_from(model, params.model.weights)
+    model.backbone.freeze(params.model.frozen_stages)
     augmenter = Augmenter(AugmentSettings(**params.augment.model_dump()))
     loop = params.train.model_dump(exclude=_NOT_THE_LOOPS)
     return Trainer(

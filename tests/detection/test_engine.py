@@ -63,7 +63,7 @@ def test_learning_rate_warms_up_and_falls():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.long)])
 def test_learns_to_find_squares(build, squares, precision):
     """The whole chain: without any of matching, losses, decoding or averaging it finds nothing."""
     trainer = build(epochs=40, precision=precision, lr=0.004)
@@ -223,7 +223,7 @@ class DiesOnce(DetectionDataset):
         return super().__getitem__(key)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loader_that_dies_is_started_again_once(build, squares, tmp_path, caplog):
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -247,7 +247,7 @@ def test_an_accelerator_that_is_not_there():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["distance_weighted_bce", "lovasz_softmax"])
+@pytest.mark.parametrize("name", ["distance_weighted_bce", pytest.param("lovasz_softmax", marks=pytest.mark.long)])
 def test_the_extra_heads_learn(build, squares, name):
     images, boxes = squares
     classes = [0 if len(box) else 2 for box in boxes]

@@ -113,3 +113,19 @@ def test_backbones_build_and_take_a_step(architecture, loss_settings, name, norm
     # Not the last stage's own: no box is of its size. But no residual branch is dead.
     assert sum(reached) > 0.6 * len(reached)
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_atto"])
+def test_frozen_stages_do_not_learn(name):
+    backbone = Backbone(name, "none", "group")
+    total, counts = len(list(backbone.parameters())), []
+    for stages in range(4):
+        backbone.freeze(stages)
+        counts.append(sum(not parameter.requires_grad for parameter in backbone.parameters()))
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert 0 < counts[1] < counts[3] < total
+    sum(level.mean() for level in backbone(torch.randn(1, 1, 64, 64))).backward()
+    assert all((parameter.grad is None) != parameter.requires_grad for parameter in backbone.parameters())
+    with pytest.raises(UserError, match="model.frozen_stages = 6: the backbone has"):
+        backbone.freeze(6)

@@ -112,7 +112,7 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(start, tmp_path)
     assert_same(tmp_path / "restarted", tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_ends_all_of_them_with_a_checkpoint(start, tmp_path):
     main = start("asked", devices=2, epochs=20)
     processes_of(tmp_path / "asked", main, 2)

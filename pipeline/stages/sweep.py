@@ -1,0 +1,160 @@
+"""Search for better params: many short runs, of which the hopeless are ended early (Optuna)."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.storages import RDBStorage, RetryFailedTrialCallback
+from optuna.study import MaxTrialsCallback
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
+
+from pipeline.detection.device import make_fabric
+from pipeline.evaluation.sweep_plot import plot_sweep
+from pipeline.files import write_atomic, write_text
+from pipeline.params import Choices, Params, Range
+from pipeline.provenance import fingerprint
+from pipeline.stages.inputs import SplitData, read_inputs
+from pipeline.stages.run_log import epoch_hooks, run_tags
+from pipeline.stages.train import architecture, build_trainer, training_fingerprint
+from pipeline.tracking import tracked_run
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.yaml"
+_STORE = "optuna.db"
+_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+# A trial whose process has not been heard of for so long is tried again, from its last checkpoint.
+_HEARTBEAT_SECONDS, _GRACE_SECONDS = 20, 60
+
+
+class _Pruned(optuna.TrialPruned):
+    """The trial is behind the others at the same epoch."""
+
+
+def sweep(base: Params, out: Path, trials: int | None) -> Path:
+    """Run trials until ``sweep.trials`` are done, and write the best params; returns their path.
+
+    Any number of processes may do so at once, in one folder; each that is started takes part, and
+    goes on where others were ended. Each trial is an MLflow run. They are compared by val's mAP:
+    test is for the model that is chosen in the end.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    splits = read_inputs(base.preprocess.image_size)
+    study = _study(base, out)
+    wanted = trials or base.sweep.trials
+
+    def run_trial(trial: optuna.Trial) -> float:
+        return _run(trial, suggest(trial, base), splits, out)
+
+    if len(study.get_trials(states=_DONE)) < wanted:
+        study.optimize(run_trial, callbacks=[MaxTrialsCallback(wanted, states=_DONE), _say])
+    return _write(study, base, out)
+
+
+def _study(base: Params, out: Path) -> optuna.Study:
+    """The study of these params, data and code; another one's trials are not mixed with its own."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = RDBStorage(
+        f"sqlite:///{out.resolve() / _STORE}",
+        engine_kwargs={"connect_args": {"timeout": 60}},
+        heartbeat_interval=_HEARTBEAT_SECONDS,
+        grace_period=_GRACE_SECONDS,
+        failed_trial_callback=RetryFailedTrialCallback(),
+    )
+    space = {key: rule.model_dump() for key, rule in base.sweep.space.items()}
+    return optuna.create_study(
+        storage=storage,
+        study_name=fingerprint({"base": training_fingerprint(base), "space": space, "epochs": base.sweep.epochs}, []),
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+    )
+
+
+def suggest(trial: BaseTrial, base: Params) -> Params:
+    """The params of a trial: ``base`` with a value for each key of the search space."""
+    values = base.model_dump()
+    for key, rule in base.sweep.space.items():
+        section, name = key.rsplit(".", 1)
+        place: Any = values
+        for part in section.split("."):
+            place = place[part]
+        place[name] = _value(trial, key, rule)
+    values["train"]["epochs"] = base.sweep.epochs
+    return Params.model_validate(values)
+
+
+def _value(trial: BaseTrial, key: str, rule: Range | Choices) -> Any:
+    if isinstance(rule, Choices):
+        return trial.suggest_categorical(key, rule.choices)
+    if isinstance(rule.low, int) and isinstance(rule.high, int):
+        return trial.suggest_int(key, rule.low, rule.high, log=rule.log)
+    return trial.suggest_float(key, rule.low, rule.high, log=rule.log)
+
+
+def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], out: Path) -> float:
+    folder = out / "checkpoints" / training_fingerprint(params)
+    run_file = folder / "mlflow_run.json"
+    former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+    tags = run_tags(params) | {"mlflow.runName": f"trial {trial.number}", "sweep.study": trial.study.study_name}
+
+    def note(values: Mapping[str, float], epoch: int) -> None:
+        trial.report(values["map"], epoch)
+        if trial.should_prune() and epoch + 1 < params.train.epochs:
+            raise _Pruned(f"after epoch {epoch + 1}")
+
+    with tracked_run(former, tags) as run:
+        write_text(run_file, json.dumps({"run_id": run.run_id}))
+        trial.set_user_attr("run_id", run.run_id)
+        run.log_params(params.model_dump(mode="json"))
+        fabric = make_fabric(params.train.accelerator, params.train.precision)
+        layout = architecture(params, splits["train"])
+        trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)
+        trainer.resume()
+        pruned: _Pruned | None = None
+        try:
+            with run.stopping.deferred():
+                best = trainer.fit(epoch_hooks(run, splits["val"], note))
+        except _Pruned as error:
+            pruned = error  # an end like any other for MLflow
+            run.set_tags({"sweep.pruned": "true"})
+    shutil.rmtree(folder)  # only what was interrupted is resumed
+    if pruned:
+        raise pruned
+    return best.score
+
+
+def _say(study: optuna.Study, trial: FrozenTrial) -> None:
+    value = "ended early" if trial.state is TrialState.PRUNED else f"map {trial.value:.3f}"
+    chosen = {key: f"{one:.4g}" if isinstance(one, float) else one for key, one in trial.params.items()}
+    settings = ", ".join(f"{key} {one}" for key, one in chosen.items())
+    logger.info("trial %d: %s; %s; the best so far %.3f", trial.number, value, settings, _best(study))
+
+
+def _best(study: optuna.Study) -> float:
+    values = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,)) if trial.value is not None]
+    return max(values, default=float("nan"))
+
+
+def _write(study: optuna.Study, base: Params, out: Path) -> Path:
+    table = study.trials_dataframe(attrs=("number", "value", "state", "params", "user_attrs", "duration"))
+    write_text(out / "trials.csv", table.to_csv(index=False))
+    for name, picture in plot_sweep(study).items():
+        write_atomic(out / f"{name}.png", partial(_put, picture))
+    best = suggest(optuna.trial.FixedTrial(study.best_params), base)
+    values = best.model_dump(mode="json")
+    values["train"]["epochs"] = base.train.epochs
+    said = f"val map {study.best_value:.3f} after {base.sweep.epochs} epochs"
+    head = f"# The best of {len(study.trials)} trials: {said}.\n"
+    write_text(out / BEST, head + yaml.safe_dump(values, sort_keys=False))
+    return out / BEST
+
+
+def _put(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
