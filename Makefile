@@ -15,7 +15,7 @@ demo: .venv/installed
 test: .venv/installed
 	python -m pytest -m "not long"
 
-# Kills, servers that go and come back, several processes: what takes a minute and more.
+# Kills, servers that go and come back, several processes: what takes long.
 test-long: .venv/installed
 	python -m pytest -m long
 

@@ -246,8 +246,8 @@ def test_an_accelerator_that_is_not_there():
         make_fabric("cuda", "32-true")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["distance_weighted_bce", pytest.param("lovasz_softmax", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["distance_weighted_bce", "dice", "lovasz_softmax"])
 def test_the_extra_heads_learn(build, squares, name):
     images, boxes = squares
     classes = [0 if len(box) else 2 for box in boxes]

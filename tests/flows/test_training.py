@@ -169,6 +169,7 @@ def test_only_what_depends_on_an_edit_runs(copy, edit, call):
     assert "prefect_flow_run_id" not in client.get_run(run_id).data.tags
 
 
+@pytest.mark.long
 def test_own_data(copy, call):
     shutil.rmtree(copy / "data/rsna")
     make_sample(copy / "data/rsna", studies=50, size=160, seed=9, opacity_fraction=0.5, labels=None, workers=1)
@@ -224,7 +225,7 @@ def start(folder, tmp_path, server):
     return process, psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
 def test_nothing_survives_a_signal_and_the_run_goes_on(copy, edit, tmp_path, number, call, prefect_server):
     edit(copy, "train", epochs=8)
     process, family = start(copy, tmp_path, prefect_server)

@@ -18,7 +18,7 @@ from pipeline.stages.split import split
 from pipeline.stages.train import train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_option_at_once(small_params, rsna, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     small_params["model"] |= {"anchors": "fit", "head_norm": "none", "p6_source": "c5"}
