@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.storages import RDBStorage, RetryFailedTrialCallback
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
@@ -60,13 +61,16 @@ def sweep(base: Params, out: Path, trials: int | None) -> Path:
 def _study(base: Params, out: Path) -> optuna.Study:
     """The study of these params, data and code; another one's trials are not mixed with its own."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = RDBStorage(
-        f"sqlite:///{out.resolve() / _STORE}",
-        engine_kwargs={"connect_args": {"timeout": 60}},
-        heartbeat_interval=_HEARTBEAT_SECONDS,
-        grace_period=_GRACE_SECONDS,
-        failed_trial_callback=RetryFailedTrialCallback(),
-    )
+    with warnings.catch_warnings():
+        # Optuna calls heartbeats experimental; without them a killed process's trial would be lost.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            f"sqlite:///{out.resolve() / _STORE}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=_HEARTBEAT_SECONDS,
+            grace_period=_GRACE_SECONDS,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
     space = {key: rule.model_dump() for key, rule in base.sweep.space.items()}
     return optuna.create_study(
         storage=storage,

@@ -137,6 +137,7 @@ def test_an_unwritable_output_folder(stage, tmp_path, one_line_error):
     assert not (tmp_path / "data/prepared").exists()
 
 
+@pytest.mark.long
 def test_stages_out_of_order(stage, one_line_error):
     one_line_error(stage("pipeline.stages.split"), "index.csv: no such file", "dvc repro preprocess")
     one_line_error(stage("pipeline.stages.train"), "index.csv: no such file")

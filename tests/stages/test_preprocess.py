@@ -62,7 +62,9 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
     wait_for(lambda: len(list(parts.glob("*.json"))) >= 8)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npy") if path.with_suffix(".json").exists()}
+    done = {
+        path.name: path.stat().st_mtime_ns for path in parts.glob("[!.]*.npy") if path.with_suffix(".json").exists()
+    }
     assert 8 <= len(done) < 30
     assert not (tmp_path / "data/prepared").exists()
 
@@ -70,7 +72,7 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
     made = set()
 
     def look():
-        made.update(path.name for path in parts.glob("*.npy") if path.stat().st_mtime_ns not in done.values())
+        made.update(path.name for path in parts.glob("[!.]*.npy") if path.stat().st_mtime_ns not in done.values())
         return again.poll() is not None
 
     wait_for(look)
