@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 _ENOUGH = 4  # completed trials, for importances that mean anything
 
@@ -20,14 +20,9 @@ def plot_sweep(study: optuna.Study) -> dict[str, bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return {
-            "importance": _png(plots.plot_param_importances(study, target=_map, target_name="val mAP")),
-            "parallel_coordinates": _png(plots.plot_parallel_coordinate(study, target=_map, target_name="val mAP")),
+            "importance": _png(plots.plot_param_importances(study)),
+            "parallel_coordinates": _png(plots.plot_parallel_coordinate(study)),
         }
-
-
-def _map(trial: FrozenTrial) -> float:
-    assert trial.value is not None  # of a completed one
-    return trial.value
 
 
 def _png(axes: Any) -> bytes:
