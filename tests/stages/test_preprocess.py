@@ -1,5 +1,6 @@
 """Preprocessing that is ended, scaled out, and fed with what decoders choke on."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -54,6 +55,15 @@ def wait_for(condition, seconds=60):
         time.sleep(0.005)
 
 
+def shards(folder):
+    """Name -> time of writing, of those that are whole; they may go while one looks."""
+    found = {}
+    for path in folder.glob("[!.]*.npy"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path.name] = path.stat().st_mtime_ns
+    return found
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
     many = {"shard_size": 2, "image_size": 1024, "workers": 1}
@@ -62,9 +72,7 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
     wait_for(lambda: len(list(parts.glob("*.json"))) >= 8)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {
-        path.name: path.stat().st_mtime_ns for path in parts.glob("[!.]*.npy") if path.with_suffix(".json").exists()
-    }
+    done = {name: time for name, time in shards(parts).items() if (parts / name).with_suffix(".json").exists()}
     assert 8 <= len(done) < 30
     assert not (tmp_path / "data/prepared").exists()
 
@@ -72,7 +80,7 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
     made = set()
 
     def look():
-        made.update(path.name for path in parts.glob("[!.]*.npy") if path.stat().st_mtime_ns not in done.values())
+        made.update(name for name, time in shards(parts).items() if time not in done.values())
         return again.poll() is not None
 
     wait_for(look)
