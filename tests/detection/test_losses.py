@@ -293,3 +293,27 @@ def test_ohem_counts_three_negatives_for_each_positive(loss_settings):
     assert not used[matched == IGNORED].any()
     negatives = matched == -1
     assert logits[0, negatives & used, 0].min() > logits[0, negatives & ~used, 0].max()
+
+
+@pytest.mark.parametrize("kind", ["focal", "frequency_balanced_cross_entropy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_anchors_ignored_and_all_positive(loss_settings, kind, dtype):
+    """One box over the whole image overlaps every anchor: thresholds decide what they all are."""
+    box, label = torch.tensor([[[-64.0, -64, 128, 128]]]), torch.zeros(1, 1, dtype=torch.int64)
+    for foreground, positives in ((0.999, 0), (1e-6, len(ANCHORS))):
+        settings = replace(
+            loss_settings, classification=kind, low_quality_matches=False, fg_iou_thresh=foreground, bg_iou_thresh=1e-6
+        )
+        logits = torch.randn(1, len(ANCHORS), 1).mul(20).to(dtype).requires_grad_()
+        deltas = torch.randn(1, len(ANCHORS), 4).to(dtype).requires_grad_()
+        loss = DetectionLoss(settings)(logits, deltas, GRID, box, label)
+        (loss.classification + loss.box).backward()
+        assert float(loss.positives) == positives
+        assert torch.isfinite(loss.classification)
+        assert torch.isfinite(logits.grad).all()
+        assert torch.isfinite(deltas.grad).all()
+        if positives == 0:
+            assert loss.classification.item() == loss.box.item() == logits.grad.abs().max().item() == 0
+        elif kind == "focal":
+            wanted = focal_loss(logits.detach().float(), torch.ones_like(logits), 0.25, 2.0).mean()
+            assert loss.classification.item() == pytest.approx(wanted.item(), rel=1e-4)
