@@ -6,6 +6,7 @@ largest memory of the main process and of any worker; compares the two results b
 times ``dvc repro`` with nothing to do.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -65,12 +66,10 @@ def _timed(name: str, command: list[str]) -> None:
 
 def _watch(process: psutil.Popen, peaks: dict[str, float]) -> None:
     while process.poll() is None:
-        try:
+        with contextlib.suppress(psutil.Error):  # it may have just ended
             peaks["main"] = max(peaks["main"], process.memory_info().rss / 2**20)
             below = [child.memory_info().rss / 2**20 for child in process.children(recursive=True)]
             peaks["worker"] = max([peaks["worker"], *below])
-        except psutil.Error:
-            pass  # it has just ended
         time.sleep(0.1)
 
 

@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 Image = npt.NDArray[np.uint8]
 
-HASH_BYTES = 32
 # Of 256 bits. Saved again as a JPEG of quality 30, at half the size, or a tenth brighter, a radiograph
 # differs in at most 12; of two different ones of the sample, even of one patient, at least 20 differ.
 MAX_DISTANCE = 12

@@ -219,15 +219,17 @@ class Trainer:
         own = hooks.on_epoch(found, self.epoch) if self.fabric.is_global_zero else 0.0
         score = self._sum(torch.tensor(own, dtype=torch.float64)).item()
         # Of equal epochs the later one: a first epoch that finds nothing must not win at 0.
+        former = self.best.epoch
         if score >= self.best.score:
             weights = self._averaged_model().state_dict()
-            former = self.best.epoch
             self.best = Best(self.epoch, score, {name: value.detach().cpu().clone() for name, value in weights.items()})
             if self.fabric.is_global_zero:
                 save_best(self.checkpoints, self.epoch, self.best.weights)
-                drop_bests(self.checkpoints, {former, self.epoch})
         self.epoch, self.position = self.epoch + 1, 0
         self.checkpoint(hooks)
+        if former != self.best.epoch and self.fabric.is_global_zero:
+            # Only now: the checkpoint that has just gone may have named an older best.
+            drop_bests(self.checkpoints, {former, self.best.epoch})
 
     def _train_epoch(self, hooks: Hooks) -> None:
         self.model.train()

@@ -191,6 +191,23 @@ def test_too_many_in_a_row_stop_with_their_studies(build, loss_settings, squares
     assert trainer.step == 2  # the third step is not done
 
 
+def test_the_checkpoint_before_still_finds_its_best(build, tmp_path):
+    """Killed while the third epoch's checkpoint is written, with the second one's damaged: the first must do."""
+    trainer = build(epochs=3)
+
+    def killed():
+        if trainer.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(replace(silent(), before_checkpoint=killed))
+    (tmp_path / "checkpoints/step-00000008/state.pt").write_bytes(b"damaged")
+    again = build(epochs=3)
+    assert again.resume()
+    assert (again.epoch, again.best.epoch) == (1, 0)
+    assert again.best.weights
+
+
 def test_early_stopping(build, caplog):
     scores = [0.2, 0.5, 0.4, 0.3, 0.9]
     with caplog.at_level("INFO"):
