@@ -14,12 +14,13 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.files import directory_atomic, sync_file, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Weights], state:
         folder: of the run.
         step: counted over the whole run.
         weights: name of a file -> weights.
-        state: tensors and plain containers only, so that loading it runs no code.
+        state: tensors and plain containers only, so that loading it runs no code; ``best`` in it has
+            the ``epoch`` of the weights that `save_best` wrote last, or -1.
     """
     with directory_atomic(folder / f"step-{step:08d}") as target:
         for name, tensors in weights.items():
@@ -54,18 +56,35 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Weights], state:
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Weights], dict[str, Any]] | None:
-    """Weights and state of the newest undamaged checkpoint, on the CPU; None where there is none."""
+class Checkpoint(NamedTuple):
+    """What `save_checkpoint` was given, and the best weights that the state names; all on the CPU."""
+
+    weights: dict[str, Weights]
+    state: dict[str, Any]
+    best: Weights
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint; None where there is none.
+
+    Raises:
+        UserError: there are some, and all are damaged.
+    """
     for unfinished in folder.glob(".step-*.tmp"):
         shutil.rmtree(unfinished)  # the process was ended while it wrote this
-    for path in _newest_first(folder):
+    paths = _newest_first(folder)
+    for path in paths:
         try:
-            found = _load(path)
+            weights, state = _load(path)
+            epoch = state["best"]["epoch"]
+            best = load_best(folder, epoch) if epoch >= 0 else {}
         except DamagedCheckpointError as error:
             logger.warning("%s: %s; trying the one before", path, error)
             continue
         logger.info("resuming from %s", path)
-        return found
+        return Checkpoint(weights, state, best)
+    if paths:
+        raise UserError(f"{folder}: all its checkpoints are damaged; remove this folder to start afresh")
     return None
 
 

@@ -2,65 +2,33 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline.detection.checkpoint import (
-    DamagedCheckpointError,
-    drop_bests,
-    load_best,
-    load_checkpoint,
-    save_best,
-    save_checkpoint,
-)
-from pipeline.detection.dataset import Batch, DetectionDataset, EpochBatches, make_loader
-from pipeline.detection.device import compile_whole
+from pipeline.detection.checkpoint import drop_bests, load_checkpoint, save_best, save_checkpoint
+from pipeline.detection.dataset import Batch, DetectionDataset
 from pipeline.detection.extra_losses import ExtraLosses
+from pipeline.detection.feed import Feed
 from pipeline.detection.inference import predict
-from pipeline.detection.losses import DetectionLoss, Totals
-from pipeline.detection.optimizer import learning_rate, make_optimizer
+from pipeline.detection.judge import Judge
+from pipeline.detection.learner import Learner, Values
+from pipeline.detection.losses import DetectionLoss
+from pipeline.detection.optimizer import learning_rate
 from pipeline.detection.postprocess import Detections, PostProcessing
 from pipeline.detection.profiling import PROFILE, profiled
 from pipeline.detection.progress import EpochProgress, Stopwatch
 from pipeline.detection.retinanet import RetinaNet
-from pipeline.errors import Killed, UserError
+from pipeline.detection.settings import TrainSettings
+from pipeline.errors import Killed
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
-Values = dict[str, torch.Tensor | float]
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train; the names are those of the ``train`` section of the params."""
-
-    epochs: int
-    batch_size: int
-    accumulate: int
-    optimizer: str
-    lr: float
-    momentum: float
-    weight_decay: float
-    warmup_epochs: float
-    clip_norm: float
-    channels_last: bool
-    workers: int
-    ema_decay: float
-    compile: bool
-    log_every_steps: int
-    checkpoint_steps: int
-    max_bad_steps: int
-    patience: int
-    profile_steps: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +59,7 @@ class Best:
 
 
 class Trainer:
-    """One training run: model, averaged weights, optimizer, data, and where it stands.
+    """One training run: what learns, from which data, and where it stands.
 
     Attributes:
         epoch: 0-based.
@@ -111,86 +79,49 @@ class Trainer:
         settings: TrainSettings,
         checkpoints: Path,
     ) -> None:
-        if settings.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        s = settings
-        optimizer = make_optimizer(s.optimizer, model, s.lr, s.weight_decay, s.momentum)
         self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
-        self.model, self.optimizer = fabric.setup(model, optimizer)
-        self.loss = cast(DetectionLoss, fabric.to_device(loss))
-        self.extra_losses = extra_losses
-        decay = get_ema_multi_avg_fn(settings.ema_decay)
-        self.averaged = AveragedModel(self._bare(), multi_avg_fn=decay, use_buffers=True)
-        if settings.compile:
-            # The averaged copy stays as it is: it runs on other batch sizes, and once an epoch.
-            compile_whole(self._bare())
-            compile_whole(self.loss)
-        self.train_data, self.val_data = train_data, val_data
-        ranks = (fabric.global_rank, fabric.world_size)
-        self.order = EpochBatches(len(train_data), s.batch_size, s.seed, True, *ranks)
-        self.loader = make_loader(train_data, self.order, s.workers)
+        self.learner = Learner(fabric, model, loss, extra_losses, settings)
+        self.feed = Feed(train_data, settings, fabric.global_rank, fabric.world_size)
+        self.judge = Judge(train_data, settings, alone=fabric.world_size == 1)
+        self.val_data = val_data
         self.epoch, self.position, self.best = 0, 0, Best(-1, -math.inf, {})
-        self.bad_steps, self.skipped_steps = 0, 0
-
-    def _bare(self) -> RetinaNet:
-        module: RetinaNet = self.model.module
-        return module
-
-    def _averaged_model(self) -> RetinaNet:
-        return cast(RetinaNet, self.averaged.module)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
-        batches = math.ceil(len(self.train_data) / (self.settings.batch_size * self.fabric.world_size))
-        return math.ceil(batches / self.settings.accumulate)
 
     @property
     def step(self) -> int:
         """Steps done in the whole run."""
-        return self.epoch * self.steps_per_epoch + self.position
+        return self.epoch * self.feed.steps_per_epoch + self.position
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint; False where there is none."""
+        """Go on from the newest checkpoint; False where there is none.
+
+        Raises:
+            UserError: there are some, all damaged.
+        """
         found = load_checkpoint(self.checkpoints)
         if found is None:
             return False
-        weights, state = found
-        best = state["best"]
-        try:
-            best_weights = load_best(self.checkpoints, best["epoch"]) if best["epoch"] >= 0 else {}
-        except DamagedCheckpointError as error:
-            raise UserError(f"{self.checkpoints}: {error}; remove this folder to start afresh") from None
-        self._bare().load_state_dict(weights["model"])
-        self.averaged.load_state_dict(weights["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.loss.load_state_dict(state["loss"])
-        self.epoch, self.position = state["epoch"], state["position"]
-        self.bad_steps, self.skipped_steps = state["bad_steps"], state["skipped_steps"]
-        self.best = Best(best["epoch"], best["score"], best_weights)
-        _set_random_state(state["random"])
+        self.learner.load(found.weights, found.state)
+        self.judge.load(found.state["judge"])
+        self.epoch, self.position = found.state["epoch"], found.state["position"]
+        best = found.state["best"]
+        self.best = Best(best["epoch"], best["score"], found.best)
+        _set_random_state(found.state["random"])
         return True
 
     def checkpoint(self, hooks: Hooks) -> None:
         """Write all that is needed to go on from here; of several processes the first does it."""
+        self.judge.settle()
         hooks.before_checkpoint()
         if self.fabric.is_global_zero:
-            self._save()
+            state = self.learner.state() | {
+                "epoch": self.epoch,
+                "position": self.position,
+                "judge": self.judge.state(),
+                "best": {"epoch": self.best.epoch, "score": self.best.score},
+                "random": _random_state(),
+            }
+            save_checkpoint(self.checkpoints, self.step, self.learner.weights(), state)
         self.fabric.barrier()
-
-    def _save(self) -> None:
-        weights = {"model": self._bare().state_dict(), "averaged": self.averaged.state_dict()}
-        state = {
-            "epoch": self.epoch,
-            "position": self.position,
-            "optimizer": self.optimizer.state_dict(),
-            "loss": self.loss.state_dict(),
-            "bad_steps": self.bad_steps,
-            "skipped_steps": self.skipped_steps,
-            "best": {"epoch": self.best.epoch, "score": self.best.score},
-            "random": _random_state(),
-        }
-        save_checkpoint(self.checkpoints, self.step, weights, state)
 
     def fit(self, hooks: Hooks) -> Best:
         """Train what is left of the run; returns the best epoch.
@@ -214,14 +145,13 @@ class Trainer:
     def _end_epoch(self, hooks: Hooks) -> None:
         """Validate the averaged weights, and keep them if they are the best."""
         stop = lambda: self._stop_if_asked(hooks)  # noqa: E731
-        data, rules = self.val_data, self.rules
-        found = predict(self.fabric, self._averaged_model(), data, self.settings.batch_size, rules, stop)
+        found = predict(self.fabric, self.learner.averaged, self.val_data, self.settings.batch_size, self.rules, stop)
         own = hooks.on_epoch(found, self.epoch) if self.fabric.is_global_zero else 0.0
-        score = self._sum(torch.tensor(own, dtype=torch.float64)).item()
+        score = self.learner.over_processes(torch.tensor(own, dtype=torch.float64)).item()
         # Of equal epochs the later one: a first epoch that finds nothing must not win at 0.
         former = self.best.epoch
         if score >= self.best.score:
-            weights = self._averaged_model().state_dict()
+            weights = self.learner.averaged.state_dict()
             self.best = Best(self.epoch, score, {name: value.detach().cpu().clone() for name, value in weights.items()})
             if self.fabric.is_global_zero:
                 save_best(self.checkpoints, self.epoch, self.best.weights)
@@ -232,156 +162,60 @@ class Trainer:
             drop_bests(self.checkpoints, {former, self.best.epoch})
 
     def _train_epoch(self, hooks: Hooks) -> None:
-        self.model.train()
-        self.loss.train()
-        shown = EpochProgress(f"epoch {self.epoch + 1}/{self.settings.epochs}", self.steps_per_epoch, self.position)
+        self.learner.train()
+        steps = self.feed.steps_per_epoch
+        shown = EpochProgress(f"epoch {self.epoch + 1}/{self.settings.epochs}", steps, self.position)
         with shown, profiled(self._steps_to_profile(), self.checkpoints / PROFILE) as note_step:
             watch = Stopwatch()
-            for group in watch.waiting(self._groups()):
-                metrics = self._train_step([batch.to(self.fabric.device) for batch in group], self.step)
+            for group in watch.waiting(self.feed.groups(self.epoch, self.position)):
+                values, lr = self._take_step([batch.to(self.fabric.device) for batch in group])
                 self.position += 1
                 note_step()
                 watch.images += sum(batch.real for batch in group) * self.fabric.world_size
-                self._report(metrics, watch, hooks, shown)
+                self._report(values, lr, watch, hooks, shown)
                 if self.settings.checkpoint_steps and self.step % self.settings.checkpoint_steps == 0:
                     self.checkpoint(hooks)
                 self._stop_if_asked(hooks)
+
+    def _take_step(self, batches: list[Batch]) -> tuple[Values, float]:
+        s, steps = self.settings, self.feed.steps_per_epoch
+        lr = learning_rate(self.step, s.epochs * steps, round(s.warmup_epochs * steps), s.lr)
+        values = self.learner.step(batches, lr)
+        self.judge.look(values["train/loss"], values["train/gradient_norm"], self.epoch, self.step, lr, batches)
+        return values, lr
 
     def _steps_to_profile(self) -> int:
         """Those of the run's first epoch, or of what a resumed run has left of it."""
         return self.settings.profile_steps if self.epoch == 0 else 0
 
-    def _report(self, metrics: Values, watch: Stopwatch, hooks: Hooks, shown: EpochProgress) -> None:
+    def _report(self, values: Values, lr: float, watch: Stopwatch, hooks: Hooks, shown: EpochProgress) -> None:
         step = self.step - 1
-        if step % self.settings.log_every_steps and self.position < self.steps_per_epoch:
+        if step % self.settings.log_every_steps and self.position < self.feed.steps_per_epoch:
             shown.advance()
             return
         # Reading values waits for the device; hence only now and then.
-        values = self._over_ranks(metrics) | watch.metrics()
-        values["train/skipped_steps"] = self.skipped_steps
-        hooks.on_step(values, step)
+        metrics = self._over_processes(values) | {"train/lr": lr} | watch.metrics()
+        self.judge.settle()
+        metrics["train/skipped_steps"] = self.judge.skipped
+        hooks.on_step(metrics, step)
         shown.advance(
-            f"loss {values['train/loss']:.3f}  lr {values['train/lr']:.2g}"
-            f"  {values['train/images_per_second']:.0f} images/s  data {values['train/data_wait_share']:.0%}"
+            f"loss {metrics['train/loss']:.3f}  lr {lr:.2g}"
+            f"  {metrics['train/images_per_second']:.0f} images/s  data {metrics['train/data_wait_share']:.0%}"
         )
 
-    def _stop_if_asked(self, hooks: Hooks) -> None:
-        asked = self._sum(torch.tensor(float(hooks.stop_requested()))) if self.fabric.world_size > 1 else None
-        if asked or (asked is None and hooks.stop_requested()):
-            self.checkpoint(hooks)
-            raise Killed(f"asked to stop; step {self.step} is kept in {self.checkpoints}")
-
-    def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Over all processes."""
-        if self.fabric.world_size == 1:
-            return value
-        return cast(torch.Tensor, self.fabric.all_reduce(value.to(self.fabric.device), reduce_op="sum"))
-
-    def _over_ranks(self, metrics: Values) -> Metrics:
-        """Losses and counts are shares that add up; learning rate and gradient are the same everywhere."""
-        shares = sorted(name for name in metrics if name not in ("train/lr", "train/gradient_norm"))
-        added = self._sum(torch.stack([torch.as_tensor(metrics[name]).double() for name in shares]))
-        return {name: float(value) for name, value in metrics.items()} | dict(zip(shares, added.tolist(), strict=True))
-
-    def _groups(self) -> Iterator[list[Batch]]:
-        """What is left of the epoch, in groups of ``accumulate`` batches: one for each step."""
-        batches = self._batches()
-        while group := list(islice(batches, self.settings.accumulate)):
-            yield group
-
-    def _batches(self) -> Iterator[Batch]:
-        """What is left of the epoch; a loader whose worker dies is started again, once."""
-        failed = False
-        place = self.position * self.settings.accumulate
-        while True:
-            self.order.start_at(self.epoch, place)
-            try:
-                for batch in self.loader:
-                    place += 1
-                    yield cast(Batch, batch)
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                reason = " ".join(str(error).split())[:120]
-                if failed:
-                    raise UserError(f"train.workers = {self.settings.workers}: a loader died twice: {reason}") from None
-                failed = True
-                logger.warning("a data loader's worker died (%s); starting it again", reason)
-                self.loader = make_loader(self.train_data, self.order, self.settings.workers)
-
-    def _train_step(self, batches: list[Batch], step: int) -> Values:
-        """One update from the gradients of a few batches, as if they were one."""
-        warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
-        lr = learning_rate(step, self.settings.epochs * self.steps_per_epoch, warmup, self.settings.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        alone = len(batches) == 1 and self.fabric.world_size == 1
-        totals = None if alone else self._totals(batches)
-        parts = []
-        for number, batch in enumerate(batches, start=1):
-            # Gradients travel between processes once, with the last batch.
-            with self.fabric.no_backward_sync(self.model, enabled=number < len(batches)):
-                parts.append(self._backward(batch, totals))
-        norm = self.fabric.clip_gradients(
-            self.model, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
-        )
-        metrics: Values = {name: sum(part[name] for part in parts) for name in parts[0]}
-        self._update(float(metrics["train/loss"]), math.nan if norm is None else float(norm), lr, batches)
-        return metrics | {"train/gradient_norm": norm if norm is not None else math.nan, "train/lr": lr}
-
-    def _totals(self, batches: list[Batch]) -> Totals:
-        """Counted before any of the batches' losses, which are divided by them."""
-        anchors = self._bare().anchors_for(batches[0].images)
-        real = [batch for batch in batches if batch.real]
-        images = torch.tensor(sum(batch.real for batch in real), device=self.fabric.device)
-        counts = [self.loss.count(anchors, batch.boxes, batch.labels) for batch in real]
-        positives = sum(counts, torch.zeros_like(images))
-        totals = Totals(*self._sum(torch.stack([images, positives])))
-        self.loss.observe(totals.positives)
-        return totals
-
-    def _backward(self, batch: Batch, totals: Totals | None) -> Values:
-        """Add a batch's gradients; returns its share of the step's losses, which add up."""
-        share = 1.0 if totals is None else batch.real / totals.images
-        # Of padding only the backward pass is needed: the processes wait for each other's.
-        weight = self.fabric.world_size if batch.real else 0  # DDP averages over the processes
-        outputs = self.model(batch.images)
-        anchors = self._bare().anchors_for(batch.images)
-        losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels, totals)
-        extra = self.extra_losses(outputs, batch.boxes, batch.labels, batch.image_classes)
-        extra = {name: value * share for name, value in extra.items()}
-        total = losses.classification + losses.box + sum(extra.values())
-        self.fabric.backward(total * weight if weight != 1 else total)
-        real = float(weight > 0)
-        return {
-            "train/loss": total.detach() * real,
-            "train/loss_classification": losses.classification.detach() * real,
-            "train/loss_box": losses.box.detach() * real,
-            **{f"train/loss_{name}": value.detach() * real for name, value in extra.items()},
-            "train/positives_per_image": losses.positives * share,
+    def _over_processes(self, values: Mapping[str, torch.Tensor]) -> Metrics:
+        """Losses and counts are shares that add up; the gradient's norm is the same everywhere."""
+        shares = [name for name in values if name != "train/gradient_norm"]
+        added = self.learner.over_processes(torch.stack([values[name].double() for name in shares]))
+        return dict(zip(shares, added.tolist(), strict=True)) | {
+            "train/gradient_norm": values["train/gradient_norm"].item()
         }
 
-    def _update(self, loss: float, norm: float, lr: float, batches: list[Batch]) -> None:
-        """Step with the gradient; pass over one that is not finite, but not too often in a row."""
-        # Of several processes each has its own loss, and all must do the same.
-        if math.isfinite(norm) and (math.isfinite(loss) or self.fabric.world_size > 1):
-            self.optimizer.step()
-            self.averaged.update_parameters(self._bare())
-            self.bad_steps = 0
-        else:
-            self.bad_steps += 1
-            self.skipped_steps += 1
-            logger.warning("step %d: loss %g, gradient norm %g: no update", self.step, loss, norm)
-        self.optimizer.zero_grad()
-        if self.bad_steps >= self.settings.max_bad_steps:
-            places = torch.cat([batch.indices for batch in batches]).tolist()
-            names = self.train_data.names_of(places)
-            raise UserError(
-                f"train.lr = {self.settings.lr:g}: {self.bad_steps} steps in a row had no finite loss or gradient"
-                f" (train.max_bad_steps); the last: epoch {self.epoch + 1}, loss {loss}, gradient norm {norm},"
-                f" learning rate {lr:g}, studies {', '.join(names)}; lower train.lr or train.clip_norm"
-            )
+    def _stop_if_asked(self, hooks: Hooks) -> None:
+        # All processes, or none: the others would wait for a step that never comes.
+        if self.learner.over_processes(torch.tensor(float(hooks.stop_requested()))):
+            self.checkpoint(hooks)
+            raise Killed(f"asked to stop; step {self.step} is kept in {self.checkpoints}")
 
 
 def _random_state() -> dict[str, Any]:

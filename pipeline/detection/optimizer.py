@@ -4,7 +4,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from lightning_fabric.wrappers import _FabricOptimizer
+from torch import Tensor, nn
+
+from pipeline.detection.settings import TrainSettings
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
@@ -14,14 +17,28 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def make_optimizer(
-    name: str, model: nn.Module, lr: float, weight_decay: float, momentum: float
-) -> torch.optim.Optimizer:
-    """``adamw``, or ``sgd`` with momentum as in the focal loss paper."""
-    groups = _decay_groups(model, weight_decay)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+def make_optimizer(settings: TrainSettings, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
+    """``adamw``, or ``sgd`` with momentum as in the focal loss paper; `update_if` takes those that are fused."""
+    groups = _decay_groups(model, settings.weight_decay)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
+    for group in groups if settings.momentum else []:
+        for parameter in group["params"]:
+            # torch leaves it undefined where the very first step is passed over.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def update_if(usable: Tensor, optimizer: _FabricOptimizer, *, has_scaler: bool) -> None:
+    """One step of ``optimizer`` where ``usable`` (bool, a scalar on the device) is true, else none.
+
+    The device decides, so that nobody waits for its answer: fused optimizers know the flag by which a
+    gradient scaler tells them of overflows. A scaler of halves sets it, or what stands for it, itself.
+    """
+    if not has_scaler:
+        vars(optimizer.optimizer).update(grad_scale=None, found_inf=(~usable).float())
+    optimizer.step()
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.device import is_lost_connection, make_fabric, world_size
-from pipeline.detection.engine import Best, Hooks, Trainer, TrainSettings
+from pipeline.detection.engine import Best, Hooks, Trainer
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss, LossSettings
@@ -27,6 +27,7 @@ from pipeline.detection.memory import keep_freed_memory
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.profiling import PROFILE
 from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.settings import TrainSettings
 from pipeline.detection.weights import start_from
 from pipeline.errors import UserError, run_main
 from pipeline.evaluation.bootstrap import stable_threshold

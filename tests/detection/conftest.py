@@ -5,10 +5,10 @@ from torch import nn
 
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.dataset import DetectionDataset
-from pipeline.detection.engine import TrainSettings
 from pipeline.detection.losses import LossSettings
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture
+from pipeline.detection.settings import TrainSettings
 
 
 def randomize_norms(model):

@@ -68,7 +68,7 @@ def test_learns_to_find_squares(build, squares, precision):
     """The whole chain: without any of matching, losses, decoding or averaging it finds nothing."""
     trainer = build(epochs=40, precision=precision, lr=0.004)
     best = trainer.fit(silent())
-    model = trainer._bare()
+    model = trainer.learner.model
     model.load_state_dict(best.weights)
     found = predict(trainer.fabric, model, trainer.val_data, 4, trainer.rules)
     distances = [
@@ -105,8 +105,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_settings, normali
     assert [step for step, _ in again] == list(range(12))
     for key in ("train/loss", "train/gradient_norm", "train/lr"):
         assert [metrics[key] for _, metrics in again] == [metrics[key] for _, metrics in steps]
-    for name, value in whole._bare().state_dict().items():
-        assert torch.equal(value, second._bare().state_dict()[name]), name
+    for name, value in whole.learner.model.state_dict().items():
+        assert torch.equal(value, second.learner.model.state_dict()[name]), name
     assert whole.best.score == second.best.score == 2
     for name, value in whole.best.weights.items():
         assert torch.equal(value, second.best.weights[name]), name
@@ -161,29 +161,29 @@ class NotANumber(DetectionLoss):
 
 def test_a_step_without_a_finite_gradient_is_passed_over(build, loss_settings, caplog):
     trainer = build(epochs=2)
-    trainer.loss = NotANumber(loss_settings, {1, 2, 5})
+    trainer.learner.loss = NotANumber(loss_settings, {1, 2, 5})
     steps = []
     trainer.fit(Hooks(lambda metrics, step: steps.append((step, metrics)), lambda found, epoch: epoch))
     assert len(steps) == 8
-    assert trainer.skipped_steps == 3
+    assert trainer.judge.skipped == 3
     assert [metrics["train/skipped_steps"] for _, metrics in steps] == [0, 1, 2, 2, 2, 3, 3, 3]
-    assert all(torch.isfinite(value).all() for value in trainer._bare().state_dict().values())
+    assert all(torch.isfinite(value).all() for value in trainer.learner.model.state_dict().values())
     assert "step 1: loss nan" in caplog.text
 
 
 def test_a_skipped_step_changes_nothing(build, loss_settings):
     trainer = build(epochs=1, batch_size=16)
-    trainer.loss = NotANumber(loss_settings, {0})
-    before = {name: value.clone() for name, value in trainer._bare().state_dict().items()}
+    trainer.learner.loss = NotANumber(loss_settings, {0})
+    before = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
     trainer.fit(silent())
-    for name, value in trainer._bare().state_dict().items():
+    for name, value in trainer.learner.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 def test_too_many_in_a_row_stop_with_their_studies(build, loss_settings, squares):
     data = DetectionDataset(*squares, augmenter=None, seed=0, names=[f"study-{number}" for number in range(16)])
     trainer = build(epochs=1, data=data, max_bad_steps=2)
-    trainer.loss = NotANumber(loss_settings, {1, 2})
+    trainer.learner.loss = NotANumber(loss_settings, {1, 2})
     with pytest.raises(
         UserError, match=r"train\.lr = 0\.002: 2 steps in a row .* loss nan, .* studies study-\d+, study"
     ):
@@ -218,11 +218,11 @@ def test_early_stopping(build, caplog):
 
 def test_sgd_is_torchs(build):
     trainer = build(optimizer="sgd", momentum=0.8)
-    assert type(trainer.optimizer.optimizer) is torch.optim.SGD
-    assert {group["momentum"] for group in trainer.optimizer.param_groups} == {0.8}
-    before = trainer._bare().class_head.last.weight.clone()
+    assert type(trainer.learner._optimizer.optimizer) is torch.optim.SGD
+    assert {group["momentum"] for group in trainer.learner._optimizer.param_groups} == {0.8}
+    before = trainer.learner.model.class_head.last.weight.clone()
     trainer.fit(silent())
-    assert not torch.equal(before, trainer._bare().class_head.last.weight)
+    assert not torch.equal(before, trainer.learner.model.class_head.last.weight)
 
 
 class DiesOnce(DetectionDataset):
@@ -282,7 +282,7 @@ def test_the_extra_heads_learn(build, squares, name):
     total = steps[0][1]
     parts = [value for key, value in total.items() if key.startswith("train/loss_")]
     assert total["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
-    model = trainer.model.module.eval()
+    model = trainer.learner.model.eval()
     batch = torch.from_numpy(np.stack(images[1:3])[:, None])
     assert model(batch).mask is None  # costs nothing unless asked for
     drawn = model(batch, with_mask=True).mask
@@ -369,10 +369,10 @@ def test_accumulated_batches_equal_a_large_one(build, loss_settings, normalizer)
         trainer = build(
             "c", loss=loss, epochs=1, batch_size=batch_size, accumulate=accumulate, optimizer="sgd", clip_norm=1e9
         )
-        assert trainer.steps_per_epoch == 1
+        assert trainer.feed.steps_per_epoch == 1
         steps = []
         trainer.fit(silent(steps=steps))
-        runs.append((steps[0][1], trainer._bare().state_dict(), trainer.loss.running_positives.clone()))
+        runs.append((steps[0][1], trainer.learner.model.state_dict(), trainer.learner.loss.running_positives.clone()))
     (whole, weights, running), *others = runs
     for metrics, others_weights, others_running in others:
         for key in ("train/loss", "train/loss_box", "train/positives_per_image", "train/gradient_norm"):
@@ -386,7 +386,7 @@ def test_accumulation_and_resuming(build):
     """37 images would leave a group half full; here 16 in groups of 2 x 3: 6, 6 and 4."""
     whole, steps = build("a", epochs=2, batch_size=3, accumulate=2), []
     whole.fit(silent(steps=steps))
-    assert whole.steps_per_epoch == 3
+    assert whole.feed.steps_per_epoch == 3
     first = build("b", epochs=2, batch_size=3, accumulate=2)
     with pytest.raises(Killed):
         first.fit(replace(silent(), stop_requested=lambda: first.step == 2))

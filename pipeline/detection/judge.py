@@ -1,0 +1,89 @@
+"""Steps whose loss or gradient was not finite: counted, said, and too many of them in a row the end."""
+
+import logging
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.detection.dataset import Batch, DetectionDataset
+from pipeline.detection.settings import TrainSettings
+from pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class _Step(NamedTuple):
+    """What the message about a step needs; ``outcome`` is loss and gradient norm, on its way to the CPU."""
+
+    outcome: Tensor
+    arrived: torch.cuda.Event | None
+    epoch: int
+    step: int
+    lr: float
+    batches: list[Batch]
+
+
+class Judge:
+    """Looks at each step's loss and gradient norm: on a GPU one step late, when it has them without waiting.
+
+    Attributes:
+        skipped: steps of the run without an update.
+    """
+
+    def __init__(self, data: DetectionDataset, settings: TrainSettings, alone: bool) -> None:
+        self._data, self._settings, self._alone = data, settings, alone
+        self.skipped, self._in_a_row = 0, 0
+        self._waiting: _Step | None = None
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; `settle` comes first."""
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+        self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]
+
+    def look(self, loss: Tensor, norm: Tensor, epoch: int, step: int, lr: float, batches: list[Batch]) -> None:
+        """Take a step's loss and gradient norm; judge it, or, on a GPU, the one before.
+
+        Raises:
+            UserError: too many steps in a row gave no usable gradient.
+        """
+        late = loss.is_cuda
+        outcome = torch.stack([loss, norm.to(loss.dtype)]).to("cpu", non_blocking=late)
+        arrived = None
+        if late:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self.settle()
+        self._waiting = _Step(outcome, arrived, epoch, step, lr, batches)
+        if not late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Judge the step that is still to be judged, if there is one."""
+        step, self._waiting = self._waiting, None
+        if step is None:
+            return
+        if step.arrived is not None:
+            step.arrived.synchronize()
+        loss, norm = step.outcome.tolist()
+        # Of several processes each has its own loss, and all must come to the same end.
+        if math.isfinite(norm) and (math.isfinite(loss) or not self._alone):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self.skipped += 1
+        logger.warning("step %d: loss %g, gradient norm %g: no update", step.step, loss, norm)
+        if self._in_a_row >= self._settings.max_bad_steps:
+            self._stop(step, loss, norm)
+
+    def _stop(self, step: _Step, loss: float, norm: float) -> None:
+        names = self._data.names_of(torch.cat([batch.indices for batch in step.batches]).tolist())
+        raise UserError(
+            f"train.lr = {self._settings.lr:g}: {self._in_a_row} steps in a row had no finite loss or gradient"
+            f" (train.max_bad_steps); the last: epoch {step.epoch + 1}, loss {loss}, gradient norm {norm},"
+            f" learning rate {step.lr:g}, studies {', '.join(names)}; lower train.lr or train.clip_norm"
+        )

@@ -1,0 +1,153 @@
+"""One step of training: forward, losses, backward, update; of one batch, of several, in several processes."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.detection.dataset import Batch
+from pipeline.detection.device import compile_whole
+from pipeline.detection.extra_losses import ExtraLosses
+from pipeline.detection.losses import DetectionLoss, Totals
+from pipeline.detection.optimizer import make_optimizer, update_if
+from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.settings import TrainSettings
+
+Values = dict[str, Tensor]
+
+
+class Learner:
+    """Model, averaged weights, losses and optimizer.
+
+    Attributes:
+        loss: of classes and boxes.
+    """
+
+    def __init__(
+        self, fabric: Fabric, model: RetinaNet, loss: DetectionLoss, extra: ExtraLosses, settings: TrainSettings
+    ) -> None:
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        # A scaler for halves looks for overflows itself, and takes optimizers that leave it to do so.
+        self._scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
+        optimizer = make_optimizer(settings, model, fused=self._scaler is None)
+        self.fabric, self._clip_norm = fabric, settings.clip_norm
+        self._model, self._optimizer = fabric.setup(model, optimizer)
+        self.loss = cast(DetectionLoss, fabric.to_device(loss))
+        self._extra = extra
+        decay = get_ema_multi_avg_fn(settings.ema_decay)
+        self._averaged = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
+        if settings.compile:
+            # The averaged copy stays as it is: it runs on other batch sizes, and once an epoch.
+            compile_whole(self.model)
+            compile_whole(self.loss)
+
+    @property
+    def model(self) -> RetinaNet:
+        """As it is trained, without what Fabric wraps around it."""
+        module: RetinaNet = self._model.module
+        return module
+
+    @property
+    def averaged(self) -> RetinaNet:
+        """With the moving average of the weights."""
+        return cast(RetinaNet, self._averaged.module)
+
+    def train(self) -> None:
+        """Make ready for steps."""
+        self._model.train()
+        self.loss.train()
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint keeps in files of weights."""
+        return {"model": self.model.state_dict(), "averaged": self._averaged.state_dict()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides: plain containers and tensors."""
+        scaler = self._scaler.state_dict() if self._scaler else {}
+        return {"optimizer": self._optimizer.state_dict(), "loss": self.loss.state_dict(), "scaler": scaler}
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Take what `weights` and `state` gave."""
+        self.model.load_state_dict(weights["model"])
+        self._averaged.load_state_dict(weights["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.loss.load_state_dict(state["loss"])
+        if self._scaler:
+            self._scaler.load_state_dict(state["scaler"])
+
+    def step(self, batches: list[Batch], lr: float) -> Values:
+        """One update from the gradients of a few batches, as if they were one; nothing here waits for the device.
+
+        A loss or gradient that is not finite changes no weight.
+
+        Returns:
+            Scalars on the device: the losses, ``train/gradient_norm``, and this process's share of counts.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        alone = len(batches) == 1 and self.fabric.world_size == 1
+        totals = None if alone else self._totals(batches)
+        parts = []
+        for number, batch in enumerate(batches, start=1):
+            # Gradients travel between processes once, with the last batch.
+            with self.fabric.no_backward_sync(self._model, enabled=number < len(batches)):
+                parts.append(self._backward(batch, totals))
+        norm = cast(
+            Tensor,
+            self.fabric.clip_gradients(
+                self._model, self._optimizer, max_norm=self._clip_norm, error_if_nonfinite=False
+            ),
+        )
+        values = {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+        self._update(values["train/loss"], norm)
+        return values | {"train/gradient_norm": norm}
+
+    def _update(self, loss: Tensor, norm: Tensor) -> None:
+        usable = norm.isfinite()
+        if self.fabric.world_size == 1:
+            usable &= loss.isfinite()  # of several processes each has its own, and all must do the same
+        update_if(usable, self._optimizer, has_scaler=self._scaler is not None)
+        self._averaged.update_parameters(self.model)
+        self._optimizer.zero_grad()
+
+    def _totals(self, batches: list[Batch]) -> Totals:
+        """Counted before any of the batches' losses, which are divided by them."""
+        anchors = self.model.anchors_for(batches[0].images)
+        real = [batch for batch in batches if batch.real]
+        images = torch.tensor(sum(batch.real for batch in real), device=self.fabric.device)
+        counts = [self.loss.count(anchors, batch.boxes, batch.labels) for batch in real]
+        positives = sum(counts, torch.zeros_like(images))
+        totals = Totals(*self.over_processes(torch.stack([images, positives])))
+        self.loss.observe(totals.positives)
+        return totals
+
+    def _backward(self, batch: Batch, totals: Totals | None) -> Values:
+        """Add a batch's gradients; returns its share of the step's losses, which add up."""
+        share = 1.0 if totals is None else batch.real / totals.images
+        # Of padding only the backward pass is needed: the processes wait for each other's.
+        weight = self.fabric.world_size if batch.real else 0  # DDP averages over the processes
+        outputs = self._model(batch.images)
+        anchors = self.model.anchors_for(batch.images)
+        losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels, totals)
+        extra = self._extra(outputs, batch.boxes, batch.labels, batch.image_classes)
+        extra = {name: value * share for name, value in extra.items()}
+        total = losses.classification + losses.box + sum(extra.values())
+        self.fabric.backward(total * weight if weight != 1 else total)
+        real = float(weight > 0)
+        return {
+            "train/loss": total.detach() * real,
+            "train/loss_classification": losses.classification.detach() * real,
+            "train/loss_box": losses.box.detach() * real,
+            **{f"train/loss_{name}": value.detach() * real for name, value in extra.items()},
+            "train/positives_per_image": losses.positives * share,
+        }
+
+    def over_processes(self, value: Tensor) -> Tensor:
+        """Summed over all processes."""
+        if self.fabric.world_size == 1:
+            return value
+        return cast(Tensor, self.fabric.all_reduce(value.to(self.fabric.device), reduce_op="sum"))
