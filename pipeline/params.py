@@ -196,7 +196,7 @@ class TrainParams(_Section):
     weight_decay: NotNegative
     warmup_epochs: NotNegative
     clip_norm: Positive
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["32-true", "tf32", "bf16-mixed", "16-mixed"]
     channels_last: bool
     accelerator: Literal["auto", "cpu", "cuda", "mps"]
     devices: Annotated[int, Field(ge=1, le=1024)]

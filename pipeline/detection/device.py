@@ -24,7 +24,8 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
 
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        precision: ``32-true``, ``tf32`` (float32, of which CUDA's matrix units use 10 bits of fraction),
+            ``bf16-mixed`` or ``16-mixed``.
         alone: without the other processes, if there are any.
 
     Raises:
@@ -32,6 +33,7 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
     """
     # Fabric casts what enters and leaves the model; its own messages are of no use to users.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    set_tf32(precision == "tf32")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     shared = world_size() > 1 and not alone
     rest: dict[str, Any] = (
@@ -40,13 +42,19 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
         else {"devices": 1, "plugins": [LightningEnvironment()]}
     )
     try:
-        fabric = Fabric(accelerator=accelerator, precision=precision, **rest)  # type: ignore[arg-type]
+        fabric = Fabric(accelerator=accelerator, precision=precision.replace("tf32", "32-true"), **rest)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         raise UserError(f"train.accelerator = {accelerator!r}: {' '.join(str(error).split())}") from None
     fabric.launch()
     if shared and fabric.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))  # or each process would take all cores
     return fabric
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether CUDA may shorten float32: for convolutions torch allows it unless told otherwise, for the rest not."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def is_lost_connection(error: RuntimeError) -> bool:

@@ -118,7 +118,8 @@ class Learner:
         """Counted before any of the batches' losses, which are divided by them."""
         anchors = self.model.anchors_for(batches[0].images)
         real = [batch for batch in batches if batch.real]
-        images = torch.tensor(sum(batch.real for batch in real), device=self.fabric.device)
+        # full(), not tensor(): the device fills it in, and no copy is waited for.
+        images = torch.full((), sum(batch.real for batch in real), device=self.fabric.device)
         counts = [self.loss.count(anchors, batch.boxes, batch.labels) for batch in real]
         positives = sum(counts, torch.zeros_like(images))
         totals = Totals(*self.over_processes(torch.stack([images, positives])))

@@ -204,7 +204,7 @@ class DetectionLoss(nn.Module):
         box = summed(deltas, boxes, anchors.boxes, matched, rules.box, rules.box_beta)  # (B,)
         positives = positive.sum(1)
         if totals is None:
-            totals = Totals(torch.tensor(len(boxes), device=boxes.device), positives.sum())
+            totals = Totals(torch.full((), len(boxes), device=boxes.device), positives.sum())
             self.observe(totals.positives)
         divisor = self._divisor(positives, totals)
         return Losses(

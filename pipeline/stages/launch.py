@@ -32,6 +32,7 @@ def launch(module: str, processes: int, restarts: int) -> None:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",  # where the processes meet: nothing of it is for other machines
         max_restarts=restarts,
         monitor_interval=0.5,
     )

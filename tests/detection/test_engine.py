@@ -6,7 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from torch.amp import GradScaler
 
+from pipeline.detection import device
 from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.box_losses import every_box_loss
 from pipeline.detection.dataset import DetectionDataset, collate
@@ -171,13 +175,68 @@ def test_a_step_without_a_finite_gradient_is_passed_over(build, loss_settings, c
     assert "step 1: loss nan" in caplog.text
 
 
-def test_a_skipped_step_changes_nothing(build, loss_settings):
-    trainer = build(epochs=1, batch_size=16)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_skipped_step_changes_nothing(build, loss_settings, optimizer):
+    trainer = build(epochs=1, batch_size=16, optimizer=optimizer)
     trainer.learner.loss = NotANumber(loss_settings, {0})
     before = {name: value.clone() for name, value in trainer.learner.model.state_dict().items()}
     trainer.fit(silent())
     for name, value in trainer.learner.model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_the_step_after_a_skipped_first_one_is_as_if_it_were_the_first(build, loss_settings):
+    """torch leaves the momentum of a first step that is passed over undefined."""
+    runs = []
+    for bad in ({0}, set()):
+        trainer = build(optimizer="sgd", epochs=1, warmup_epochs=0)
+        trainer.learner.loss = NotANumber(loss_settings, bad)
+        trainer.learner.train()
+        batches = next(trainer.feed.groups(0, 0))
+        for _ in range(1 + len(bad)):
+            trainer.learner.step(batches, 0.01)
+        runs.append(trainer.learner.model.state_dict())
+    for name, value in runs[1].items():
+        assert torch.equal(value, runs[0][name]), name
+
+
+@pytest.mark.long
+def test_halves_with_a_scaler(build, tmp_path, monkeypatch):
+    """An overflow lowers the scale and changes no weight; the scale goes with the checkpoint."""
+
+    def scaled(*_):
+        return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", GradScaler("cpu", 2.0**32))])
+
+    monkeypatch.setitem(globals(), "make_fabric", scaled)
+    trainer, steps = build(epochs=5, max_bad_steps=20), []
+    trainer.fit(silent(steps=steps))
+    skipped = int(steps[-1][1]["train/skipped_steps"])
+    scale = trainer.learner.state()["scaler"]["scale"]
+    assert scale == 2.0 ** (32 - skipped)
+    assert 5 < skipped < 18
+    again = build(epochs=5)
+    assert again.resume()
+    assert again.learner.state()["scaler"]["scale"] == scale
+    assert all(torch.isfinite(value).all() for value in trainer.learner.model.state_dict().values())
+    assert steps[-1][1]["train/loss"] < steps[0][1]["train/loss"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16-mixed", "16-mixed"])
+def test_a_step_on_a_gpu_waits_for_nothing(build, monkeypatch, precision):
+    monkeypatch.setitem(globals(), "make_fabric", lambda _, precision: device.make_fabric("cuda", precision))
+    trainer = build(precision=precision, epochs=1)
+    trainer.learner.train()
+    batches = [batch.to(trainer.fabric.device) for batch in next(trainer.feed.groups(0, 0))]
+    for _ in range(2):
+        values = trainer.learner.step(batches, 0.001)
+    torch.cuda.set_sync_debug_mode("default" if precision == "16-mixed" else "error")  # its scaler asks for overflows
+    try:
+        values = trainer.learner.step(batches, 0.001)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert values["train/loss"].isfinite()
+    trainer.fit(silent())
 
 
 def test_too_many_in_a_row_stop_with_their_studies(build, loss_settings, squares):
