@@ -28,7 +28,7 @@ from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.run_log import log_datasets, run_tags
 from pipeline.stages.train import MODELS, RUN_FILE
 from pipeline.submission import submission_table
-from pipeline.tracking import TrackedRun, tracked_run
+from pipeline.tracking import TrackedRun, log_model, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _log(
     run.log_files(reports / "plots", "plots")
     description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
     run.describe(f"{description}\n\nThe report and the pictures are among the artifacts.")
-    run.log_model(models, test, params.train.epochs, example_dicom(), description)
+    log_model(run.run_id, models, test, params.train.epochs, example_dicom(), description)
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from flows.servers import mlflow_server
 from pipeline.errors import UserError
-from pipeline.tracking import MODEL_NAME, _send, download_model, run_place, tracked_run
+from pipeline.tracking import MODEL_NAME, download_model, run_place, tracked_run
+from pipeline.tracking.courier import _send
 
 TAGS = {"git_commit": "abc"}
 
@@ -186,7 +187,7 @@ def test_a_server_that_goes_and_comes_back_misses_nothing(server, client, caplog
 
 @pytest.mark.long
 def test_what_a_run_could_not_deliver_is_delivered_by_sync(server, client, run, caplog, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.tracking._LAST_WAIT", {"FINISHED": 3.0})
+    monkeypatch.setattr("pipeline.tracking.run._LAST_WAIT", {"FINISHED": 3.0})
     with server(), tracked_run(None, {}) as tracked:
         tracked.log_metrics({"train/loss": 0}, 0)
         wait_for(lambda: steps_of(client, tracked.run_id))

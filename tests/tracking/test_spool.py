@@ -7,7 +7,7 @@ from filelock import Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.spool import SPOOL, Spool, left_behind
+from pipeline.tracking.spool import SPOOL, Spool, left_behind
 
 
 def metric(step):
@@ -73,7 +73,7 @@ def test_a_batch_that_arrived_but_was_not_noted_is_sent_again(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("pipeline.spool.write_text", killed)
+        patch.setattr("pipeline.tracking.spool.write_text", killed)
         spool.deliver(store.send)
     spool.deliver(store.send)
     assert store.entries == [metric(0), metric(0)]

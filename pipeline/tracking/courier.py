@@ -1,0 +1,79 @@
+"""Delivers what runs note on this disk."""
+
+import logging
+import threading
+import time
+from functools import partial
+from itertools import groupby
+
+import mlflow
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from pipeline.tracking.spool import Entry, Spool, left_behind
+from pipeline.tracking.store import open_client
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+
+
+def _send(client: mlflow.MlflowClient, run_id: str, entries: list[Entry]) -> None:
+    """Log entries in their order. MLflow keeps a metric of the same time, step and value once: sent twice is fine."""
+    for is_metric, part in groupby(entries, key=lambda entry: "key" in entry):
+        if is_metric:
+            client.log_batch(run_id, metrics=[Metric(**entry) for entry in part])
+        else:
+            for entry in part:
+                client.set_terminated(run_id, entry["status"])
+
+
+class Courier:
+    """A thread that delivers a spool, and tries again for as long as it takes."""
+
+    def __init__(self, client: mlflow.MlflowClient, spool: Spool) -> None:
+        self._client, self._spool = client, spool
+        self._ending = threading.Event()
+        self._arrived = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pause = _PAUSE_SECONDS
+        while True:
+            ending = self._ending.wait(pause)
+            try:
+                self._spool.deliver(partial(_send, self._client))
+                pause = _PAUSE_SECONDS
+                if ending:
+                    self._arrived = True
+                    return
+            except (MlflowException, OSError) as error:
+                if pause == _PAUSE_SECONDS:
+                    logger.warning("MLflow does not take metrics (%s); they wait on disk", type(error).__name__)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                if ending:
+                    time.sleep(_PAUSE_SECONDS)
+
+    def finish(self, seconds: float) -> bool:
+        """Deliver all that is left, in at most so many seconds; whether it arrived."""
+        self._ending.set()
+        self._thread.join(seconds)
+        return self._arrived
+
+
+def sync_left_behind(client: mlflow.MlflowClient | None = None) -> tuple[int, int]:
+    """Deliver what former runs of this folder left in their spools; returns how many entries arrived and wait.
+
+    A server that does not answer is no reason to stop: the entries wait on.
+    """
+    client = client or open_client()
+    delivered = waiting = 0
+    for spool in left_behind():
+        try:
+            delivered += spool.deliver(partial(_send, client))
+        except (MlflowException, OSError) as error:
+            logger.warning("MLflow run %s: %s", spool.run_id, " ".join(str(error).split())[:200])
+            waiting += 1
+        spool.close(remove=True)
+    return delivered, waiting
