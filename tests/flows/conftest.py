@@ -1,11 +1,14 @@
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
+import yaml
 
 
 def free_port():
@@ -42,3 +45,22 @@ def prefect_server(tmp_path_factory):
     yield f"http://127.0.0.1:{port}/api"
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of the trained project, with an MLflow store of its own."""
+    folder = Path(shutil.copytree(trained[0], tmp_path / "copy" / "project"))
+    (folder / "mlflow.db").unlink()
+    shutil.copytree(trained[0].parent / "remote", tmp_path / "copy" / "remote")
+    return folder
+
+
+@pytest.fixture
+def edit():
+    def change(folder, section, **values):
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        params[section] |= values
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+    return change

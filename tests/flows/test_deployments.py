@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 
+import mlflow
+import psutil
 import pytest
 
 from tests.conftest import project_environment
@@ -16,14 +19,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def prefect(trained, prefect_server):
-    """Run a prefect command in the trained project."""
-    environment = project_environment(trained[0], PREFECT_API_URL=prefect_server)
+def prefect_in(prefect_server):
+    """Run a prefect command in a project."""
 
-    def call(*arguments, wait=True):
+    def call(folder, *arguments, wait=True):
+        environment = project_environment(folder, PREFECT_API_URL=prefect_server)
         command = [sys.executable, "-m", "prefect", *arguments]
         options = {
-            "cwd": trained[0],
+            "cwd": folder,
             "env": environment,
             "text": True,
             "stdout": subprocess.PIPE,
@@ -38,6 +41,12 @@ def prefect(trained, prefect_server):
     return call
 
 
+@pytest.fixture
+def prefect(trained, prefect_in):
+    """Run a prefect command in the trained project."""
+    return partial(prefect_in, trained[0])
+
+
 def ask(server, path, **body):
     request = urllib.request.Request(
         f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -46,12 +55,13 @@ def ask(server, path, **body):
         return json.load(answer)
 
 
-def finished_run(server, deployment, seconds=120):
-    """Wait for a finished run of a deployment."""
+def finished_run(server, deployment, seconds=120, run_id=None):
+    """Wait for a finished run of a deployment, or for a certain one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for run in ask(server, "flow_runs/filter", deployments={"name": {"any_": [deployment]}}):
-            if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            ended = run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+            if ended and run_id in (None, run["id"]):
                 return run
         time.sleep(0.5)
     pytest.fail("no run finished")
@@ -81,6 +91,33 @@ def test_a_worker_runs_what_prefect_yaml_lists(prefect, prefect_server):
         log = stop(worker)
     assert run["state_type"] == "COMPLETED", log
     assert "nothing to do" in run["state"]["message"]
+
+
+@pytest.mark.long
+def test_cancelling_a_run_of_a_worker_leaves_nothing_alive(copy, edit, prefect_in, prefect_server):
+    edit(copy, "train", epochs=200)
+    prefect_in(copy, "work-pool", "create", "local", "--type", "process", "--overwrite")
+    prefect_in(copy, "--no-prompt", "deploy", "--all")
+    worker = prefect_in(copy, "worker", "start", "--pool", "local", wait=False)
+    try:
+        prefect_in(copy, "deployment", "run", "training/nightly")
+        deadline = time.monotonic() + 150
+        while not any((copy / "checkpoints").glob("*/step-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        family = psutil.Process(worker.pid).children(recursive=True)
+        assert any("pipeline.stages.train" in " ".join(member.cmdline()) for member in family)
+        running = ask(prefect_server, "flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING"]}}})
+        prefect_in(copy, "flow-run", "cancel", running[0]["id"])
+        _, alive = psutil.wait_procs(family, timeout=45)
+        assert alive == []
+        assert finished_run(prefect_server, "nightly", 30, running[0]["id"])["state_type"] == "CANCELLED"
+    finally:
+        stop(worker)
+    client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "KILLED"
+    assert any((copy / "checkpoints").glob("*/step-*"))
 
 
 def test_serving_runs_the_flow_on_its_schedule(trained, prefect, prefect_server):

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -50,25 +49,6 @@ def ran(done):
     """The stages that a `dvc repro` ran."""
     assert done.returncode == 0, done.stdout + done.stderr
     return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
-
-
-@pytest.fixture
-def copy(trained, tmp_path):
-    """A copy of the trained project, with an MLflow store of its own."""
-    folder = Path(shutil.copytree(trained[0], tmp_path / "copy" / "project"))
-    (folder / "mlflow.db").unlink()
-    shutil.copytree(trained[0].parent / "remote", tmp_path / "copy" / "remote")
-    return folder
-
-
-@pytest.fixture
-def edit():
-    def change(folder, section, **values):
-        params = yaml.safe_load((folder / "params.yaml").read_text())
-        params[section] |= values
-        (folder / "params.yaml").write_text(yaml.safe_dump(params))
-
-    return change
 
 
 def test_what_the_flow_prints(trained):
