@@ -4,18 +4,21 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import MaxTrialsCallback
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from pipeline.detection.device import make_fabric
+from pipeline.errors import UserError
 from pipeline.evaluation.sweep_plot import plot_sweep
 from pipeline.files import write_atomic, write_text
 from pipeline.params import Choices, Params, Range
@@ -23,7 +26,7 @@ from pipeline.provenance import fingerprint
 from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.run_log import epoch_hooks, run_tags
 from pipeline.stages.train import architecture, build_trainer, training_fingerprint
-from pipeline.tracking import tracked_run
+from pipeline.tracking import PARENT, RunGroup, run_group, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,10 @@ _STORE = "optuna.db"
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 # A trial whose process has not been heard of for so long is tried again, from its last checkpoint.
 _HEARTBEAT_SECONDS, _GRACE_SECONDS = 20, 60
+
+
+_ENDS = {TrialState.PRUNED: "ended early", TrialState.FAIL: "failed"}
+_FAILURES = 3
 
 
 class _Pruned(optuna.TrialPruned):
@@ -49,18 +56,41 @@ def sweep(base: Params, out: Path, trials: int | None) -> Path:
     splits = read_inputs(base.preprocess.image_size)
     study = _study(base, out)
     wanted = trials or base.sweep.trials
+    with _group(study, base, out) as group:
 
-    def run_trial(trial: optuna.Trial) -> float:
-        return _run(trial, suggest(trial, base), splits, out)
+        def run_trial(trial: optuna.Trial) -> float:
+            try:
+                return _run(trial, suggest(trial, base), splits, out, group.run_id)
+            except UserError as error:  # no reason to end the others
+                logger.warning("trial %d: %s", trial.number, error)
+                raise
 
-    if len(study.get_trials(states=_DONE)) < wanted:
-        study.optimize(run_trial, callbacks=[MaxTrialsCallback(wanted, states=_DONE), _say])
-    return _write(study, base, out)
+        if len(study.get_trials(states=_DONE)) < wanted:
+            callbacks: list[Any] = [MaxTrialsCallback(wanted, states=_DONE), _say, _end_if_all_fail]
+            study.optimize(run_trial, callbacks=callbacks, catch=UserError)
+        return _write(study, base, out, group)
+
+
+@contextmanager
+def _group(study: optuna.Study, base: Params, out: Path) -> Iterator[RunGroup]:
+    """The MLflow run that holds those of the trials: one for all processes."""
+    with ExitStack() as stack:
+        with FileLock(out / ".group.lock"):
+            tags = run_tags(base) | {"mlflow.runName": f"sweep {study.study_name}"}
+            group = stack.enter_context(run_group(study.user_attrs.get("run_id"), tags))
+            study.set_user_attr("run_id", group.run_id)
+        yield group
+
+
+def _end_if_all_fail(study: optuna.Study, _: FrozenTrial) -> None:
+    last = study.get_trials(states=(*_DONE, TrialState.FAIL))[-_FAILURES:]
+    if len(last) == _FAILURES and all(trial.state is TrialState.FAIL for trial in last):
+        raise UserError(f"sweep: {_FAILURES} trials in a row failed; the lines above say why; see sweep.space")
 
 
 def _study(base: Params, out: Path) -> optuna.Study:
     """The study of these params, data and code; another one's trials are not mixed with its own."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings of failed trials are tracebacks
     with warnings.catch_warnings():
         # Optuna calls heartbeats experimental; without them a killed process's trial would be lost.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -102,11 +132,11 @@ def _value(trial: BaseTrial, key: str, rule: Range | Choices) -> Any:
     return trial.suggest_float(key, rule.low, rule.high, log=rule.log)
 
 
-def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], out: Path) -> float:
+def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], out: Path, parent: str) -> float:
     folder = out / "checkpoints" / training_fingerprint(params)
     run_file = folder / "mlflow_run.json"
     former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
-    tags = run_tags(params) | {"mlflow.runName": f"trial {trial.number}", "sweep.study": trial.study.study_name}
+    tags = run_tags(params) | {"mlflow.runName": f"trial {trial.number}", PARENT: parent}
 
     def note(values: Mapping[str, float], epoch: int) -> None:
         trial.report(values["map"], epoch)
@@ -128,6 +158,9 @@ def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], o
         except _Pruned as error:
             pruned = error  # an end like any other for MLflow
             run.set_tags({"sweep.pruned": "true"})
+        except UserError:
+            shutil.rmtree(folder)
+            raise
     shutil.rmtree(folder)  # only what was interrupted is resumed
     if pruned:
         raise pruned
@@ -135,7 +168,7 @@ def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], o
 
 
 def _say(study: optuna.Study, trial: FrozenTrial) -> None:
-    value = "ended early" if trial.state is TrialState.PRUNED else f"map {trial.value:.3f}"
+    value = _ENDS.get(trial.state) or f"map {trial.value:.3f}"
     chosen = {key: f"{one:.4g}" if isinstance(one, float) else one for key, one in trial.params.items()}
     settings = ", ".join(f"{key} {one}" for key, one in chosen.items())
     logger.info("trial %d: %s; %s; the best so far %.3f", trial.number, value, settings, _best(study))
@@ -146,7 +179,9 @@ def _best(study: optuna.Study) -> float:
     return max(values, default=float("nan"))
 
 
-def _write(study: optuna.Study, base: Params, out: Path) -> Path:
+def _write(study: optuna.Study, base: Params, out: Path, group: RunGroup) -> Path:
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        raise UserError(f"sweep: none of {len(study.trials)} trials was completed; set more sweep.trials")
     table = study.trials_dataframe(attrs=("number", "value", "state", "params", "user_attrs", "duration"))
     write_text(out / "trials.csv", table.to_csv(index=False))
     for name, picture in plot_sweep(study).items():
@@ -157,6 +192,9 @@ def _write(study: optuna.Study, base: Params, out: Path) -> Path:
     said = f"val map {study.best_value:.3f} after {base.sweep.epochs} epochs"
     head = f"# The best of {len(study.trials)} trials: {said}.\n"
     write_text(out / BEST, head + yaml.safe_dump(values, sort_keys=False))
+    group.log_metrics({"val/map": study.best_value, "trials": len(study.trials)})
+    for path in (out / BEST, out / "trials.csv", *out.glob("*.png")):
+        group.log_file(path)
     return out / BEST
 
 

@@ -1,15 +1,16 @@
 """MLflow: the one package, besides ``delivery``, that imports it.
 
-Its store (`store`), a run and what it notes (`run`), the way there over a disk (`spool`, `courier`),
-and registered models (`registry`).
+Its store (`store`), a run and what it notes (`run`), one that holds others (`group`), the way there
+over a disk (`spool`, `courier`), and registered models (`registry`).
 """
 
 from pipeline.tracking.courier import sync_left_behind
+from pipeline.tracking.group import PARENT, RunGroup, run_group
 from pipeline.tracking.registry import MODEL_NAME, download_model, log_model
 from pipeline.tracking.run import TrackedRun, tracked_run
 from pipeline.tracking.store import run_place, tracking_uri
 
 __all__ = [
-    "MODEL_NAME", "TrackedRun", "download_model", "log_model", "run_place", "sync_left_behind", "tracked_run",
-    "tracking_uri",
+    "MODEL_NAME", "PARENT", "RunGroup", "TrackedRun", "download_model", "log_model", "run_group", "run_place",
+    "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from pipeline.tracking.store import open_client, open_experiment, tracking_uri
 
 logger = logging.getLogger(__name__)
 
-_PID, _HOST = "pneumoflow.pid", "pneumoflow.host"
+PID, HOST = "pneumoflow.pid", "pneumoflow.host"
 _PARAM_LENGTH = 500
 # Seconds for the last metrics to arrive; who asked a process to end does not want to wait.
 _LAST_WAIT = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 5.0}
@@ -149,10 +149,10 @@ def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Tracked
     experiment = open_experiment(client)
     sync_left_behind(client)
     _close_stale_runs(client, experiment)
-    run = _open_run(client, experiment, run_id)
+    run = open_run(client, experiment, run_id)
     with stop_signals() as stopping:
         tracked = TrackedRun(client, run, _own_spool(run.info.run_id), stopping)
-        tracked.set_tags({**tags, _PID: str(os.getpid()), _HOST: socket.gethostname()})
+        tracked.set_tags({**tags, PID: str(os.getpid()), HOST: socket.gethostname()})
         status = "FAILED"
         try:
             yield tracked
@@ -171,7 +171,8 @@ def _own_spool(run_id: str) -> Spool:
         raise UserError(f"MLflow run {run_id}: another process is writing to it; wait for it, or end it") from None
 
 
-def _open_run(client: mlflow.MlflowClient, experiment: str, run_id: str | None) -> Run:
+def open_run(client: mlflow.MlflowClient, experiment: str, run_id: str | None) -> Run:
+    """The run, RUNNING again; a new one where there is no id, or the store does not know it."""
     if run_id is not None:
         try:
             run = client.get_run(run_id)
@@ -187,7 +188,7 @@ def _close_stale_runs(client: mlflow.MlflowClient, experiment: str) -> None:
     running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
     for run in running:
         tags = run.data.tags
-        if tags.get(_HOST) == socket.gethostname() and not psutil.pid_exists(int(tags.get(_PID, "0"))):
+        if tags.get(HOST) == socket.gethostname() and not psutil.pid_exists(int(tags.get(PID, "0"))):
             logger.warning("MLflow run %s: its process is gone; closed as FAILED", run.info.run_id)
             client.set_terminated(run.info.run_id, "FAILED")
 

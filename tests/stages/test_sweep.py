@@ -11,10 +11,11 @@ import optuna
 import pandas as pd
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.params import Params, load_params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
-from pipeline.stages.sweep import suggest
+from pipeline.stages.sweep import suggest, sweep
 
 
 def test_a_trial_is_the_params_with_other_values(small_params):
@@ -42,6 +43,19 @@ def test_a_space_that_is_none(small_params, space, rule):
     small_params["sweep"]["space"] = space
     with pytest.raises(ValueError, match=rule):
         Params.model_validate(small_params)
+
+
+@pytest.mark.slow
+def test_trials_that_all_fail(small_params, rsna, tmp_path):
+    small_params["train"] |= {"max_bad_steps": 1, "warmup_epochs": 0.0}
+    small_params["sweep"] |= {"trials": 6, "epochs": 2, "space": {"train.lr": {"choices": [1e30, 1e35]}}}
+    params = Params.model_validate(small_params)
+    preprocess(params)
+    split(params)
+    with pytest.raises(UserError, match="sweep: 3 trials in a row failed"):
+        sweep(params, tmp_path / "sweep", None)
+    runs = mlflow.MlflowClient().search_runs(["1"])
+    assert [run.info.status for run in runs] == ["FAILED"] * 4
 
 
 @pytest.mark.long
@@ -82,6 +96,12 @@ def test_two_processes_one_of_which_is_killed(small_params, rsna, tmp_path, writ
     client = mlflow.MlflowClient(store)
     for run_id in done["user_attrs_run_id"]:
         assert client.get_run(run_id).info.status == "FINISHED"
+    (group,) = client.search_runs(["1"], "tags.`mlflow.runName` LIKE 'sweep %'")
+    assert group.info.status == "FINISHED"
+    assert group.data.metrics["val/map"] == pytest.approx(top["value"])
+    assert {"best.yaml", "trials.csv"} <= {file.path for file in client.list_artifacts(group.info.run_id)}
+    children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{group.info.run_id}'")
+    assert {run.info.run_id for run in children} >= set(done["user_attrs_run_id"])
     # Nothing is left to do.
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert again.returncode == 0, again.stderr
