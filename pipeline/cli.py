@@ -148,6 +148,23 @@ def ablate(
     typer.echo(f"{table}, with ablation.png and loss_curves.png beside it")
 
 
+@app.command("find-lr")
+def find_lr(
+    out: Annotated[Path, typer.Option(help="Folder for learning_rate.png and .csv.")] = Path("reports"),
+    steps: Annotated[int, typer.Option(min=10, help="Training steps, one for each rate.")] = 100,
+    low: Annotated[float, typer.Option(min=1e-12, help="The first rate.")] = 1e-5,
+    high: Annotated[float, typer.Option(min=1e-12, help="The last rate, if the loss has not exploded before.")] = 1.0,
+) -> None:
+    """Try all learning rates in one short run on your prepared data, and plot the loss over them."""
+    from pipeline.params import load_params
+    from pipeline.stages.find_lr import find_lr as run_search
+
+    if low >= high:
+        raise UserError(f"--low {low:g} --high {high:g}: low must be below high")
+    rate = run_search(load_params(), out, steps, low, high)
+    typer.echo(f"train.lr: {rate:.2g}    # the loss falls fastest there; {out / 'learning_rate.png'} shows it")
+
+
 @app.command()
 def sweep(
     out: Annotated[Path, typer.Option(help="Folder of the trials; started again, it goes on there.")] = Path("sweep"),

@@ -1,0 +1,87 @@
+"""Which learning rates are worth a try: one short training run, through all of them (Smith 2017, arXiv 1506.01186)."""
+
+import logging
+import math
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.detection.dataset import Batch
+from pipeline.detection.device import make_fabric
+from pipeline.detection.engine import Trainer
+from pipeline.errors import UserError
+from pipeline.evaluation.lr_plot import plot_learning_rates
+from pipeline.files import write_atomic, write_text
+from pipeline.params import Params
+from pipeline.stages.inputs import read_inputs
+from pipeline.stages.train import architecture, build_trainer
+
+logger = logging.getLogger(__name__)
+
+_SMOOTHING = 0.9
+_DIVERGED = 3.0  # times the lowest loss so far
+
+
+def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> float:
+    """Train for ``steps`` steps while the rate rises from ``low`` to ``high``; returns the rate to try.
+
+    The loss falls fastest there. Writes ``learning_rate.csv`` and ``learning_rate.png`` into ``out``;
+    the model is thrown away.
+
+    Raises:
+        UserError: the loss falls nowhere.
+    """
+    splits = read_inputs(params.preprocess.image_size)
+    fabric = make_fabric(params.train.accelerator, params.train.precision)
+    layout = architecture(params, splits["train"])
+    trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], out)
+    rates, losses = _run(trainer, np.geomspace(low, high, steps).tolist())
+    smooth = smoothed(losses)
+    best = steepest(rates, smooth)
+    lines = [f"{rate},{loss},{value}" for rate, loss, value in zip(rates, losses, smooth, strict=True)]
+    write_text(out / "learning_rate.csv", "\n".join(["lr,loss,smoothed", *lines]) + "\n")
+    picture = plot_learning_rates(rates, losses, smooth, best)
+    write_atomic(out / "learning_rate.png", lambda path: path.write_bytes(picture))
+    return best
+
+
+def _run(trainer: Trainer, rates: list[float]) -> tuple[list[float], list[float]]:
+    trainer.learner.train()
+    done: list[float] = []
+    losses: list[float] = []
+    for rate, batches in zip(rates, _forever(trainer), strict=False):
+        values = trainer.learner.step([batch.to(trainer.fabric.device) for batch in batches], rate)
+        loss = values["train/loss"].item()
+        if not math.isfinite(loss) or (losses and loss > _DIVERGED * min(smoothed(losses))):
+            break
+        done.append(rate)
+        losses.append(loss)
+    return done, losses
+
+
+def _forever(trainer: Trainer) -> Iterator[list[Batch]]:
+    for epoch in count():
+        yield from trainer.feed.groups(epoch, 0)
+
+
+def smoothed(losses: list[float]) -> list[float]:
+    """A moving average without the start's pull to zero."""
+    found, average = [], 0.0
+    for step, loss in enumerate(losses, start=1):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        found.append(average / (1 - _SMOOTHING**step))
+    return found
+
+
+def steepest(rates: list[float], smooth: list[float]) -> float:
+    """The rate at which the smoothed loss falls fastest, over the rate's logarithm.
+
+    Raises:
+        UserError: it falls nowhere.
+    """
+    slopes = np.gradient(smooth, np.log(rates)) if len(rates) > 2 else np.zeros(1)
+    if slopes.min() >= 0:
+        raise UserError(f"find-lr: the loss fell at none of {len(rates)} rates; try a lower --low or more --steps")
+    return rates[int(slopes.argmin())]
