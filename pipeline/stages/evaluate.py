@@ -42,7 +42,7 @@ INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_hi
 
 def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> None:
     """Score the model on val and test and write everything under ``reports``."""
-    splits = read_inputs(params.preprocess.image_size)
+    splits = read_inputs(params.preprocess)
     with tracked_run(_run_id(models), run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
         found = predict_splits(params, models, splits)

@@ -33,7 +33,7 @@ def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> f
     Raises:
         UserError: the loss falls nowhere.
     """
-    splits = read_inputs(params.preprocess.image_size)
+    splits = read_inputs(params.preprocess)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
     layout = architecture(params, splits["train"])
     trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], out)

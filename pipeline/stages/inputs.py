@@ -13,6 +13,8 @@ from pipeline.data.shards import PreparedImages, read_boxes, read_index
 from pipeline.data.splits import LEAKED, SPLITS, require_no_leak
 from pipeline.detection.augment import Augmenter
 from pipeline.detection.dataset import UNKNOWN_CLASS, DetectionDataset
+from pipeline.errors import UserError
+from pipeline.params import PreprocessParams
 from pipeline.stages.preprocess import PREPARED
 from pipeline.stages.split import SPLITS_FILE, read_splits
 
@@ -50,11 +52,13 @@ class SplitData:
         return DetectionDataset(self.images, self.prepared_boxes(), augmenter, seed, classes, ids)
 
 
-def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE) -> dict[str, SplitData]:
+def read_inputs(
+    rules: PreprocessParams, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE
+) -> dict[str, SplitData]:
     """The three splits; and ``leaked``, where ``split.leaked`` asks for it.
 
     Raises:
-        UserError: a file is missing, or a patient is in two splits.
+        UserError: a file is missing, a patient is in two splits, or the images were prepared by other rules.
     """
     index = read_index(prepared)
     splits = read_splits(splits_file, index)
@@ -63,5 +67,17 @@ def read_inputs(image_size: int, prepared: Path = PREPARED, splits_file: Path = 
     for name in (*SPLITS, *({LEAKED} & set(splits))):
         rows = index[splits == name].reset_index(drop=True)
         boxes = [xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
-        parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, image_size)
+        parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, rules.image_size)
+    _require_shape(prepared, next(data.images[0] for data in parts.values() if len(data.images)), rules)
     return parts
+
+
+def _require_shape(prepared: Path, image: npt.NDArray[np.uint8], rules: PreprocessParams) -> None:
+    """DVC sees to it; what is started by hand may find images of other params."""
+    found = np.atleast_3d(image).shape
+    asked = (rules.image_size, rules.image_size, len(rules.channels))
+    if found != asked:
+        raise UserError(
+            f"{prepared}: has images of {found[0]} pixels and {found[2]} channels, but preprocess.image_size is"
+            f" {rules.image_size} and preprocess.channels {list(rules.channels)}; run `dvc repro split` first"
+        )

@@ -57,7 +57,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     An interrupted run with the same params, data and code goes on after its last checkpoint. Of
     several processes all train, and the first does all the rest.
     """
-    splits = read_inputs(params.preprocess.image_size)
+    splits = read_inputs(params.preprocess)
     folder = checkpoints / training_fingerprint(params)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
     layout = architecture(params, splits["train"])

@@ -185,13 +185,13 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     params = load_params(write_params(values))
     preprocess(params)
     split(params)
-    parts = read_inputs(params.preprocess.image_size)
+    parts = read_inputs(params.preprocess)
     layout = architecture(params, parts["train"])
     fabric = make_fabric("cpu", params.train.precision)
     trainer = build_trainer(params, fabric, layout, parts["train"], parts["val"], tmp_path / "checkpoints")
-    batch = next(iter(trainer.loader))
-    assert batch.images.shape == (1, 1, 1024, 1024)
-    metrics = trainer._train_step([batch], 0)
+    batches = next(trainer.feed.groups(0, 0))
+    assert batches[0].images.shape == (1, 1, 1024, 1024)
+    metrics = trainer.learner.step(batches, 0.001)
     assert 0 < float(metrics["train/loss"]) < 100
 
 
@@ -207,3 +207,14 @@ def test_every_study_is_prepared_once_per_shard_order(stage, rsna, tmp_path):
     assert stage().returncode == 0
     after = {path.name: path.read_bytes() for path in (tmp_path / "data/prepared").glob("*.npy")}
     assert [name for name in before if before[name] != after[name]] == ["images-00003.npy"]
+
+
+@pytest.mark.slow
+def test_images_of_other_params_are_not_trained_on(stage, small_params, write_params, run, tmp_path, one_line_error):
+    assert stage().returncode == 0
+    assert run("pipeline.stages.split", cwd=tmp_path).returncode == 0
+    small_params["preprocess"]["image_size"] = 256
+    write_params(small_params)
+    done = run("pipeline.stages.train", cwd=tmp_path)
+    one_line_error(done, "data/prepared: has images of 128 pixels and 1 channels, but preprocess.image_size is 256")
+    assert not (tmp_path / "mlflow.db").exists()
