@@ -21,7 +21,7 @@ from pipeline.stages.train import architecture, build_trainer
 logger = logging.getLogger(__name__)
 
 _SMOOTHING = 0.9
-_DIVERGED = 3.0  # times the lowest loss so far
+_DIVERGED = 2.0  # times the lowest average so far
 
 
 def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> float:
@@ -54,10 +54,13 @@ def _run(trainer: Trainer, rates: list[float]) -> tuple[list[float], list[float]
     for rate, batches in zip(rates, _forever(trainer), strict=False):
         values = trainer.learner.step([batch.to(trainer.fabric.device) for batch in batches], rate)
         loss = values["train/loss"].item()
-        if not math.isfinite(loss) or (losses and loss > _DIVERGED * min(smoothed(losses))):
+        if not math.isfinite(loss):
             break
         done.append(rate)
         losses.append(loss)
+        smooth = smoothed(losses)  # one batch may well have a high loss
+        if smooth[-1] > _DIVERGED * min(smooth):
+            break
     return done, losses
 
 
