@@ -21,6 +21,7 @@ from pipeline.stages.train import architecture, build_trainer
 logger = logging.getLogger(__name__)
 
 _SMOOTHING = 0.9
+_TINY = 1e-12
 _DIVERGED = 2.0  # times the lowest average so far
 
 
@@ -58,7 +59,7 @@ def _run(trainer: Trainer, rates: list[float]) -> tuple[list[float], list[float]
             break
         done.append(rate)
         losses.append(loss)
-        smooth = smoothed(losses)  # one batch may well have a high loss
+        smooth = smoothed(losses)
         if smooth[-1] > _DIVERGED * min(smooth):
             break
     return done, losses
@@ -70,11 +71,11 @@ def _forever(trainer: Trainer) -> Iterator[list[Batch]]:
 
 
 def smoothed(losses: list[float]) -> list[float]:
-    """A moving average without the start's pull to zero."""
+    """A moving geometric mean: a batch without any box may have a loss many times that of the others."""
     found, average = [], 0.0
     for step, loss in enumerate(losses, start=1):
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-        found.append(average / (1 - _SMOOTHING**step))
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * math.log(max(loss, _TINY))
+        found.append(math.exp(average / (1 - _SMOOTHING**step)))  # without the start's pull to zero
     return found
 
 
