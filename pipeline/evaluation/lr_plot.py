@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 
 
 def plot_learning_rates(rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], best: float) -> bytes:
-    """Losses of single steps, their moving average, and the rate to try; as PNG."""
+    """Losses of single steps, smoothed ones, and the rate to try; as PNG."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(rates, losses, color="0.75", linewidth=1, label="each step")
-    axes.plot(rates, smooth, color="tab:blue", linewidth=2, label="moving average")
+    axes.plot(rates, smooth, color="tab:blue", linewidth=2, label="median and mean of neighbours")
     axes.axvline(best, color="tab:orange", linestyle="--", label=f"falls fastest: {best:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, 1.5 * max(smooth)))
     axes.legend(frameon=False)

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from pipeline.detection.dataset import Batch
 from pipeline.detection.device import make_fabric
@@ -20,8 +21,7 @@ from pipeline.stages.train import architecture, build_trainer
 
 logger = logging.getLogger(__name__)
 
-_SMOOTHING = 0.9
-_TINY = 1e-12
+_WINDOW = 9  # steps
 _DIVERGED = 2.0  # times the lowest average so far
 
 
@@ -71,21 +71,20 @@ def _forever(trainer: Trainer) -> Iterator[list[Batch]]:
 
 
 def smoothed(losses: list[float]) -> list[float]:
-    """A moving geometric mean: a batch without any box may have a loss many times that of the others."""
-    found, average = [], 0.0
-    for step, loss in enumerate(losses, start=1):
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * math.log(max(loss, _TINY))
-        found.append(math.exp(average / (1 - _SMOOTHING**step)))  # without the start's pull to zero
-    return found
+    """Medians of neighbours, then their mean: a batch without any box may have a loss forty times the others'."""
+    medians = pd.Series(losses).rolling(_WINDOW, center=True, min_periods=1).median()
+    averages: list[float] = medians.rolling(_WINDOW, center=True, min_periods=1).mean().tolist()
+    return averages
 
 
 def steepest(rates: list[float], smooth: list[float]) -> float:
-    """The rate at which the smoothed loss falls fastest, over the rate's logarithm.
+    """The rate, before that of the lowest smoothed loss, at which it falls fastest over the rate's logarithm.
 
     Raises:
         UserError: it falls nowhere.
     """
-    slopes = np.gradient(smooth, np.log(rates)) if len(rates) > 2 else np.zeros(1)
-    if slopes.min() >= 0:
+    lowest = int(np.argmin(smooth)) if smooth else 0
+    slopes = np.gradient(smooth, np.log(rates))[:lowest] if len(rates) > 2 else np.zeros(0)
+    if not len(slopes) or slopes.min() >= 0:
         raise UserError(f"find-lr: the loss fell at none of {len(rates)} rates; try a lower --low or more --steps")
     return rates[int(slopes.argmin())]

@@ -18,9 +18,9 @@ def test_the_steepest_place_of_a_known_curve():
         steepest(rates, list(range(200)))
 
 
-def test_smoothing_has_no_pull_to_zero():
-    assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
-    assert 1 < smoothed([2.0, 1.0])[1] < 2
+def test_smoothing_passes_over_single_batches():
+    assert smoothed([2.0] * 15) == pytest.approx([2.0] * 15)
+    assert smoothed([2.0] * 7 + [80.0] + [2.0] * 7) == pytest.approx([2.0] * 15)
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ def test_on_prepared_data(small_params, rsna, tmp_path, run, write_params):
     assert 1e-5 < rate < 1
     assert table["lr"].is_monotonic_increasing
     assert len(table) < 40  # it ends where the loss explodes
-    assert table["loss"].iloc[0] == table["smoothed"].iloc[0]
+    assert table["smoothed"].min() >= table["loss"].min()
     assert (tmp_path / "out/learning_rate.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.rglob("*.safetensors"))
     done = run("pipeline.cli", "find-lr", "--low", "2", "--high", "1", cwd=tmp_path)
