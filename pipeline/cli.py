@@ -161,8 +161,9 @@ def find_lr(
 
     if low >= high:
         raise UserError(f"--low {low:g} --high {high:g}: low must be below high")
-    rate = run_search(load_params(), out, steps, low, high)
-    typer.echo(f"train.lr: {rate:.2g}    # the loss falls fastest there; {out / 'learning_rate.png'} shows it")
+    fastest, lowest = run_search(load_params(), out, steps, low, high)
+    typer.echo(f"the loss falls fastest at {fastest:.2g} and is lowest at {lowest:.2g}: train.lr lies between them")
+    typer.echo(f"{out / 'learning_rate.png'} shows it")
 
 
 @app.command()

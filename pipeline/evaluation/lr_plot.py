@@ -6,12 +6,15 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 
 
-def plot_learning_rates(rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], best: float) -> bytes:
-    """Losses of single steps, smoothed ones, and the rate to try; as PNG."""
+def plot_learning_rates(
+    rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], found: tuple[float, float]
+) -> bytes:
+    """Losses of single steps, smoothed ones, and the rates at which these fall fastest and are lowest; as PNG."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(rates, losses, color="0.75", linewidth=1, label="each step")
     axes.plot(rates, smooth, color="tab:blue", linewidth=2, label="median and mean of neighbours")
-    axes.axvline(best, color="tab:orange", linestyle="--", label=f"falls fastest: {best:.2g}")
+    for rate, name, style in zip(found, ("falls fastest", "is lowest"), ("--", ":"), strict=True):
+        axes.axvline(rate, color="tab:orange", linestyle=style, label=f"{name}: {rate:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, 1.5 * max(smooth)))
     axes.legend(frameon=False)
     buffer = io.BytesIO()

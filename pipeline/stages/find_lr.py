@@ -25,10 +25,10 @@ _WINDOW = 9  # steps
 _DIVERGED = 2.0  # times the lowest average so far
 
 
-def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> float:
-    """Train for ``steps`` steps while the rate rises from ``low`` to ``high``; returns the rate to try.
+def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> tuple[float, float]:
+    """Train for ``steps`` steps while the rate rises from ``low`` to ``high``; returns two rates.
 
-    The loss falls fastest there. Writes ``learning_rate.csv`` and ``learning_rate.png`` into ``out``;
+    The loss falls fastest at the first, and is lowest at the second: a run's peak lies between them. Writes ``learning_rate.csv`` and ``learning_rate.png`` into ``out``;
     the model is thrown away.
 
     Raises:
@@ -40,12 +40,12 @@ def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> f
     trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], out)
     rates, losses = _run(trainer, np.geomspace(low, high, steps).tolist())
     smooth = smoothed(losses)
-    best = steepest(rates, smooth)
+    found = steepest(rates, smooth)
     lines = [f"{rate},{loss},{value}" for rate, loss, value in zip(rates, losses, smooth, strict=True)]
     write_text(out / "learning_rate.csv", "\n".join(["lr,loss,smoothed", *lines]) + "\n")
-    picture = plot_learning_rates(rates, losses, smooth, best)
+    picture = plot_learning_rates(rates, losses, smooth, found)
     write_atomic(out / "learning_rate.png", lambda path: path.write_bytes(picture))
-    return best
+    return found
 
 
 def _run(trainer: Trainer, rates: list[float]) -> tuple[list[float], list[float]]:
@@ -77,8 +77,8 @@ def smoothed(losses: list[float]) -> list[float]:
     return averages
 
 
-def steepest(rates: list[float], smooth: list[float]) -> float:
-    """The rate, before that of the lowest smoothed loss, at which it falls fastest over the rate's logarithm.
+def steepest(rates: list[float], smooth: list[float]) -> tuple[float, float]:
+    """Where, below the rate of the lowest smoothed loss, it falls fastest over the rate's logarithm; and that rate.
 
     Raises:
         UserError: it falls nowhere.
@@ -87,4 +87,4 @@ def steepest(rates: list[float], smooth: list[float]) -> float:
     slopes = np.gradient(smooth, np.log(rates))[:lowest] if len(rates) > 2 else np.zeros(0)
     if not len(slopes) or slopes.min() >= 0:
         raise UserError(f"find-lr: the loss fell at none of {len(rates)} rates; try a lower --low or more --steps")
-    return rates[int(slopes.argmin())]
+    return rates[int(slopes.argmin())], rates[lowest]
