@@ -28,8 +28,8 @@ _DIVERGED = 2.0  # times the lowest average so far
 def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> tuple[float, float]:
     """Train for ``steps`` steps while the rate rises from ``low`` to ``high``; returns two rates.
 
-    The loss falls fastest at the first, and is lowest at the second: a run's peak lies between them. Writes ``learning_rate.csv`` and ``learning_rate.png`` into ``out``;
-    the model is thrown away.
+    The loss falls fastest at the first, and is lowest at the second: a run's peak lies between them.
+    Writes ``learning_rate.csv`` and ``learning_rate.png`` into ``out``; the model is thrown away.
 
     Raises:
         UserError: the loss falls nowhere.

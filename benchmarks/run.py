@@ -1,0 +1,140 @@
+"""What a run costs besides its model: start, data, log, checkpoints. On the sample at 512 px.
+
+Needs what `make demo` needs; works in a copy of this repository's last commit.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+
+from benchmarks.pairs import _seconds
+from pipeline.detection.device import make_fabric
+from pipeline.detection.engine import Hooks, Trainer
+from pipeline.detection.memory import keep_freed_memory
+from pipeline.params import load_params
+from pipeline.stages.inputs import read_inputs
+from pipeline.stages.train import architecture, build_trainer
+from pipeline.tracking import tracked_run
+
+SIZE, EPOCHS, STARTS, CHECKPOINTS = 512, 3, 3, 7
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        subprocess.run(["git", "clone", "-q", ".", project], check=True)
+        with contextlib.chdir(project):
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+            _set(preprocess={"image_size": SIZE}, train={"epochs": EPOCHS, "log_every_steps": 5})
+            _dvc("pull", "data/rsna.dvc")
+            _dvc("repro", "split")
+            start_up()
+            keep_freed_memory()
+            outside_the_model()
+
+
+def start_up() -> None:
+    """From the command to the first step's end, and to its begin."""
+    _set(train={"log_every_steps": 1, "epochs": 1})
+    found = []
+    for number in range(STARTS):
+        _set(train={"lr": 0.001 + number / 1e6})
+        began = time.time()
+        process = subprocess.Popen(["dvc", "repro", "train"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run = _first_step(process)
+        process.send_signal(2)
+        process.wait()
+        found.append(run - began)
+    print(f"from `dvc repro` to the end of the first step: {statistics.median(found):.1f} s ({STARTS} starts)")
+
+
+def _first_step(process: subprocess.Popen[bytes]) -> float:
+    """When the first step's metrics were noted."""
+    spool = Path(".pneumoflow/spool")
+    while process.poll() is None:
+        for path in spool.rglob("*.jsonl"):
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if entry.get("key") == "train/loss":
+                        return float(entry["timestamp"]) / 1000
+        time.sleep(0.02)
+    raise RuntimeError("the run ended before its first step")
+
+
+def outside_the_model() -> None:
+    """A real run; what its steps, its log and its checkpoints take."""
+    _set(train={"log_every_steps": 5, "epochs": EPOCHS, "checkpoint_steps": 0})
+    params = load_params()
+    splits = read_inputs(params.preprocess)
+    layout = architecture(params, splits["train"])
+    fabric = make_fabric("auto", params.train.precision)
+    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], Path("checkpoints/bench"))
+    with tracked_run(None, {}) as run, run.system_metrics():
+        clock = Clock(trainer)
+        trainer._train_epoch(Hooks(lambda *_: None, lambda *_: 0.0))  # to warm up
+        for _ in range(EPOCHS):
+            trainer.position = 0
+            clock.measure(Hooks(clock.timed(run.log_metrics, "log"), lambda *_: 0.0))
+        clock.report()
+        hooks = Hooks(lambda *_: None, lambda *_: 0.0, before_checkpoint=run.flush)
+        times = [_seconds(lambda: trainer.checkpoint(hooks)) for _ in range(CHECKPOINTS)]
+    size = sum(path.stat().st_size for path in max(Path("checkpoints/bench").glob("step-*")).iterdir()) / 2**20
+    print(f"a checkpoint of {size:.0f} MiB: {1000 * statistics.median(times):.0f} ms (median of {CHECKPOINTS})")
+
+
+class Clock:
+    """Adds up what parts of an epoch take."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self.spent: dict[str, float] = {}
+        self.shares: dict[str, list[float]] = {}
+        trainer.learner.step = self.timed(trainer.learner.step, "model")  # type: ignore[method-assign]
+        trainer.judge.look = self.timed(trainer.judge.look, "model")  # type: ignore[method-assign]
+
+    def timed(self, function: Any, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - started
+
+        return call
+
+    def measure(self, hooks: Hooks) -> None:
+        self.spent.clear()
+        total = _seconds(lambda: self._trainer._train_epoch(hooks))
+        for name in ("model", "log"):
+            self.shares.setdefault(name, []).append(self.spent[name] / total)
+
+    def report(self) -> None:
+        model, log = (statistics.median(self.shares[name]) for name in ("model", "log"))
+        print(f"share of an epoch's steps outside the model: {1 - model:.1%}; in the log: {log:.2%} ({EPOCHS} epochs)")
+
+
+def _set(**sections: dict[str, object]) -> None:
+    path = Path("params.yaml")
+    values = yaml.safe_load(path.read_text())
+    for name, section in sections.items():
+        values[name] |= section
+    path.write_text(yaml.safe_dump(values))
+
+
+def _dvc(*arguments: str) -> None:
+    subprocess.run(["dvc", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
