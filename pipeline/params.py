@@ -212,6 +212,13 @@ class TrainParams(_Section):
     profile_steps: Annotated[int, Field(ge=0, le=100)]
 
 
+class CandidatesParams(_Section):
+    """Values that are tried on val once the model is trained; the best RSNA score wins."""
+
+    nms_thresh: list[OpenFraction]
+    box_shrink: list[Annotated[float, Field(ge=0, lt=1)]]
+
+
 class EvaluateParams(_Section):
     """Post-processing: what counts as a detection."""
 
@@ -224,6 +231,7 @@ class EvaluateParams(_Section):
     flip: bool
     box_shrink: Annotated[float, Field(ge=0, lt=1)]
     score_gate: bool
+    candidates: CandidatesParams
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
 
 

@@ -116,9 +116,10 @@ def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, rules: PostProcessi
             found = weighted_fusion(boxes, scores, labels, rules.nms_thresh, views, rules.detections_per_img)
         case _:
             raise ValueError(f"Invalid suppression: {rules.suppression!r}")
-    return {"boxes": _shrink(found[0], rules.box_shrink), "scores": found[1], "labels": found[2]}
+    return {"boxes": shrink(found[0], rules.box_shrink), "scores": found[1], "labels": found[2]}
 
 
-def _shrink(boxes: Tensor, share: float) -> Tensor:
+def shrink(boxes: Tensor, share: float) -> Tensor:
+    """Boxes ``[N, 4]`` xyxy about their centres, less ``share`` of their width and height."""
     margin = (boxes[:, 2:] - boxes[:, :2]) * (share / 2)
     return torch.cat([boxes[:, :2] + margin, boxes[:, 2:] - margin], 1)

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.evaluation.ranked import FROC_RATES, average_precision, froc, rank_detections
-from pipeline.evaluation.results import Bools, Floats, ImageResult, has_truth, image_scores
+from pipeline.evaluation.image_level import auroc, calibration_error, image_average_precision
+from pipeline.evaluation.matching import AREA_RANGES, MAX_DETECTIONS
+from pipeline.evaluation.ranked import FROC_RATES, average_precision, average_recall, froc, rank_detections
+from pipeline.evaluation.results import Floats, ImageResult, has_truth, image_scores
 from pipeline.evaluation.rsna_score import best_thresholds, rsna_scores
+
+_AT_ONCE = 100  # draws: larger blocks only cost memory
 
 
 def patient_weights(groups: Sequence[str], draws: int, seed: int) -> Floats:
@@ -17,30 +21,71 @@ def patient_weights(groups: Sequence[str], draws: int, seed: int) -> Floats:
     return np.asarray(rng.multinomial(patients, np.full(patients, 1 / patients), draws)[:, codes], np.float64)
 
 
-def auroc(scores: Floats, positive: Bools, weights: Floats) -> Floats:
-    """Area under the ROC curve for each row of ``weights`` ``[D, I]``; NaN without both kinds."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) > 0))
-    # Images of equal score form one step of the curve: half of their pairs are in order.
-    positives = np.add.reduceat((weights * positive)[:, order], starts, 1)
-    negatives = np.add.reduceat((weights * ~positive)[:, order], starts, 1)
-    below = np.cumsum(negatives, 1) - negatives / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((positives * below).sum(1) / (positives.sum(1) * negatives.sum(1)))
+class Metrics:
+    """Every metric of a set of images, for any number of draws.
+
+    Args:
+        results: detections and true boxes of each image.
+        score_thresh: detections above it count for the RSNA score, sensitivity and specificity.
+    """
+
+    def __init__(self, results: Sequence[ImageResult], score_thresh: float) -> None:
+        self._rsna = rsna_scores(results, score_thresh)
+        self._rankings = {area: rank_detections(results, area) for area in AREA_RANGES}
+        self._scores, self._positive = image_scores(results), has_truth(results)
+        self._alarm = self._scores > score_thresh
+
+    def draws(self, weights: Floats) -> dict[str, Floats]:
+        """Each metric for each row of ``weights`` ``[D, I]``; NaN where it is not defined."""
+        parts = [self._draws(weights[start : start + _AT_ONCE]) for start in range(0, len(weights), _AT_ONCE)]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _draws(self, weights: Floats) -> dict[str, Floats]:
+        counted = ~np.isnan(self._rsna)
+        everything = self._rankings["all"]
+        precision = average_precision(everything, weights)  # (D, T)
+        sensitivity = froc(everything, weights)  # (D, rates)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = {"rsna_score": (weights @ np.nan_to_num(self._rsna)) / (weights @ counted)}
+            found["sensitivity"] = (weights @ (self._positive & self._alarm)) / (weights @ self._positive)
+            found["specificity"] = (weights @ ~(self._positive | self._alarm)) / (weights @ ~self._positive)
+        found |= {"map": precision.mean(1), "map_50": precision[:, 0], "map_75": precision[:, 5]}
+        for area in ("small", "medium", "large"):
+            found[f"map_{area}"] = average_precision(self._rankings[area], weights).mean(1)
+        found |= {f"mar_{most}": average_recall(everything, weights, most) for most in (1, 10, MAX_DETECTIONS)}
+        found["auroc"] = auroc(self._scores, self._positive, weights)
+        found["average_precision"] = image_average_precision(self._scores, self._positive, weights)
+        found["calibration_error"] = calibration_error(self._scores, self._positive, weights)
+        found |= {f"froc_{rate:g}": sensitivity[:, column] for column, rate in enumerate(FROC_RATES)}
+        return found | {"froc_mean": sensitivity.mean(1)}
 
 
-def metric_draws(results: Sequence[ImageResult], score_thresh: float, weights: Floats) -> dict[str, Floats]:
-    """Every metric for each row of ``weights`` ``[D, I]``."""
-    scores = rsna_scores(results, score_thresh)
-    counted = ~np.isnan(scores)
-    ranking = rank_detections(results)
-    precision = np.array([average_precision(ranking, row) for row in weights])  # (D, T)
-    sensitivity = np.array([froc(ranking, row) for row in weights])  # (D, rates)
-    with np.errstate(invalid="ignore"):
-        draws = {"rsna_score": (weights @ np.nan_to_num(scores)) / (weights @ counted)}
-    draws |= {"map": precision.mean(1), "map_50": precision[:, 0], "map_75": precision[:, 5]}
-    draws["auroc"] = auroc(image_scores(results), has_truth(results), weights)
-    return draws | {f"froc_{rate:g}": sensitivity[:, column] for column, rate in enumerate(FROC_RATES)}
+def paired_difference(
+    challenger: Metrics, champion: Metrics, groups: Sequence[str], draws: int, seed: int
+) -> dict[str, tuple[float, float, float]]:
+    """By how much one model is better than another on the same images: value, and 95 % interval.
+
+    Both are scored on the same drawn patients: what is hard for both cancels out, and the interval of
+    the difference is narrower than those of the two models suggest.
+
+    Returns:
+        metric -> (difference, low, high); NaN where it is not defined.
+    """
+    images = len(groups)
+    ones = np.ones((1, images))
+    point, other = challenger.draws(ones), champion.draws(ones)
+    weights = patient_weights(groups, draws, seed)
+    drawn, others = challenger.draws(weights), champion.draws(weights)
+    return {key: (float(point[key][0] - other[key][0]), *interval(drawn[key] - others[key])) for key in point}
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of draws; NaN where none is defined."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.percentile(known, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def stable_threshold(results: Sequence[ImageResult], groups: Sequence[str], draws: int, seed: int) -> float:

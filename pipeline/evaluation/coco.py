@@ -8,32 +8,36 @@ import numpy as np
 
 from pipeline.evaluation.results import ImageResult
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALL_POINTS = np.linspace(0, 1, 101)
-MAX_DETECTIONS = 100
+# In the order of the library's statistics.
+KEYS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100")
 
 
-def coco_map(results: Sequence[ImageResult]) -> dict[str, float]:
-    """``map`` (IoU .50 to .95), ``map_50`` and ``map_75`` over images; one class.
+def coco_metrics(results: Sequence[ImageResult]) -> dict[str, float]:
+    """COCO's metrics over images; one class. Sizes are COCO's, areas of 32 x 32 and 96 x 96 pixels apart.
 
-    0 when there is no detection, NaN when there is no true box.
+    Returns:
+        ``map`` (IoU .50 to .95), ``map_50``, ``map_75``, those of small, medium and large boxes, and the
+        mean recall ``mar_1``, ``mar_10`` and ``mar_100`` with so many detections per image. 0 when there is
+        no detection, NaN when there is no true box (of this size).
     """
     if not any(len(result.truth) for result in results):
-        return dict.fromkeys(("map", "map_50", "map_75"), float("nan"))
-    if not any(len(result.boxes) for result in results):
-        return dict.fromkeys(("map", "map_50", "map_75"), 0.0)
+        return dict.fromkeys(KEYS, float("nan"))
     from faster_coco_eval import COCO, COCOeval_faster
 
     # The library prints its progress.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         truth = COCO(_truth(results))
-        found = truth.loadRes(_detections(results))
+        # It cannot load an empty list: a detection that nothing can match, below all others, counts for nothing.
+        found = truth.loadRes(_detections(results) or [_NOTHING])
         evaluation = COCOeval_faster(truth, found, "bbox", print_function=lambda *_: None)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, 0, 0, -1]  # (T, R)
-    values = np.where(precision > -1, precision, 0).mean(1)
-    return {"map": float(values.mean()), "map_50": float(values[0]), "map_75": float(values[5])}
+        evaluation.summarize()
+    values = (float(value) for value in evaluation.stats)
+    return {key: float("nan") if value < 0 else value for key, value in zip(KEYS, values, strict=False)}
+
+
+_NOTHING = {"image_id": 0, "category_id": 1, "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}
 
 
 def _truth(results: Sequence[ImageResult]) -> dict[str, object]:

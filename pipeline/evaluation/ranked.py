@@ -1,4 +1,7 @@
-"""All detections of a set of images in one ranking: what AP, FROC and their intervals are made of."""
+"""All detections of a set of images in one ranking: what AP, FROC and their intervals are made of.
+
+The metrics take weights ``[D, I]``: how often each image counts, in each of D draws.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.coco import IOU_THRESHOLDS, MAX_DETECTIONS, RECALL_POINTS
-from pipeline.evaluation.results import Bools, Floats, ImageResult, hits
+from pipeline.evaluation.matching import AREA_RANGES, IOU_THRESHOLDS, MAX_DETECTIONS, match
+from pipeline.evaluation.results import Bools, Floats, ImageResult
 
+RECALL_POINTS = np.linspace(0, 1, 101)
 # False positives per image at which FROC reports the sensitivity.
 FROC_RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)
 
@@ -20,57 +24,102 @@ class Ranking:
     Attributes:
         scores: ``[N]``.
         image: which image each is of, ``[N]``.
+        rank: the place of each among those of its image, ``[N]``.
         hit: whether it matches a box at each COCO IoU threshold, ``[T, N]``.
+        miss: whether it is a false positive, ``[T, N]``; what is neither does not count.
         truths: number of true boxes of each image, ``[I]``.
     """
 
     scores: Floats
     image: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.int64]
     hit: Bools
+    miss: Bools
     truths: npt.NDArray[np.int64]
 
 
-def rank_detections(results: Sequence[ImageResult]) -> Ranking:
+def rank_detections(results: Sequence[ImageResult], area: str = "all") -> Ranking:
     """Pool the detections of all images, at most 100 of each, as COCO does."""
     counts = [min(len(result.scores), MAX_DETECTIONS) for result in results]
     scores = np.concatenate(
         [np.zeros(0), *(result.scores[:count] for result, count in zip(results, counts, strict=True))]
     )
     image = np.repeat(np.arange(len(results)), counts)
-    matched = [hits(result, IOU_THRESHOLDS, inclusive=True)[:, :MAX_DETECTIONS] for result in results]
+    rank = np.concatenate([np.zeros(0, np.int64), *(np.arange(count) for count in counts)])
+    matches = [match(result, AREA_RANGES[area]) for result in results]
     order = np.argsort(-scores, kind="stable")
-    hit = np.concatenate([*matched, np.zeros((len(IOU_THRESHOLDS), 0), bool)], 1)
-    truths = np.array([len(result.truth) for result in results], np.int64)
-    return Ranking(scores[order], image[order], hit[:, order], truths)
+    none = np.zeros((len(IOU_THRESHOLDS), 0), bool)
+    hit = np.concatenate([none, *(one.hit for one in matches)], 1)[:, order]
+    miss = np.concatenate([none, *(one.miss for one in matches)], 1)[:, order]
+    truths = np.array([one.truths for one in matches], np.int64)
+    return Ranking(scores[order], image[order], rank[order], hit, miss, truths)
 
 
 def average_precision(ranking: Ranking, weights: Floats) -> Floats:
-    """COCO's 101-point average precision at each IoU threshold ``[T]``, each image counted ``weights`` times."""
-    true_positives, false_positives = _counts(ranking, weights)
-    positives = float(weights @ ranking.truths)
-    if not positives:
-        return np.full(len(ranking.hit), np.nan)
-    recall = true_positives / positives
-    precision = true_positives / np.maximum(true_positives + false_positives, np.spacing(1))
-    # The envelope: the best precision at this recall or a higher one.
-    envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+    """COCO's 101-point average precision at each IoU threshold, ``[D, T]``; NaN in draws without a true box."""
+    positives = weights @ ranking.truths  # (D,)
+    found = np.zeros((len(weights), len(ranking.hit)))
+    # All up to the last hit; in half the memory, since counts are whole numbers.
+    last = np.flatnonzero(ranking.hit.any(0))[-1:].sum()
+    detections = np.cumsum(weights[:, ranking.image[: last + 1]], 1, dtype=np.float32)  # (D, N)
+    for column, (hit, miss) in enumerate(zip(ranking.hit, ranking.miss, strict=True)):
+        places = np.flatnonzero(hit)
+        if not len(places):
+            continue
+        # Precision is highest, and recall rises, at hits: only they are looked at.
+        true_positives = np.cumsum(weights[:, ranking.image[places]], 1)
+        uncounted = _sum_before(ranking, np.flatnonzero(~hit & ~miss), places, weights)
+        precision = true_positives / np.maximum(detections[:, places] - uncounted, np.spacing(1))
+        # The envelope: the best precision at this recall or a higher one.
+        envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        found[:, column] = _mean_at_recalls(true_positives / np.maximum(positives, 1)[:, None], envelope)
+    found[positives == 0] = np.nan
+    return found
+
+
+def _sum_before(
+    ranking: Ranking, which: npt.NDArray[np.int64], places: npt.NDArray[np.int64], weights: Floats
+) -> Floats | float:
+    """Weights of the detections ``which`` that stand before each of ``places``, ``[D, P]``."""
+    if not len(which):
+        return 0.0
+    summed = np.cumsum(weights[:, ranking.image[which]], 1)
+    padded = np.concatenate([np.zeros((len(weights), 1)), summed], 1)
+    return np.asarray(padded[:, np.searchsorted(which, places)])
+
+
+def _mean_at_recalls(recall: Floats, envelope: Floats) -> Floats:
     padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], 1)
-    places = [np.searchsorted(row, RECALL_POINTS, side="left") for row in recall]
-    return np.array([row[place].mean() for row, place in zip(padded, places, strict=True)])
+    # At which hit each recall point is reached: how many hits have less recall.
+    return np.array(
+        [
+            row[np.searchsorted(have, RECALL_POINTS, side="left")].mean()
+            for row, have in zip(padded, recall, strict=True)
+        ]
+    )
+
+
+def average_recall(ranking: Ranking, weights: Floats, most: int) -> Floats:
+    """Share of the true boxes among the ``most`` best detections of their image, mean over IoU, ``[D]``."""
+    kept = ranking.hit & (ranking.rank < most)
+    each = np.bincount(ranking.image, kept.mean(0), len(ranking.truths))
+    positives = weights @ ranking.truths
+    with np.errstate(invalid="ignore"):
+        return np.asarray((weights @ each) / positives)
 
 
 def froc(ranking: Ranking, weights: Floats) -> Floats:
-    """Sensitivity (IoU at least .5) at each of ``FROC_RATES`` false positives per image."""
-    true_positives, false_positives = (counts[0] for counts in _counts(ranking, weights))
-    positives = float(weights @ ranking.truths)
-    if not positives:
-        return np.full(len(FROC_RATES), np.nan)
-    rates = false_positives / weights.sum()
-    sensitivity = np.append(0.0, true_positives / positives)
-    return np.asarray(sensitivity[np.searchsorted(rates, FROC_RATES, side="right")])
-
-
-def _counts(ranking: Ranking, weights: Floats) -> tuple[Floats, Floats]:
-    """Weighted true and false positives among the first 1, 2, ... N detections, ``[T, N]`` each."""
-    weight = weights[ranking.image]
-    return np.cumsum(ranking.hit * weight, 1), np.cumsum(~ranking.hit * weight, 1)
+    """Sensitivity (IoU at least .5) at each of ``FROC_RATES`` false positives per image, ``[D, rates]``."""
+    hit, miss = np.flatnonzero(ranking.hit[0]), np.flatnonzero(ranking.miss[0])
+    true_positives = np.cumsum(weights[:, ranking.image[hit]], 1)
+    padded = np.concatenate([np.zeros((len(weights), 1)), true_positives], 1)
+    false_positives = np.cumsum(weights[:, ranking.image[miss]], 1)
+    allowed = np.asarray(FROC_RATES) * weights.sum(1)[:, None]  # (D, rates)
+    positives = weights @ ranking.truths
+    found = np.full(allowed.shape, np.nan)
+    for row in np.flatnonzero(positives):
+        # All hits before the first false positive that is too much.
+        first = np.searchsorted(false_positives[row], allowed[row], side="right")
+        before = np.searchsorted(hit, np.append(miss, len(ranking.image))[first])
+        found[row] = padded[row, before] / positives[row]
+    return found

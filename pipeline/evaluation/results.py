@@ -30,31 +30,35 @@ def image_result(boxes: npt.ArrayLike, scores: npt.ArrayLike, truth: npt.ArrayLi
     )
 
 
+def areas(boxes: Floats) -> Floats:
+    """Of boxes ``[N, 4]``, ``[N]``."""
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(-1))
+
+
 def pairwise_iou(a: Floats, b: Floats) -> Floats:
     """IoU of boxes ``[N, 4]`` and ``[M, 4]`` xyxy, ``[N, M]``."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(-1)
-    areas = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None]
-    return np.asarray(shared / np.maximum(areas - shared, 1e-12))
+    return np.asarray(shared / np.maximum(areas(a)[:, None] + areas(b)[None] - shared, 1e-12))
 
 
-def hits(result: ImageResult, iou_thresholds: Floats, *, inclusive: bool) -> Bools:
-    """Which detections match a true box, ``[T, N]``.
+def hits(result: ImageResult, iou_thresholds: Floats) -> Bools:
+    """Which detections match a true box, ``[T, N]``, as the RSNA score asks.
 
     In order of descending score each detection takes the unmatched box that it overlaps most, if
-    their IoU reaches (``inclusive``, as in COCO) or exceeds (as in the RSNA score) the threshold.
+    their IoU exceeds the threshold.
     """
-    iou = pairwise_iou(result.boxes, result.truth)
-    matched = np.zeros((len(iou_thresholds), len(result.boxes)), bool)
-    if not iou.size:
+    rows = np.arange(len(iou_thresholds))
+    matched = np.zeros((len(rows), len(result.boxes)), bool)
+    if not len(result.truth):
         return matched
-    for row, threshold in enumerate(iou_thresholds):
-        free = np.ones(len(result.truth), bool)
-        for column, overlaps in enumerate(iou):
-            best = int(np.argmax(np.where(free, overlaps, -1)))
-            enough = overlaps[best] >= threshold if inclusive else overlaps[best] > threshold
-            if free[best] and enough:
-                matched[row, column], free[best] = True, False
+    free = np.ones((len(rows), len(result.truth)), bool)
+    for column, overlaps in enumerate(pairwise_iou(result.boxes, result.truth)):
+        best = np.where(free, overlaps, -1).argmax(1)
+        taken = overlaps[best] > iou_thresholds
+        taken &= free[rows, best]
+        matched[:, column] = taken
+        free[rows[taken], best[taken]] = False
     return matched
 
 

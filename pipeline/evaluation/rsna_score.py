@@ -16,7 +16,7 @@ IOU_THRESHOLDS = np.arange(0.40, 0.76, 0.05)
 def scores_by_count(result: ImageResult) -> Floats:
     """The image's score when its best 0, 1, ... N detections are kept, ``[N + 1]``; NaN = left out."""
     counts, truth = np.arange(len(result.boxes) + 1), len(result.truth)
-    true_positives = np.pad(np.cumsum(hits(result, IOU_THRESHOLDS, inclusive=False), 1), ((0, 0), (1, 0)))  # (T, N + 1)
+    true_positives = np.pad(np.cumsum(hits(result, IOU_THRESHOLDS), 1), ((0, 0), (1, 0)))  # (T, N + 1)
     with np.errstate(invalid="ignore"):
         # TP + FP + FN = detections + boxes - TP; 0 / 0 when there are neither.
         return np.asarray((true_positives / (counts + truth - true_positives)).mean(0))

@@ -1,12 +1,11 @@
 """The numbers of one split, with their 95 % intervals: what ``reports/metrics.json`` holds."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.evaluation.bootstrap import metric_draws, patient_weights
-from pipeline.evaluation.coco import coco_map
+from pipeline.evaluation.bootstrap import Metrics, interval, patient_weights
+from pipeline.evaluation.coco import coco_metrics
 from pipeline.evaluation.results import ImageResult
 from pipeline.evaluation.rsna_score import rsna_score
 
@@ -23,7 +22,8 @@ def summarize(
     Args:
         results: detections and true boxes of each image.
         groups: the patient of each image.
-        score_thresh: detections above it count for the RSNA score; the other metrics take all.
+        score_thresh: detections above it count for the RSNA score, sensitivity and specificity; the other
+            metrics take all.
         draws: bootstrap draws.
         seed: of the draws.
 
@@ -31,12 +31,10 @@ def summarize(
         Each metric as ``<key>``, ``<key>_low`` and ``<key>_high``; None where it is not defined
         (no true box, say); and the counts ``images``, ``patients``, ``boxes``.
     """
-    point = {
-        name: float(values[0])
-        for name, values in metric_draws(results, score_thresh, np.ones((1, len(results)))).items()
-    }
-    point |= coco_map(results) | {"rsna_score": rsna_score(results, score_thresh)}
-    drawn = metric_draws(results, score_thresh, patient_weights(groups, draws, seed))
+    metrics = Metrics(results, score_thresh)
+    point = {name: float(values[0]) for name, values in metrics.draws(np.ones((1, len(results)))).items()}
+    point |= coco_metrics(results) | {"rsna_score": rsna_score(results, score_thresh)}
+    drawn = metrics.draws(patient_weights(groups, draws, seed))
     summary: Summary = {
         "images": len(results),
         "patients": len(set(groups)),
@@ -44,9 +42,7 @@ def summarize(
         "score_thresh": round(score_thresh, 6),
     }
     for name, value in point.items():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "All-NaN slice")  # a metric that no draw defines
-            low, high = np.nanpercentile(drawn[name], (2.5, 97.5))
+        low, high = interval(drawn[name])
         for key, number in ((name, value), (f"{name}_low", low), (f"{name}_high", high)):
             summary[key] = None if np.isnan(number) else round(float(number), 6)
     return summary

@@ -18,7 +18,7 @@ from pipeline.detection.postprocess import Detections
 from pipeline.detection.retinanet import Architecture
 from pipeline.drawing import contact_sheet, draw_boxes, encode_jpeg
 from pipeline.evaluation.anchor_plot import plot_anchor_coverage
-from pipeline.evaluation.coco import coco_map
+from pipeline.evaluation.coco import coco_metrics
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.rsna_score import best_threshold
 from pipeline.params import Params
@@ -51,7 +51,8 @@ def val_metrics(found: Sequence[Detections], data: SplitData) -> dict[str, float
     """What epochs are compared by: COCO's mAP, and the RSNA score at the threshold that is best for it."""
     results = results_in_prepared_pixels(found, data)
     threshold, score = best_threshold(results)
-    return {**coco_map(results), "rsna_score": score, "best_threshold": threshold}
+    coco = coco_metrics(results)
+    return {**{key: coco[key] for key in ("map", "map_50", "map_75")}, "rsna_score": score, "best_threshold": threshold}
 
 
 def epoch_hooks(

@@ -20,7 +20,6 @@ from pipeline.detection.augment import Augmenter, AugmentSettings
 from pipeline.detection.device import is_lost_connection, make_fabric, world_size
 from pipeline.detection.engine import Best, Hooks, Trainer
 from pipeline.detection.extra_losses import ExtraLosses
-from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss, LossSettings
 from pipeline.detection.mask_losses import MaskSettings
 from pipeline.detection.memory import keep_freed_memory
@@ -30,13 +29,13 @@ from pipeline.detection.retinanet import Architecture, RetinaNet
 from pipeline.detection.settings import TrainSettings
 from pipeline.detection.weights import start_from
 from pipeline.errors import UserError, run_main
-from pipeline.evaluation.bootstrap import stable_threshold
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.stages.inputs import IMAGE_CLASSES, SplitData, read_inputs
 from pipeline.stages.launch import launch
+from pipeline.stages.operating_point import choose_operating_point
 from pipeline.stages.preprocess import PREPARED, preparation
-from pipeline.stages.run_log import epoch_hooks, log_start, results_in_prepared_pixels, run_tags
+from pipeline.stages.run_log import epoch_hooks, log_start, run_tags
 from pipeline.stages.split import SPLITS_FILE
 from pipeline.stopping import stop_signals
 from pipeline.tracking import tracked_run
@@ -46,7 +45,7 @@ logger = logging.getLogger(__name__)
 MODELS = Path("models")
 CHECKPOINTS = Path("checkpoints")
 RUN_FILE = "mlflow_run.json"
-THRESHOLD_DRAWS = 500
+_CODE = ("operating_point.py", "run_log.py", "train.py")
 _NOT_THE_LOOPS = {"precision", "accelerator", "picture_epochs", "devices", "restarts"}
 _EXTRA_LOSSES = {"mask", "tversky_beta", "distance_w0", "distance_sigma", "image_class"}
 
@@ -58,6 +57,9 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     several processes all train, and the first does all the rest.
     """
     splits = read_inputs(params.preprocess)
+    for name in ("train", "val"):
+        if not sum(len(boxes) for boxes in splits[name].boxes):
+            raise UserError(f"{SPLITS_FILE}: no study of {name} has a box; training needs some, and so does choosing")
     folder = checkpoints / training_fingerprint(params)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
     layout = architecture(params, splits["train"])
@@ -81,7 +83,10 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         if (folder / PROFILE).exists():
             run.log_files(folder / PROFILE, PROFILE)
         config = finish(params, layout, best, splits["val"], models)
-        run.log_metrics({"val/operating_threshold": config.operating_threshold}, step=params.train.epochs)
+        rules = config.postprocessing
+        chosen = {"nms_thresh": rules.nms_thresh, "box_shrink": rules.box_shrink}
+        chosen["operating_threshold"] = config.operating_threshold
+        run.log_metrics({f"val/{name}": value for name, value in chosen.items()}, step=params.train.epochs)
         write_json(models / RUN_FILE, {"run_id": run.run_id})
     shutil.rmtree(folder)  # only what was interrupted is resumed
     logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, config.operating_threshold)
@@ -127,23 +132,19 @@ def build_trainer(
 
 
 def finish(params: Params, layout: Architecture, best: Best, val_data: SplitData, models: Path) -> ModelConfig:
-    """Choose the threshold on val and write the model."""
+    """Choose the operating point on val and write the model."""
     model = RetinaNet(layout)
     model.load_state_dict(best.weights)
     # float32 as at inference, whatever precision the training had.
     fabric = make_fabric(params.train.accelerator, "32-true", alone=True)
     fabric.to_device(model)
-    found = predict(
-        fabric, model, val_data.dataset(None, params.seed), params.train.batch_size, post_processing(params)
-    )
-    results = results_in_prepared_pixels(found, val_data)
-    threshold = stable_threshold(results, val_data.index["groupId"].to_list(), THRESHOLD_DRAWS, params.seed)
+    rules, threshold = choose_operating_point(params, fabric, model, post_processing(params), val_data)
     config = ModelConfig(
         format_version=FORMAT_VERSION,
         classes=("lung opacity",),
         architecture=layout,
         preprocessing=preparation(params),
-        postprocessing=post_processing(params),
+        postprocessing=rules,
         operating_threshold=threshold,
         best_epoch=best.epoch,
         val_map=best.score,
@@ -178,7 +179,7 @@ def architecture(params: Params, train_data: SplitData) -> Architecture:
 
 def post_processing(params: Params) -> PostProcessing:
     """The ``evaluate`` section as the detector takes it."""
-    return PostProcessing(**params.evaluate.model_dump(exclude={"bootstrap_draws"}))
+    return PostProcessing(**params.evaluate.model_dump(exclude={"bootstrap_draws", "candidates"}))
 
 
 def training_fingerprint(params: Params) -> str:
@@ -186,7 +187,7 @@ def training_fingerprint(params: Params) -> str:
     whole = dict.fromkeys(("seed", "model", "loss", "augment", "train", "evaluate"), True)
     sections: Any = whole | {"preprocess": {"image_size", "clahe", "channels"}}  # not by whom they were prepared
     package = Path(__file__).resolve().parent.parent
-    code = [Path(__file__), Path(__file__).with_name("run_log.py"), *sorted((package / "detection").glob("*.py"))]
+    code = [*(Path(__file__).with_name(name) for name in _CODE), *sorted((package / "detection").glob("*.py"))]
     data = [*sorted(path for path in PREPARED.iterdir() if path.is_file()), SPLITS_FILE]
     return provenance.fingerprint(params.model_dump(mode="json", include=sections), [*code, *data])
 
