@@ -113,17 +113,30 @@ def score(
     labels: Annotated[
         Path, typer.Argument(help="stage_2_train_labels.csv, patient_groups.csv beside it if there is one.")
     ],
+    against: Annotated[
+        Path | None, typer.Option(help="Another submission of the same studies: print by how much the first is better.")
+    ] = None,
+    score_thresh: Annotated[
+        float | None, typer.Option(help="Only detections above it are reports; without it, all of the file.")
+    ] = None,
+    splits: Annotated[Path, typer.Option(help="Where --split is looked up.")] = Path("data/splits.csv"),
+    split: Annotated[str | None, typer.Option(help="Score the studies of train, val or test only.")] = None,
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(min=0)] = 17,
 ) -> None:
-    """Score a submission file; every detection in it counts. Prints JSON."""
+    """Score a submission file. Prints JSON."""
     import json
 
-    from pipeline.stages.scoring import score_submission
+    from pipeline.stages.scoring import compare_submissions, score_submission
 
-    summary, note = score_submission(predictions, labels, draws, seed)
+    found: object
+    if against:
+        found, note = compare_submissions(predictions, against, labels, draws, seed)
+    else:
+        part = (splits, split) if split else None
+        found, note = score_submission(predictions, labels, draws, seed, score_thresh, part)
     typer.echo(note, err=True)
-    typer.echo(json.dumps(summary, indent=2))
+    typer.echo(json.dumps(found, indent=2))
 
 
 @app.command()

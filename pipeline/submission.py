@@ -10,10 +10,16 @@ import pandas as pd
 from pipeline.errors import UserError
 
 
-def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike) -> str:
-    """``confidence x y width height`` of each detection ``[N, 4]`` xyxy, in one string."""
+def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike, digits: tuple[int, int] = (4, 1)) -> str:
+    """``confidence x y width height`` of each detection ``[N, 4]`` xyxy, in one string.
+
+    ``digits`` are those after the point, of confidences and of pixels.
+    """
     rows = zip(np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores).reshape(-1), strict=True)
-    return " ".join(f"{score:.4f} {x0:.1f} {y0:.1f} {x1 - x0:.1f} {y1 - y0:.1f}" for (x0, y0, x1, y1), score in rows)
+    c, p = digits
+    return " ".join(
+        f"{score:.{c}f} {x0:.{p}f} {y0:.{p}f} {x1 - x0:.{p}f} {y1 - y0:.{p}f}" for (x0, y0, x1, y1), score in rows
+    )
 
 
 def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -53,7 +59,12 @@ def _parse(place: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     return boxes, rows[:, 0]
 
 
-def submission_table(keys: Sequence[str], boxes: Sequence[npt.ArrayLike], scores: Sequence[npt.ArrayLike]) -> str:
-    """The CSV text of a submission."""
-    strings = [prediction_string(box, score) for box, score in zip(boxes, scores, strict=True)]
+def submission_table(
+    keys: Sequence[str],
+    boxes: Sequence[npt.ArrayLike],
+    scores: Sequence[npt.ArrayLike],
+    digits: tuple[int, int] = (4, 1),
+) -> str:
+    """The CSV text of a submission; ``digits`` as of `prediction_string`."""
+    strings = [prediction_string(box, score, digits) for box, score in zip(boxes, scores, strict=True)]
     return pd.DataFrame({"patientId": list(keys), "PredictionString": strings}).to_csv(index=False)

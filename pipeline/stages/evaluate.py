@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from pipeline import provenance
 from pipeline.data.sample import example_dicom
@@ -21,18 +22,20 @@ from pipeline.evaluation.examples import pick_examples
 from pipeline.evaluation.report import Picture, render_report
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.rsna_score import rsna_scores
+from pipeline.evaluation.subgroups import subgroup_table
 from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
 from pipeline.files import directory_atomic, write_json, write_text
 from pipeline.params import Params, load_params
 from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.run_log import log_datasets, run_tags
 from pipeline.stages.train import MODELS, RUN_FILE
-from pipeline.submission import submission_table
+from pipeline.submission import read_submission, submission_table
 from pipeline.tracking import TrackedRun, log_model, tracked_run
 
 logger = logging.getLogger(__name__)
 
 REPORTS = Path("reports")
+DETECTIONS = "detections.csv"
 EVALUATED = ("val", "test")
 COUNTS = ("images", "patients", "boxes")
 EXAMPLES_PER_ROW = 4
@@ -45,13 +48,15 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
     splits = read_inputs(params.preprocess)
     with tracked_run(_run_id(models), run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
-        found = predict_splits(params, models, splits)
+        found = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)
         config = load_model(models)[1]
         metrics = {name: _summarize(params, found[name], splits[name], config) for name in found}
         if LEAKED in metrics:
             metrics[LEAKED] |= inflation(metrics[LEAKED], metrics["val"])
         write_json(reports / "metrics.json", metrics)
         write_text(reports / "predictions.csv", _predictions(found, splits, config))
+        subgroups = pd.concat([_subgroups(params, found[name], splits[name], config, name) for name in EVALUATED])
+        write_text(reports / "subgroups.csv", subgroups.round(6).to_csv(index=False))
         curves = _write_plots(reports / "plots", {name: found[name] for name in EVALUATED}, splits["test"], config)
         page = render_report(
             metrics, curves, _pictures(found["test"], splits["test"], config), _provenance(run, config)
@@ -78,6 +83,33 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
             for one, truth, (height, width) in zip(found, data.boxes, sizes, strict=True)
         ]
     return results
+
+
+def _through_the_file(
+    found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], path: Path
+) -> dict[str, list[ImageResult]]:
+    """Write all detections to one file, and go on with what is in it: whoever has the file has the numbers."""
+    keys = [key for name in found for key in splits[name].index["patientId"]]
+    results = [result for part in found.values() for result in part]
+    boxes, scores = [result.boxes for result in results], [result.scores for result in results]
+    write_text(path, submission_table(keys, boxes, scores, digits=(6, 3)))
+    read = read_submission(path)
+    return {
+        name: [
+            image_result(*read[key], result.truth)
+            for key, result in zip(splits[name].index["patientId"], part, strict=True)
+        ]
+        for name, part in found.items()
+    }
+
+
+def _subgroups(
+    params: Params, results: list[ImageResult], data: SplitData, config: ModelConfig, name: str
+) -> pd.DataFrame:
+    draws, seed = params.evaluate.bootstrap_draws, params.seed
+    table = subgroup_table(results, data.index, config.operating_threshold, draws, seed)
+    table.insert(0, "split", name)
+    return table
 
 
 def format_metrics(metrics: Mapping[str, Summary]) -> str:
@@ -193,7 +225,7 @@ def _log(
     if LEAKED in metrics:
         gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in INFLATED}
         run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=params.train.epochs)
-    for name in ("metrics.json", "predictions.csv", "report.html"):
+    for name in ("metrics.json", "predictions.csv", DETECTIONS, "subgroups.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
     description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())

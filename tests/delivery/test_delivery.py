@@ -104,17 +104,38 @@ def test_the_command(models, sample, tmp_path, run, one_line_error):
 
 
 def test_score_reproduces_the_evaluation(trained, sample, run, tmp_path, one_line_error):
+    """All keys, from the file of all detections; and the reports alone give the same RSNA score."""
     folder, _ = trained
-    predictions = pd.read_csv(folder / "reports/predictions.csv", keep_default_na=False)
-    splits = pd.read_csv(folder / "data/splits.csv").set_index("patientId")["split"]
-    test = predictions[predictions["patientId"].map(splits) == "test"]
-    test.to_csv(tmp_path / "test.csv", index=False)
     labels = sample / "stage_2_train_labels.csv"
-    done = run("pipeline.cli", "score", tmp_path / "test.csv", labels, "--draws", "100")
+    wanted = json.loads((folder / "reports/metrics.json").read_text())["test"]
+    of_test = ("--split", "test", "--splits", folder / "data/splits.csv", "--draws", "100")
+    threshold = json.loads((folder / "models/model.json").read_text())["operating_threshold"]
+    done = run(
+        "pipeline.cli", "score", folder / "reports/detections.csv", labels, *of_test, "--score-thresh", threshold
+    )
     assert done.returncode == 0, done.stderr
-    found, wanted = json.loads(done.stdout), json.loads((folder / "reports/metrics.json").read_text())["test"]
+    assert json.loads(done.stdout) == wanted
+    done = run("pipeline.cli", "score", folder / "reports/predictions.csv", labels, *of_test)
+    found = json.loads(done.stdout)
     assert found.keys() == wanted.keys()
-    assert found["rsna_score"] == pytest.approx(wanted["rsna_score"], abs=1e-3)
-    assert found["rsna_score_low"] == pytest.approx(wanted["rsna_score_low"], abs=1e-3)
+    for key in ("rsna_score", "rsna_score_low", "sensitivity", "specificity"):
+        assert found[key] == pytest.approx(wanted[key], abs=1e-3), key
     (tmp_path / "bad.csv").write_text("patientId,PredictionString\nnobody,\n")
     one_line_error(run("pipeline.cli", "score", tmp_path / "bad.csv", labels), "'nobody' has no label")
+    bad = run("pipeline.cli", "score", folder / "reports/predictions.csv", labels, "--split", "tset", *of_test[2:])
+    one_line_error(bad, "no study is in the split 'tset'")
+
+
+def test_score_against_another_file(trained, sample, run, tmp_path, one_line_error):
+    labels, mine = sample / "stage_2_train_labels.csv", trained[0] / "reports/predictions.csv"
+    table = pd.read_csv(mine, keep_default_na=False)
+    table["PredictionString"] = ""
+    table.to_csv(tmp_path / "nothing.csv", index=False)
+    done = run("pipeline.cli", "score", mine, labels, "--against", tmp_path / "nothing.csv", "--draws", "100")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["rsna_score"]) == {"difference", "low", "high"}
+    assert found["specificity"]["difference"] <= 0  # who reports nothing has no false alarm
+    table[1:].to_csv(tmp_path / "fewer.csv", index=False)
+    done = run("pipeline.cli", "score", mine, labels, "--against", tmp_path / "fewer.csv")
+    one_line_error(done, "is in only one of the two files")

@@ -1,0 +1,105 @@
+"""The numbers of kinds of studies: a model that is good on average may be bad for some."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from pipeline.evaluation.bootstrap import Metrics, interval, patient_weights
+from pipeline.evaluation.matching import match
+from pipeline.evaluation.results import Bools, ImageResult
+
+METRICS = ("rsna_score", "map_50", "auroc", "sensitivity", "specificity")
+SMALL_IMAGES, SMALL_POSITIVES = 30, 10
+AGE_BANDS = {
+    "0 to 17": (0, 17),
+    "18 to 39": (18, 39),
+    "40 to 59": (40, 59),
+    "60 to 79": (60, 79),
+    "80 to 120": (80, 120),
+}
+# Square root of the area over the image's longer side; about thirds of the RSNA challenge's boxes.
+BOX_SIZES = {"below 0.2": (0.0, 0.2), "0.2 to 0.3": (0.2, 0.3), "0.3 and more": (0.3, 10.0)}
+
+
+def subgroup_table(
+    results: Sequence[ImageResult], studies: pd.DataFrame, score_thresh: float, draws: int, seed: int
+) -> pd.DataFrame:
+    """A row for each view, sex, age band, class and size of boxes.
+
+    Args:
+        results: of each study.
+        studies: columns ``groupId``, ``view``, ``sex``, ``age``, ``class``, ``height``, ``width``, in the same order.
+        score_thresh: detections above it are reported.
+        draws: of the bootstrap.
+        seed: of the draws.
+
+    Returns:
+        Columns ``kind``, ``group``, ``images``, ``patients``, ``positives``, ``small`` (too few studies for
+        conclusions), and each of `METRICS` with ``_low`` and ``_high``; NaN where it is not defined. Of a
+        size of boxes ``sensitivity`` is the share of its boxes that a report hits (IoU at least .5).
+        1 - ``specificity`` of a class without boxes is the share of its images with a false alarm.
+    """
+    rows: list[dict[str, object]] = []
+    for kind, group, chosen in _groups(studies):
+        places = np.flatnonzero(chosen)
+        if not len(places):
+            continue
+        part, patients = [results[int(place)] for place in places], studies["groupId"].iloc[places].to_list()
+        positives = sum(len(result.truth) > 0 for result in part)
+        row = _counts(kind, group, len(part), len(set(patients)), positives)
+        row["small"] = len(part) < SMALL_IMAGES or 0 < positives < SMALL_POSITIVES
+        metrics, weights = Metrics(part, score_thresh), patient_weights(patients, draws, seed)
+        point, drawn = metrics.draws(np.ones((1, len(part)))), metrics.draws(weights)
+        for key in METRICS:
+            row |= dict(zip((key, f"{key}_low", f"{key}_high"), (point[key][0], *interval(drawn[key])), strict=True))
+        rows.append(row)
+    rows += _box_sizes(results, studies, score_thresh, draws, seed)
+    return pd.DataFrame(rows)
+
+
+def _counts(kind: str, group: str, images: int, patients: int, positives: int) -> dict[str, object]:
+    return {"kind": kind, "group": group, "images": images, "patients": patients, "positives": positives}
+
+
+def _groups(studies: pd.DataFrame) -> Iterator[tuple[str, str, Bools]]:
+    for column in ("view", "sex", "class"):
+        values = studies[column].fillna("").replace("", "not known")
+        for value in sorted(values.unique()):
+            yield column, str(value), (values == value).to_numpy()
+    age = studies["age"].to_numpy(np.float64)
+    known = np.zeros(len(age), bool)
+    for name, (low, high) in AGE_BANDS.items():
+        chosen = (age >= low) & (age <= high)
+        known |= chosen
+        yield "age", name, chosen
+    yield "age", "not known", ~known  # the data have ages of 148 and more
+
+
+def _box_sizes(
+    results: Sequence[ImageResult], studies: pd.DataFrame, score_thresh: float, draws: int, seed: int
+) -> Iterator[dict[str, object]]:
+    sides = studies[["height", "width"]].max(axis=1).to_numpy(np.float64)
+    reported = [
+        ImageResult(result.boxes[kept], result.scores[kept], result.truth)
+        for result in results
+        for kept in [result.scores > score_thresh]
+    ]
+    groups = studies["groupId"]
+    for name, limits in BOX_SIZES.items():
+        # Half-open, so that no box is of two sizes.
+        ranges = [((side * limits[0]) ** 2, np.nextafter((side * limits[1]) ** 2, 0)) for side in sides]
+        matches = [match(result, area) for result, area in zip(reported, ranges, strict=True)]
+        found = np.array([one.hit[0].sum() for one in matches], np.float64)
+        boxes = np.array([one.truths for one in matches], np.float64)
+        some = np.flatnonzero(boxes)
+        if not len(some):
+            continue
+        weights = patient_weights(groups.iloc[some].to_list(), draws, seed)
+        row = _counts("box size", name, len(some), groups.iloc[some].nunique(), int(boxes.sum()))
+        row["small"] = boxes.sum() < SMALL_IMAGES
+        with np.errstate(invalid="ignore"):
+            shares = (weights @ found[some]) / (weights @ boxes[some])
+        row |= dict(zip(("sensitivity", "sensitivity_low", "sensitivity_high"),
+                        (found.sum() / boxes.sum(), *interval(shares)), strict=True))  # fmt: skip
+        yield row
