@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.evaluation.image_level import auroc, calibration_error, image_average_precision
 from pipeline.evaluation.matching import AREA_RANGES, MAX_DETECTIONS
 from pipeline.evaluation.ranked import FROC_RATES, average_precision, average_recall, froc, rank_detections
-from pipeline.evaluation.results import Floats, ImageResult, has_truth, image_scores
+from pipeline.evaluation.results import Floats, ImageResult, areas, has_truth, image_scores
 from pipeline.evaluation.rsna_score import best_thresholds, rsna_scores
 
 _AT_ONCE = 100  # draws: larger blocks only cost memory
@@ -31,7 +31,10 @@ class Metrics:
 
     def __init__(self, results: Sequence[ImageResult], score_thresh: float) -> None:
         self._rsna = rsna_scores(results, score_thresh)
-        self._rankings = {area: rank_detections(results, area) for area in AREA_RANGES}
+        # Sizes that no box has need no matching.
+        sizes = np.concatenate([np.zeros(0), *(areas(result.truth) for result in results)])
+        some = [area for area, (low, high) in AREA_RANGES.items() if ((sizes >= low) & (sizes <= high)).any()]
+        self._rankings = {area: rank_detections(results, area) for area in {"all", *some}}
         self._scores, self._positive = image_scores(results), has_truth(results)
         self._alarm = self._scores > score_thresh
 
@@ -51,7 +54,9 @@ class Metrics:
             found["specificity"] = (weights @ ~(self._positive | self._alarm)) / (weights @ ~self._positive)
         found |= {"map": precision.mean(1), "map_50": precision[:, 0], "map_75": precision[:, 5]}
         for area in ("small", "medium", "large"):
-            found[f"map_{area}"] = average_precision(self._rankings[area], weights).mean(1)
+            ranking = self._rankings.get(area)
+            each = average_precision(ranking, weights).mean(1) if ranking else np.full(len(weights), np.nan)
+            found[f"map_{area}"] = each
         found |= {f"mar_{most}": average_recall(everything, weights, most) for most in (1, 10, MAX_DETECTIONS)}
         found["auroc"] = auroc(self._scores, self._positive, weights)
         found["average_precision"] = image_average_precision(self._scores, self._positive, weights)

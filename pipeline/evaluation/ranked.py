@@ -59,20 +59,20 @@ def average_precision(ranking: Ranking, weights: Floats) -> Floats:
     """COCO's 101-point average precision at each IoU threshold, ``[D, T]``; NaN in draws without a true box."""
     positives = weights @ ranking.truths  # (D,)
     found = np.zeros((len(weights), len(ranking.hit)))
-    # All up to the last hit; in half the memory, since counts are whole numbers.
+    # All up to the last hit.
     last = np.flatnonzero(ranking.hit.any(0))[-1:].sum()
-    detections = np.cumsum(weights[:, ranking.image[: last + 1]], 1, dtype=np.float32)  # (D, N)
+    detections = _running(ranking, slice(last + 1), weights)  # (N, D)
     for column, (hit, miss) in enumerate(zip(ranking.hit, ranking.miss, strict=True)):
         places = np.flatnonzero(hit)
         if not len(places):
             continue
         # Precision is highest, and recall rises, at hits: only they are looked at.
-        true_positives = np.cumsum(weights[:, ranking.image[places]], 1)
+        true_positives = _running(ranking, places, weights)  # (P, D)
         uncounted = _sum_before(ranking, np.flatnonzero(~hit & ~miss), places, weights)
-        precision = true_positives / np.maximum(detections[:, places] - uncounted, np.spacing(1))
+        precision = true_positives / np.maximum(detections[places] - uncounted, np.spacing(1))
         # The envelope: the best precision at this recall or a higher one.
-        envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-        found[:, column] = _mean_at_recalls(true_positives / np.maximum(positives, 1)[:, None], envelope)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        found[:, column] = _mean_at_recalls((true_positives / np.maximum(positives, 1)).T, envelope.T)
     found[positives == 0] = np.nan
     return found
 
@@ -80,12 +80,17 @@ def average_precision(ranking: Ranking, weights: Floats) -> Floats:
 def _sum_before(
     ranking: Ranking, which: npt.NDArray[np.int64], places: npt.NDArray[np.int64], weights: Floats
 ) -> Floats | float:
-    """Weights of the detections ``which`` that stand before each of ``places``, ``[D, P]``."""
+    """Weights of the detections ``which`` that stand before each of ``places``, ``[P, D]``."""
     if not len(which):
         return 0.0
-    summed = np.cumsum(weights[:, ranking.image[which]], 1)
-    padded = np.concatenate([np.zeros((len(weights), 1)), summed], 1)
-    return np.asarray(padded[:, np.searchsorted(which, places)])
+    padded = np.pad(_running(ranking, which, weights), ((1, 0), (0, 0)))
+    return np.asarray(padded[np.searchsorted(which, places)])
+
+
+def _running(ranking: Ranking, which: npt.NDArray[np.int64] | slice, weights: Floats) -> npt.NDArray[np.float32]:
+    """How many of the detections ``which`` there are up to each of them, ``[P, D]``; exact, as whole numbers."""
+    counts = np.ascontiguousarray(weights.T, np.float32)[ranking.image[which]]
+    return np.cumsum(counts, 0, out=counts)
 
 
 def _mean_at_recalls(recall: Floats, envelope: Floats) -> Floats:
@@ -111,9 +116,8 @@ def average_recall(ranking: Ranking, weights: Floats, most: int) -> Floats:
 def froc(ranking: Ranking, weights: Floats) -> Floats:
     """Sensitivity (IoU at least .5) at each of ``FROC_RATES`` false positives per image, ``[D, rates]``."""
     hit, miss = np.flatnonzero(ranking.hit[0]), np.flatnonzero(ranking.miss[0])
-    true_positives = np.cumsum(weights[:, ranking.image[hit]], 1)
-    padded = np.concatenate([np.zeros((len(weights), 1)), true_positives], 1)
-    false_positives = np.cumsum(weights[:, ranking.image[miss]], 1)
+    true_positives = np.pad(_running(ranking, hit, weights), ((1, 0), (0, 0))).T  # (D, P + 1)
+    false_positives = np.ascontiguousarray(_running(ranking, miss, weights).T)
     allowed = np.asarray(FROC_RATES) * weights.sum(1)[:, None]  # (D, rates)
     positives = weights @ ranking.truths
     found = np.full(allowed.shape, np.nan)
@@ -121,5 +125,5 @@ def froc(ranking: Ranking, weights: Floats) -> Floats:
         # All hits before the first false positive that is too much.
         first = np.searchsorted(false_positives[row], allowed[row], side="right")
         before = np.searchsorted(hit, np.append(miss, len(ranking.image))[first])
-        found[row] = padded[row, before] / positives[row]
+        found[row] = true_positives[row, before] / positives[row]
     return found

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import time
 
 import numpy as np
 import pytest
@@ -190,3 +191,12 @@ def test_what_is_not_defined_is_none():
     nothing = summarize([image_result([[0, 0, 5, 5]], [0.5], [])] * 3, ["a", "b", "c"], 0.1, draws=100, seed=0)
     assert nothing["map"] is nothing["map_low"] is nothing["auroc"] is None
     assert nothing["rsna_score"] == 0
+
+
+@pytest.mark.slow
+def test_intervals_for_3000_images_take_seconds():
+    """2,000 draws within 20 s of one core; half of it would do."""
+    images = random_results(3000, 1)
+    started = time.process_time()
+    summarize(images, [str(number // 2) for number in range(3000)], 0.4, draws=2000, seed=0)
+    assert time.process_time() - started < 20
