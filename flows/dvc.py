@@ -23,16 +23,23 @@ _INTERRUPTIBLE_DVC = (
 
 
 def run_dvc(arguments: list[str], on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> None:
-    """Run ``dvc`` and give each line of its output to ``on_line``.
+    """Run ``dvc`` and give each line of its output to ``on_line``; see `run_command`."""
+    run_command(f"dvc {' '.join(arguments)}", ["-c", _INTERRUPTIBLE_DVC, *arguments], on_line, env)
+
+
+def run_command(
+    name: str, arguments: list[str], on_line: Callable[[str], None], env: Mapping[str, str] | None = None
+) -> None:
+    """Run this Python with ``arguments`` and give each line of its output to ``on_line``.
 
     DVC and the stage that it starts have a session of their own, since a SIGTERM to DVC would
     leave the stage alive. Whatever exception arrives here, a signal's included, ends them all.
 
     Raises:
-        UserError: DVC failed; the message is the reason that the stage or DVC gave.
+        UserError: it failed; the message is the reason that the stage or DVC gave.
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", _INTERRUPTIBLE_DVC, *arguments],
+        [sys.executable, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -52,7 +59,7 @@ def run_dvc(arguments: list[str], on_line: Callable[[str], None], env: Mapping[s
         stop_group(process)
         raise
     if code:
-        raise UserError(f"dvc {' '.join(arguments)} (exit code {code}): {_reason(lines)}")
+        raise UserError(f"{name} (exit code {code}): {_reason(lines)}")
 
 
 def stop_group(process: subprocess.Popen[str]) -> None:

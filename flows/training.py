@@ -21,7 +21,7 @@ from prefect.artifacts import (
 )
 from prefect.states import Completed, State
 
-from flows.dvc import RAW_DATA, changed, raw_data_state, run_dvc
+from flows.dvc import RAW_DATA, changed, raw_data_state, run_command, run_dvc
 from pipeline.errors import Killed, UserError, run_main
 from pipeline.params import load_params
 
@@ -30,6 +30,7 @@ LOCK = Path(".pneumoflow.lock")
 NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the pipeline last ran"
 METRICS = Path("reports/metrics.json")
 REPORT = Path("reports/report.html")
+PROMOTION = Path("reports/promotion.json")
 _EPOCH = re.compile(r"epoch (\d+)/(\d+)(  step )?")
 _SHOWN = ("rsna_score", "map", "map_50", "map_75", "auroc", "froc_1")
 
@@ -93,9 +94,19 @@ def publish_results() -> None:
     create_markdown_artifact(markdown="\n".join(lines), key="results", description="Where the results lie")
 
 
+@task(name="promote")
+def promote() -> None:
+    """Let the new model be compared with the champion, and take its place if it is surely better."""
+    run_command("pneumoflow promote", ["-m", "pipeline.stages.promote"], get_run_logger().info)
+    decision = json.loads(PROMOTION.read_text())
+    what = "is the champion" if decision["promoted"] else f"does not replace version {decision['champion']}"
+    lines = [f"Version {decision['challenger']} {what}.", "", *(f"- {reason}" for reason in decision["reasons"])]
+    create_markdown_artifact(markdown="\n".join(lines), key="promotion", description="Champion or not, and why")
+
+
 @flow(name="training", validate_parameters=False)
 def training() -> State[Any] | None:
-    """Pull the raw data, run the stages that have something to do, publish the results."""
+    """Pull the raw data, run the stages that have something to do, publish the results, promote the model."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_ONE_LINE)
     load_params()  # a wrong key is reported before anything is fetched
@@ -124,6 +135,7 @@ def _run_pipeline() -> State[Any] | None:
     for name in STAGES:
         run_stage(name)
     publish_results()
+    promote()
     return None
 
 

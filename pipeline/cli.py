@@ -140,6 +140,26 @@ def score(
 
 
 @app.command()
+def promote(
+    force: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Without a comparison, for this reason, which is kept.")
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Champion is again who was so before.")] = False,
+) -> None:
+    """Make the newest model the champion if it is surely better on the same test studies (params: promote)."""
+    if rollback:
+        from pipeline.tracking import roll_back
+
+        dropped, back = roll_back()
+        typer.echo(f"version {back} is the champion again, not {dropped}")
+        return
+    from pipeline.params import load_params
+    from pipeline.stages.promote import promote as run_promotion
+
+    typer.echo(str(run_promotion(load_params(), force=force)))
+
+
+@app.command()
 def ablate(
     out: Annotated[Path, typer.Option(help="Folder for results; what is there is not trained again.")] = Path(
         "ablation"

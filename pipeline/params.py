@@ -235,6 +235,15 @@ class EvaluateParams(_Section):
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
 
 
+class PromoteParams(_Section):
+    """When a new model takes the champion's place."""
+
+    metric: Literal["rsna_score", "map", "map_50", "auroc", "froc_mean", "average_precision"]
+    margin: Annotated[float, Field(ge=0, lt=1)]
+    subgroups: list[Literal["view", "sex", "age", "class"]]
+    subgroup_margin: Annotated[float, Field(ge=0, le=1)]
+
+
 class Range(_Section):
     """Values from ``low`` to ``high``, whole ones if both are; ``log``: as many below their middle as above."""
 
@@ -299,6 +308,7 @@ class Params(_Section):
     augment: AugmentParams
     train: TrainParams
     evaluate: EvaluateParams
+    promote: PromoteParams
     sweep: SweepParams
     schedule: ScheduleParams
 

@@ -1,6 +1,8 @@
 """A model on disk: ``model.safetensors`` and ``model.json``, all that is needed to rebuild it."""
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pipeline.files import write_atomic, write_json
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
+SEEN_FILE = "seen.json"
 FORMAT_VERSION = 1
 
 
@@ -68,6 +71,29 @@ def load_model(folder: Path) -> tuple[RetinaNet, ModelConfig]:
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{path}: damaged, or not of {CONFIG_FILE} beside it: {str(error).splitlines()[0]}") from None
     return model.eval(), config
+
+
+def save_seen(folder: Path, patients: Iterable[str]) -> None:
+    """Note which patients a model was trained and chosen on, as hashes: on them it must not be scored."""
+    write_json(folder / SEEN_FILE, sorted({patient_hash(patient) for patient in patients}))
+
+
+def load_seen(folder: Path) -> set[str]:
+    """What `save_seen` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / SEEN_FILE
+    try:
+        return {str(one) for one in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def patient_hash(patient: str) -> str:
+    """What stands for a patient's id outside the data set."""
+    return hashlib.sha256(patient.encode()).hexdigest()[:16]
 
 
 def _read_config(path: Path) -> ModelConfig:

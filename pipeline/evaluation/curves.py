@@ -1,7 +1,8 @@
 """Curves of a split: as tables for DVC's plots, and as pictures for the report and MLflow."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 
@@ -10,9 +11,11 @@ mpl.use("Agg")  # no display on a server
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from pipeline.evaluation.image_level import reliability
 from pipeline.evaluation.ranked import rank_detections
-from pipeline.evaluation.results import ImageResult
+from pipeline.evaluation.results import ImageResult, has_truth, image_scores
 from pipeline.evaluation.rsna_score import mean_score, scores_by_count
 
 THRESHOLDS = np.linspace(0, 1, 101)
@@ -35,6 +38,23 @@ def froc_curve(results: Sequence[ImageResult]) -> pd.DataFrame:
     return pd.DataFrame({"false_positives_per_image": rates, "sensitivity": sensitivity}).round(5)
 
 
+def roc(results: Sequence[ImageResult]) -> pd.DataFrame:
+    """``false_positive_rate`` and ``sensitivity`` of images at each score; none without both kinds of images."""
+    from sklearn.metrics import roc_curve
+
+    positive = has_truth(results)
+    if positive.all() or not positive.any():
+        return pd.DataFrame({"false_positive_rate": [], "sensitivity": []})
+    false_rate, sensitivity, _ = roc_curve(positive, image_scores(results))
+    return pd.DataFrame({"false_positive_rate": false_rate, "sensitivity": sensitivity}).round(5)
+
+
+def calibration(results: Sequence[ImageResult]) -> pd.DataFrame:
+    """``image_score``, ``share_of_positives`` and ``images`` of each of ten bins of scores."""
+    scores, share, images = reliability(image_scores(results), has_truth(results))
+    return pd.DataFrame({"image_score": scores, "share_of_positives": share, "images": images}).round(5)
+
+
 def threshold_curve(results: Sequence[ImageResult]) -> pd.DataFrame:
     """``score_thresh`` and the ``rsna_score`` that it gives."""
     curves = [scores_by_count(result) for result in results]
@@ -47,31 +67,76 @@ def threshold_curve(results: Sequence[ImageResult]) -> pd.DataFrame:
     return pd.DataFrame({"score_thresh": THRESHOLDS, "rsna_score": values}).round(5)
 
 
+class Curve(NamedTuple):
+    """How a curve is made and drawn: its table, the columns of its axes, where x ends, whether it goes in steps."""
+
+    make: Callable[[Sequence[ImageResult]], pd.DataFrame]
+    x: str
+    y: str
+    end: float = 1
+    steps: bool = True
+    diagonal: bool = False
+
+
 CURVES = {
-    "precision_recall": (precision_recall, "recall", "precision"),
-    "froc": (froc_curve, "false_positives_per_image", "sensitivity"),
-    "threshold": (threshold_curve, "score_thresh", "rsna_score"),
+    "precision_recall": Curve(precision_recall, "recall", "precision"),
+    "froc": Curve(froc_curve, "false_positives_per_image", "sensitivity", end=8),
+    "roc": Curve(roc, "false_positive_rate", "sensitivity", diagonal=True),
+    "calibration": Curve(calibration, "image_score", "share_of_positives", steps=False, diagonal=True),
+    "threshold": Curve(threshold_curve, "score_thresh", "rsna_score", steps=False),
 }
 
 
 def curve_tables(results: Mapping[str, Sequence[ImageResult]]) -> dict[str, pd.DataFrame]:
     """Each curve of `CURVES` over all splits, with a column ``split``."""
     return {
-        name: pd.concat([make(part).assign(split=split) for split, part in results.items()], ignore_index=True)
-        for name, (make, _, _) in CURVES.items()
+        name: pd.concat([curve.make(part).assign(split=split) for split, part in results.items()], ignore_index=True)
+        for name, curve in CURVES.items()
     }
 
 
 def plot_curve(name: str, table: pd.DataFrame) -> bytes:
     """A curve as PNG bytes, one line per split."""
-    _, x, y = CURVES[name]
+    curve = CURVES[name]
     figure, axes = plt.subplots(figsize=(4.6, 3.6), dpi=110, layout="constrained")
+    if curve.diagonal:
+        axes.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     for split, rows in table.groupby("split", sort=False):
-        axes.plot(rows[x], rows[y], label=str(split), drawstyle="default" if name == "threshold" else "steps-post")
-    axes.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), ylim=(0, 1.02))
-    axes.set_xlim(0, 8 if name == "froc" else 1)
+        style = "steps-post" if curve.steps else "default"
+        axes.plot(rows[curve.x], rows[curve.y], label=str(split), drawstyle=style, marker="o" if len(rows) < 11 else "")
+    axes.set(xlabel=curve.x.replace("_", " "), ylabel=curve.y.replace("_", " "), ylim=(0, 1.02))
+    axes.set_xlim(0, curve.end)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if len(table):
+        axes.legend()
+    return _png(figure)
+
+
+def plot_training(history: Mapping[str, Sequence[tuple[int, float]]], steps_per_epoch: float) -> bytes:
+    """The training loss over epochs, and val's metrics, as PNG bytes.
+
+    Args:
+        history: ``train/loss`` by step, and metrics of val by epoch: (step or epoch, value).
+        steps_per_epoch: how many steps stand for an epoch.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4), dpi=110, layout="constrained")
+    for key in (key for key in history if key.startswith("train/")):
+        steps, values = zip(*history[key], strict=True)
+        epochs = [(step + 1) / steps_per_epoch for step in steps]
+        left.plot(epochs, values, label=key.removeprefix("train/"), linewidth=1)
+    for key in (key for key in history if key.startswith("val/")):
+        epochs, values = zip(*history[key], strict=True)
+        right.plot(epochs, values, label=key.removeprefix("val/"), marker="o", markersize=3)
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="val", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(figure)

@@ -9,19 +9,22 @@ from pipeline.evaluation.rsna_score import rsna_scores
 
 
 def pick_examples(results: Sequence[ImageResult], score_thresh: float, count: int) -> dict[str, list[int]]:
-    """Positions of the ``count`` best, middle and worst images, and of the loudest false alarms.
+    """Positions of the ``count`` best, middle and worst images, and of the surest mistakes.
 
-    Best, middle and worst are by the image's RSNA score among the images with boxes.
+    Best, middle and worst are by the image's RSNA score among the images with boxes. Misses are images
+    with boxes and no report, the lowest scores first; false alarms are reports on images without boxes,
+    the highest scores first.
     """
-    scores = rsna_scores(results, score_thresh)
-    positive = np.flatnonzero(has_truth(results))
-    ranked = positive[np.argsort(-scores[positive], kind="stable")]
+    scores, image_score, positive = rsna_scores(results, score_thresh), image_scores(results), has_truth(results)
+    places = np.flatnonzero(positive)
+    ranked = places[np.argsort(-scores[places], kind="stable")]
     half = max(0, (len(ranked) - count) // 2)
-    alarms = np.flatnonzero(~has_truth(results) & (image_scores(results) > score_thresh))
-    loudest = alarms[np.argsort(-image_scores(results)[alarms], kind="stable")]
+    missed = np.flatnonzero(positive & (image_score <= score_thresh))
+    alarms = np.flatnonzero(~positive & (image_score > score_thresh))
     return {
         "Best": ranked[:count].tolist(),
         "Typical": ranked[half : half + count].tolist(),
         "Worst": ranked[::-1][:count].tolist(),
-        "False alarms": loudest[:count].tolist(),
+        "Misses": missed[np.argsort(image_score[missed], kind="stable")][:count].tolist(),
+        "False alarms": alarms[np.argsort(-image_score[alarms], kind="stable")][:count].tolist(),
     }

@@ -41,14 +41,14 @@ def subgroup_table(
         1 - ``specificity`` of a class without boxes is the share of its images with a false alarm.
     """
     rows: list[dict[str, object]] = []
-    for kind, group, chosen in _groups(studies):
+    for kind, group, chosen in subgroups(studies):
         places = np.flatnonzero(chosen)
         if not len(places):
             continue
         part, patients = [results[int(place)] for place in places], studies["groupId"].iloc[places].to_list()
         positives = sum(len(result.truth) > 0 for result in part)
         row = _counts(kind, group, len(part), len(set(patients)), positives)
-        row["small"] = len(part) < SMALL_IMAGES or 0 < positives < SMALL_POSITIVES
+        row["small"] = is_small(len(part), positives)
         metrics, weights = Metrics(part, score_thresh), patient_weights(patients, draws, seed)
         point, drawn = metrics.draws(np.ones((1, len(part)))), metrics.draws(weights)
         for key in METRICS:
@@ -62,7 +62,13 @@ def _counts(kind: str, group: str, images: int, patients: int, positives: int) -
     return {"kind": kind, "group": group, "images": images, "patients": patients, "positives": positives}
 
 
-def _groups(studies: pd.DataFrame) -> Iterator[tuple[str, str, Bools]]:
+def is_small(images: int, positives: int) -> bool:
+    """Too few for conclusions; of a class without boxes only the images count."""
+    return images < SMALL_IMAGES or 0 < positives < SMALL_POSITIVES
+
+
+def subgroups(studies: pd.DataFrame) -> Iterator[tuple[str, str, Bools]]:
+    """Kind, name and members of each group of studies."""
     for column in ("view", "sex", "class"):
         values = studies[column].fillna("").replace("", "not known")
         for value in sorted(values.unique()):

@@ -3,30 +3,34 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from pipeline import provenance
 from pipeline.data.sample import example_dicom
 from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.delivery.predictor import to_original
 from pipeline.detection.device import make_fabric
 from pipeline.detection.inference import predict
-from pipeline.drawing import contact_sheet, data_uri, draw_boxes, encode_jpeg
 from pipeline.errors import UserError, run_main
-from pipeline.evaluation.curves import CURVES, curve_tables, plot_curve
-from pipeline.evaluation.examples import pick_examples
-from pipeline.evaluation.report import Picture, render_report
+from pipeline.evaluation.report import Page, render_report
 from pipeline.evaluation.results import ImageResult, image_result
-from pipeline.evaluation.rsna_score import rsna_scores
 from pipeline.evaluation.subgroups import subgroup_table
 from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
-from pipeline.files import directory_atomic, write_json, write_text
+from pipeline.files import write_json, write_text
 from pipeline.params import Params, load_params
+from pipeline.stages.champion import compare_with_champion
 from pipeline.stages.inputs import SplitData, read_inputs
+from pipeline.stages.reporting import (
+    data_card,
+    example_pictures,
+    origin,
+    params_text,
+    training_curves,
+    write_plots,
+)
 from pipeline.stages.run_log import log_datasets, run_tags
 from pipeline.stages.train import MODELS, RUN_FILE
 from pipeline.submission import read_submission, submission_table
@@ -38,8 +42,6 @@ REPORTS = Path("reports")
 DETECTIONS = "detections.csv"
 EVALUATED = ("val", "test")
 COUNTS = ("images", "patients", "boxes")
-EXAMPLES_PER_ROW = 4
-PICTURE_SIDE = 420
 INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
 
 
@@ -57,11 +59,22 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         write_text(reports / "predictions.csv", _predictions(found, splits, config))
         subgroups = pd.concat([_subgroups(params, found[name], splits[name], config, name) for name in EVALUATED])
         write_text(reports / "subgroups.csv", subgroups.round(6).to_csv(index=False))
-        curves = _write_plots(reports / "plots", {name: found[name] for name in EVALUATED}, splits["test"], config)
-        page = render_report(
-            metrics, curves, _pictures(found["test"], splits["test"], config), _provenance(run, config)
+        threshold = config.operating_threshold
+        against = compare_with_champion(params, splits["test"], found["test"], threshold)
+        write_json(reports / "comparison.json", asdict(against) if against else None)
+        evaluated = {name: found[name] for name in EVALUATED}
+        training = training_curves(run, params, len(splits["train"].index))
+        page = Page(
+            metrics,
+            (against.champion, against.comparison) if against else None,
+            subgroups[subgroups["split"] == "test"],
+            write_plots(reports / "plots", evaluated, splits["test"], config, training),
+            example_pictures(found["test"], splits["test"], config),
+            data_card(splits),
+            origin(run, config),
+            params_text(params),
         )
-        write_text(reports / "report.html", page)
+        write_text(reports / "report.html", render_report(page))
         _log(run, params, splits, metrics, models, reports)
     logger.info("%s", format_metrics(metrics))
 
@@ -151,62 +164,6 @@ def _predictions(found: Mapping[str, list[ImageResult]], splits: Mapping[str, Sp
     boxes = [result.boxes[keep] for result, keep in zip(results, kept, strict=True)]
     scores = [result.scores[keep] for result, keep in zip(results, kept, strict=True)]
     return submission_table(keys, boxes, scores)
-
-
-def _write_plots(
-    folder: Path, found: Mapping[str, list[ImageResult]], test: SplitData, config: ModelConfig
-) -> dict[str, bytes]:
-    tables = curve_tables(found)
-    pictures = {name: plot_curve(name, table) for name, table in tables.items()}
-    with directory_atomic(folder) as target:
-        for name in CURVES:
-            tables[name].to_csv(target / f"{name}.csv", index=False)
-            (target / f"{name}.png").write_bytes(pictures[name])
-        rows = pick_examples(found["test"], config.operating_threshold, EXAMPLES_PER_ROW)
-        blank = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), np.uint8)
-        sheet = [_draw(found["test"], test, config, place) for row in rows.values() for place in row] or [blank]
-        (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
-    return pictures
-
-
-def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, place: int) -> np.ndarray:
-    result, row = results[place], data.index.iloc[place]
-    scale = data.image_size / max(row["height"], row["width"])
-    kept = result.scores > config.operating_threshold
-    return draw_boxes(
-        np.atleast_3d(data.images[place])[..., 0],
-        result.boxes[kept] * scale,
-        result.scores[kept],
-        result.truth * scale,
-        PICTURE_SIDE,
-    )
-
-
-def _pictures(results: list[ImageResult], data: SplitData, config: ModelConfig) -> dict[str, list[Picture]]:
-    scores = rsna_scores(results, config.operating_threshold)
-    rows = pick_examples(results, config.operating_threshold, EXAMPLES_PER_ROW)
-    return {
-        title: [
-            Picture(
-                data.index["patientId"][place],
-                f"RSNA score {scores[place]:.2f}; {data.index['class'][place]}",
-                data_uri(_draw(results, data, config, place)),
-            )
-            for place in places
-        ]
-        for title, places in rows.items()
-    }
-
-
-def _provenance(run: TrackedRun, config: ModelConfig) -> dict[str, str]:
-    hashes = {f"DVC {path}": value for path, value in provenance.input_hashes().items()}
-    state = provenance.git_state()
-    return {
-        "MLflow run": run.run_id,
-        "Git commit": state["git_commit"] + (" with changes" if state["git_dirty"] == "true" else ""),
-        **hashes,
-        "Model": f"{config.architecture.backbone}, {config.preprocessing.image_size} px, epoch {config.best_epoch + 1}",
-    }
 
 
 def _log(

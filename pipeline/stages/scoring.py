@@ -10,6 +10,7 @@ import pandas as pd
 from pipeline.data.annotations import GROUPS, LABELS, Annotations, read_annotations, xyxy
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import Metrics, paired_difference
+from pipeline.evaluation.comparison import known
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.summary import Summary, summarize
 from pipeline.submission import read_submission
@@ -76,7 +77,7 @@ def compare_submissions(
     mine, theirs = (Metrics(scored.results(found), _below_all(found)) for found in (first, second))
     differences = paired_difference(mine, theirs, scored.groups, draws, seed)
     table = {
-        key: dict(zip(("difference", "low", "high"), (_plain(value) for value in values), strict=True))
+        key: dict(zip(("difference", "low", "high"), (known(value) for value in values), strict=True))
         for key, values in differences.items()
     }
     return table, scored.note
@@ -117,7 +118,3 @@ def _of_split(path: Path, name: str) -> set[str]:
 def _below_all(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
     """A threshold that every detection passes: what is in a submission counts."""
     return min((float(scores.min()) for _, scores in found.values() if len(scores)), default=0.0) - 1.0
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else round(value, 6)

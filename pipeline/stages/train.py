@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pipeline import provenance
-from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
+from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model, save_seen
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
@@ -87,6 +87,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         chosen = {"nms_thresh": rules.nms_thresh, "box_shrink": rules.box_shrink}
         chosen["operating_threshold"] = config.operating_threshold
         run.log_metrics({f"val/{name}": value for name, value in chosen.items()}, step=params.train.epochs)
+        save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
         write_json(models / RUN_FILE, {"run_id": run.run_id})
     shutil.rmtree(folder)  # only what was interrupted is resumed
     logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, config.operating_threshold)

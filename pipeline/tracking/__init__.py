@@ -6,11 +6,23 @@ over a disk (`spool`, `courier`), and registered models (`registry`).
 
 from pipeline.tracking.courier import sync_left_behind
 from pipeline.tracking.group import PARENT, RunGroup, run_group
-from pipeline.tracking.registry import MODEL_NAME, download_model, log_model
+from pipeline.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    MODEL_NAME,
+    Registered,
+    download_model,
+    log_model,
+    make_champion,
+    note_decision,
+    registered,
+    roll_back,
+)
 from pipeline.tracking.run import TrackedRun, tracked_run
 from pipeline.tracking.store import run_place, tracking_uri
 
 __all__ = [
-    "MODEL_NAME", "PARENT", "RunGroup", "TrackedRun", "download_model", "log_model", "run_group", "run_place",
+    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "Registered", "RunGroup", "TrackedRun", "download_model",
+    "log_model", "make_champion", "note_decision", "registered", "roll_back", "run_group", "run_place",
     "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

@@ -1,8 +1,11 @@
 """Models in MLflow's registry."""
 
 import base64
+import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,7 +20,10 @@ from pipeline.errors import UserError
 from pipeline.tracking.store import open_client, tracking_uri
 
 MODEL_NAME = "rsna-retinanet"
-CHALLENGER = "challenger"
+CHALLENGER, CHAMPION = "challenger", "champion"
+_HISTORY = "champions"
+# MLflow takes tags of 5,000 characters.
+_TAG_LENGTH, _CHAMPIONS_KEPT = 1000, 20
 # What the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
     "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
@@ -62,21 +68,91 @@ def log_model(
     return str(info.model_uri)
 
 
-def download_model(uri: str) -> Path:
-    """Fetch the model folder (weights and configuration) of a run's or a registered model.
+def download_model(uri: str, folder: Path | None = None) -> Path:
+    """Fetch the model folder (weights and configuration) of a run's or a registered model, into ``folder``.
 
     Raises:
         UserError: there is no such model.
     """
     mlflow.set_tracking_uri(tracking_uri())
+    folder = folder or Path(tempfile.mkdtemp(prefix="pneumoflow-"))
     try:
-        local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp(prefix="pneumoflow-")))
+        local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise UserError(f"{uri}: no such model in {tracking_uri()}: {' '.join(str(error).split())[:200]}") from None
     found = sorted(local.rglob("model.json"))
     if not found:
         raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
     return found[0].parent
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of the registered model."""
+
+    version: str
+    run_id: str
+
+    @property
+    def uri(self) -> str:
+        """Where `download_model` finds it."""
+        return f"models:/{MODEL_NAME}/{self.version}"
+
+
+def registered(alias: str) -> Registered | None:
+    """The version that has an alias; None where there is none."""
+    try:
+        found = open_client().get_model_version_by_alias(MODEL_NAME, alias)
+    except MlflowException:
+        return None
+    return Registered(str(found.version), str(found.run_id))
+
+
+def history() -> list[dict[str, str]]:
+    """The champions so far: ``version``, ``at`` and ``why``, the present one last."""
+    try:
+        tags = open_client().get_registered_model(MODEL_NAME).tags
+    except MlflowException:
+        return []
+    champions: list[dict[str, str]] = json.loads(tags.get(_HISTORY, "[]"))
+    return champions
+
+
+def make_champion(version: str, why: str) -> None:
+    """Give a version the alias `CHAMPION`, and note why."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    _set_champions([*history(), {"version": version, "at": now, "why": why}])
+    note_decision(version, why, promoted=True)
+
+
+def note_decision(version: str, why: str, *, promoted: bool) -> None:
+    """Write on a version's page what was decided."""
+    client = open_client()
+    client.set_model_version_tag(MODEL_NAME, version, "promotion", "promoted" if promoted else "not promoted")
+    client.set_model_version_tag(MODEL_NAME, version, "promotion_reasons", why[:_TAG_LENGTH])
+
+
+def roll_back() -> tuple[str, str]:
+    """Make the champion before this one the champion again; returns both versions, the former first.
+
+    Raises:
+        UserError: there is none before it.
+    """
+    champions = history()
+    if len(champions) < 2:
+        raise UserError(f"{MODEL_NAME}: has had {len(champions)} champions; there is none to go back to")
+    dropped, back = champions[-1]["version"], champions[-2]["version"]
+    _set_champions(champions[:-1])
+    note_decision(dropped, f"rolled back to version {back}", promoted=False)
+    return dropped, back
+
+
+def _set_champions(champions: list[dict[str, str]]) -> None:
+    client = open_client()
+    # The history first: an alias that it does not know could not be rolled back.
+    kept = champions[-_CHAMPIONS_KEPT:]
+    client.set_registered_model_tag(MODEL_NAME, _HISTORY, json.dumps(kept))
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, champions[-1]["version"])
 
 
 def _signature() -> ModelSignature:

@@ -72,6 +72,11 @@ class TrackedRun:
         self._logged |= {str(entry["key"]): step for entry in entries}
         self._spool.append(entries)
 
+    def history(self, key: str) -> list[tuple[int, float]]:
+        """The values of a metric that have arrived, with their steps, in order."""
+        found = self._client.get_metric_history(self.run_id, key)
+        return sorted((metric.step, metric.value) for metric in found)
+
     def flush(self) -> None:
         """Make sure that what was noted outlives this machine's power."""
         self._spool.sync()

@@ -1,12 +1,15 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.drawing import DETECTION, TRUTH, contact_sheet, draw_boxes
-from pipeline.evaluation.curves import curve_tables, plot_curve
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.curves import curve_tables, plot_curve, plot_training
 from pipeline.evaluation.examples import pick_examples
-from pipeline.evaluation.report import Picture, render_report
+from pipeline.evaluation.report import HEADLINE, Page, Picture, render_report
 from pipeline.evaluation.results import image_result
 from pipeline.evaluation.rsna_score import best_threshold, rsna_score
+from pipeline.evaluation.subgroups import METRICS
 from pipeline.evaluation.summary import summarize
 from tests.evaluation.conftest import random_results
 
@@ -29,6 +32,8 @@ def test_examples_are_ranked():
     rows = pick_examples(IMAGES, 0.4, 4)
     score = [rsna_score([IMAGES[place]], 0.4) for place in rows["Best"] + rows["Typical"] + rows["Worst"][::-1]]
     assert score == sorted(score, reverse=True)
+    missed = [IMAGES[place] for place in rows["Misses"]]
+    assert all(len(image.truth) and not (image.scores > 0.4).any() for image in missed)
     assert all(not len(IMAGES[place].truth) and IMAGES[place].scores[0] > 0.4 for place in rows["False alarms"])
 
 
@@ -36,12 +41,24 @@ def test_page_is_whole_and_escapes_what_it_shows():
     summary = summarize(IMAGES, ["p"] * 20 + [str(number) for number in range(20)], 0.4, draws=100, seed=0)
     table = curve_tables({"test": IMAGES})["froc"]
     evil = Picture("<script>alert(1)</script>", "RSNA score 0.5", "data:image/jpeg;base64,AA==")
+    groups = pd.DataFrame([{"kind": "view", "group": "<b>", "images": 9, "positives": 4, "small": True}])
+    differences = dict.fromkeys(HEADLINE, (0.123, -0.045, 0.2)) | {"auroc": (None, None, None)}
     page = render_report(
-        {"val": summary, "test": summary},
-        {"froc": plot_curve("froc", table)},
-        {"Best": [evil], "Worst": []},
-        {"Git": "x"},
+        Page(
+            {"val": summary, "test": summary},
+            ("7", Comparison(33, differences)),
+            groups.assign(**{f"{key}{end}": np.nan for key in METRICS for end in ("", "_low", "_high")}),
+            {"froc": plot_curve("froc", table), "training": plot_training({"train/loss": [(0, 1.5), (5, 1.0)]}, 3)},
+            {"Best": [evil], "Worst": []},
+            [{"split": "test", "images": 40}],
+            {"Git": "x"},
+            "a: <i>",
+        )
     )
+    assert "+0.123" in page
+    assert "champion (version 7)" in page
+    assert "&lt;b&gt;" in page
+    assert "&lt;i&gt;" in page
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert f"{summary['rsna_score']:.3f}" in page
@@ -65,4 +82,4 @@ def test_boxes_are_drawn_where_they_are():
 def test_a_report_without_positives_still_renders():
     nothing = [image_result([], [], [])] * 5
     rows = pick_examples(nothing, 0.5, 3)
-    assert rows == {"Best": [], "Typical": [], "Worst": [], "False alarms": []}
+    assert rows == {"Best": [], "Typical": [], "Worst": [], "Misses": [], "False alarms": []}

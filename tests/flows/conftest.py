@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import project_environment
+
 
 def free_port():
     with socket.socket() as free:
@@ -64,3 +66,20 @@ def edit():
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
     return change
+
+
+@pytest.fixture
+def call(prefect_server):
+    """Run a command in a project; Prefect's own server saves each flow the start of one."""
+
+    def run(folder, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=folder,
+            env=project_environment(folder, PREFECT_API_URL=prefect_server),
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    return run

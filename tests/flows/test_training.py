@@ -20,23 +20,6 @@ from tests.conftest import project_environment
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def call(prefect_server):
-    """Run a command in a project; Prefect's own server saves each flow the start of one."""
-
-    def run(folder, *arguments):
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=folder,
-            env=project_environment(folder, PREFECT_API_URL=prefect_server),
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-
-    return run
-
-
 def error_of(done):
     """The one line on which bad input must end."""
     assert done.returncode == 1, done.stdout + done.stderr

@@ -1,0 +1,82 @@
+"""One model against another on the same images, and whether it should take the other's place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from pipeline.evaluation.bootstrap import Metrics, paired_difference
+from pipeline.evaluation.results import ImageResult
+from pipeline.evaluation.subgroups import is_small, subgroups
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By how much the challenger is better; None where that is not defined.
+
+    Attributes:
+        images: on how many.
+        differences: metric -> value, and its 95 % interval, from drawing patients for both at once.
+        groups: kind, group, images, whether it is small, and metric -> difference, of each subgroup.
+    """
+
+    images: int
+    differences: dict[str, tuple[float | None, float | None, float | None]]
+    groups: list[dict[str, object]] = field(default_factory=list)
+
+
+def compare(
+    challenger: tuple[Sequence[ImageResult], float],
+    champion: tuple[Sequence[ImageResult], float],
+    studies: pd.DataFrame,
+    draws: int,
+    seed: int,
+) -> Comparison:
+    """Compare two models, each given by its results and its score threshold, on ``studies`` (see `subgroup_table`)."""
+    groups = []
+    for kind, group, chosen in subgroups(studies):
+        places = [int(place) for place in np.flatnonzero(chosen)]
+        if not places:
+            continue
+        ones = np.ones((1, len(places)))
+        parts = [([model[0][place] for place in places], model[1]) for model in (challenger, champion)]
+        mine, theirs = (Metrics(*part).draws(ones) for part in parts)
+        differences = {key: known(mine[key][0] - theirs[key][0]) for key in mine}
+        positives = sum(len(result.truth) > 0 for result in parts[0][0])
+        named: dict[str, object] = {"kind": kind, "group": group, "images": len(places)}
+        groups.append(named | {"small": is_small(len(places), positives)} | differences)
+    patients = studies["groupId"].to_list()
+    found = paired_difference(Metrics(*challenger), Metrics(*champion), patients, draws, seed)
+    return Comparison(len(patients), {key: (known(v), known(a), known(b)) for key, (v, a, b) in found.items()}, groups)
+
+
+def known(value: float) -> float | None:
+    """None instead of NaN, which JSON has not."""
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def judge(
+    comparison: Comparison, metric: str, margin: float, kinds: Sequence[str], group_margin: float
+) -> tuple[bool, list[str]]:
+    """Whether the challenger should take the champion's place, and why.
+
+    It must be better by more than ``margin`` in ``metric``, surely: the lower end of the difference's
+    interval counts. And it must lose no more than ``group_margin`` in any subgroup of ``kinds`` that is
+    not small.
+    """
+    value, low, high = comparison.differences[metric]
+    if value is None or low is None or high is None:
+        return False, [f"{metric} is not defined on the {comparison.images} images"]
+    better = low > margin
+    said = f"{metric} {value:+.4f} (95 % interval {low:+.4f} to {high:+.4f}) on {comparison.images} images"
+    reasons = [f"{said}: {'surely' if better else 'not surely'} better by more than {margin:g}"]
+    for group in comparison.groups:
+        gain = group[metric]
+        if gain is None or group["kind"] not in kinds or group["small"]:
+            continue
+        if float(str(gain)) < -group_margin:
+            better = False
+            name = f"{group['kind']} {group['group']} ({group['images']} images)"
+            reasons.append(f"{name}: {metric} {gain:+.4f}, worse by more than {group_margin:g}")
+    return better, reasons
