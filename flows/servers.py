@@ -6,8 +6,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipeline.errors import UserError
 
@@ -71,3 +73,17 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str, health: str) -> N
             return
         time.sleep(0.5)
     raise UserError(f"{url}: the server does not start; its message is above")
+
+
+@contextmanager
+def scheduling_server() -> Iterator[None]:
+    """The server that Prefect is set to, else one on this machine: running already, or ours while we serve."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    local = f"http://{HOST}:{PREFECT_PORT}"
+    with ExitStack() as stack:
+        # Prefect's temporary server would do for one run, but it has no scheduler.
+        url = local if answers(f"{local}/api/health") else stack.enter_context(prefect_server(PREFECT_PORT))
+        with temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+            yield

@@ -1,7 +1,6 @@
 """The training flow: raw data from DVC, then every stage that has something to do."""
 
 import json
-import logging
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from prefect.artifacts import (
 from prefect.states import Completed, State
 
 from flows.dvc import RAW_DATA, changed, raw_data_state, run_command, run_dvc
+from flows.messages import one_line_errors
 from pipeline.errors import Killed, UserError, run_main
 from pipeline.params import load_params
 
@@ -33,16 +33,6 @@ REPORT = Path("reports/report.html")
 PROMOTION = Path("reports/promotion.json")
 _EPOCH = re.compile(r"epoch (\d+)/(\d+)(  step )?")
 _SHOWN = ("rsna_score", "map", "map_50", "map_75", "auroc", "froc_1")
-
-
-class _OneLineForUsers(logging.Filter):
-    """A traceback says nothing to who gave a wrong path; a bug keeps its own."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, UserError):
-            record.exc_info, record.msg, record.args = None, "%s", (str(error),)
-        return True
 
 
 @task(name="pull data", retries=2, retry_delay_seconds=5)
@@ -107,17 +97,13 @@ def promote() -> None:
 @flow(name="training", validate_parameters=False)
 def training() -> State[Any] | None:
     """Pull the raw data, run the stages that have something to do, publish the results, promote the model."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_ONE_LINE)
+    one_line_errors()
     load_params()  # a wrong key is reported before anything is fetched
     try:
         with FileLock(LOCK, timeout=0):
             return _run_pipeline()
     except Timeout:
         raise UserError(f"{LOCK}: another training run holds it; wait for that run or end it") from None
-
-
-_ONE_LINE = _OneLineForUsers()
 
 
 def _run_pipeline() -> State[Any] | None:

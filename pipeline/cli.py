@@ -1,11 +1,14 @@
 """The ``pneumoflow`` command: arguments in, one call, one line out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from pipeline.delivery.writers import Writer
 
 app = typer.Typer(
     help="Chest X-ray detection: sample and real data, checks, prediction, scoring.",
@@ -90,21 +93,51 @@ def groups(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
-    inputs: Annotated[list[Path], typer.Argument(help="DICOM files or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and pictures.")],
-    pictures: Annotated[bool, typer.Option(help="Draw each study's detections.")] = True,
+    inputs: Annotated[list[Path], typer.Argument(help="DICOM files, folders of them, or .txt files that list paths.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and what else is asked for.")],
+    pictures: Annotated[bool, typer.Option(help="Draw each study's detections: pictures/.")] = True,
+    coco: Annotated[bool, typer.Option("--coco", help="Write COCO's JSON too: coco.json.")] = False,
+    sr: Annotated[bool, typer.Option("--sr", help="Write DICOM Structured Reports (TID 1500) too: sr/.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
 ) -> None:
     """Detect opacities in DICOM files; unreadable files are reported and passed over."""
-    from pipeline.delivery.batch import predict_files
-    from pipeline.delivery.predictor import Predictor
+    from contextlib import ExitStack
 
-    done = predict_files(Predictor(_model_folder(model)), inputs, out, batch_size, pictures=pictures)
+    from pipeline.delivery.batch import list_files, predict_files
+    from pipeline.delivery.predictor import Predictor
+    from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
+
+    list_files(inputs)  # what is not there is said before the model is loaded
+    predictor = Predictor(_model_folder(model))
+    with ExitStack() as stack:
+        writers: list[Writer] = [_report_writer(out / "sr")] if sr else []
+        writers += [PictureWriter(out / "pictures")] if pictures else []
+        writers += [stack.enter_context(coco_writer(out / "coco.json"))] if coco else []
+        writers += [stack.enter_context(table_writer(out / "predictions.csv"))]
+        done = predict_files(predictor, inputs, batch_size, writers)
     for path, reason in done.problems.items():
         typer.echo(f"passed over {path}: {reason}", err=True)
     typer.echo(f"{done.predicted} studies, {done.detections} detections: {out / 'predictions.csv'}")
     if not done.predicted:
         raise UserError(f"{inputs[0]}: no readable DICOM file among the inputs")
+
+
+@app.command()
+def inbox(
+    model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where studies arrive.")],
+    out: Annotated[Path, typer.Option(help="Folder of scored.csv, which grows.")] = Path("scored"),
+    settle_seconds: Annotated[float, typer.Option(min=0, help="Files changed since may still be arriving.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
+) -> None:
+    """Score what is new in a folder, each study once; `python -m flows.inference` does so on a schedule."""
+    from pipeline.delivery.inbox import SCORED, score_inbox
+    from pipeline.delivery.predictor import Predictor
+
+    done = score_inbox(Predictor(_model_folder(model)), model, folder, out, batch_size, settle_seconds)
+    typer.echo(
+        f"{done.scored} studies scored, {done.passed_over} passed over, {done.unsettled} still arriving: {out / SCORED}"
+    )
 
 
 @app.command()
@@ -221,6 +254,14 @@ def sync() -> None:
     typer.echo(f"{delivered} entries delivered to {tracking_uri()}")
     if waiting:
         raise UserError(f"{tracking_uri()}: what {waiting} runs have left could not be delivered; it waits on")
+
+
+def _report_writer(folder: Path) -> "Writer":
+    try:
+        from pipeline.delivery.structured_report import ReportWriter
+    except ImportError:
+        raise UserError("--sr: needs highdicom; pip install -c constraints.txt -e '.[sr]'") from None
+    return ReportWriter(folder)
 
 
 def _model_folder(model: str) -> Path:

@@ -1,6 +1,6 @@
-"""Predict many DICOM files: batches, a progress bar, one table and a picture per study."""
+"""Predict many DICOM files: batches, a progress bar, one line per study as it is done."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,12 +9,10 @@ from rich.progress import track
 
 from pipeline.data.dicom import Radiograph, read_radiograph
 from pipeline.delivery.predictor import Prediction, Predictor
-from pipeline.drawing import draw_boxes, encode_png
+from pipeline.delivery.writers import Writer
 from pipeline.errors import BadStudyError, UserError
-from pipeline.files import write_atomic, write_text
-from pipeline.submission import submission_table
 
-PICTURE_SIDE = 768
+LIST_SUFFIX = ".txt"
 
 
 @dataclass
@@ -26,36 +24,78 @@ class BatchResult:
     problems: dict[Path, str] = field(default_factory=dict)
 
 
-def predict_files(
-    predictor: Predictor, inputs: Sequence[Path], out: Path, batch_size: int, *, pictures: bool
-) -> BatchResult:
-    """Detect in every file, or every ``.dcm`` file of the folders, and write ``out/predictions.csv``.
+@dataclass(frozen=True)
+class Study:
+    """A file, what is in it, and what was found; ``key`` names it, since ids inside a file are not trusted."""
 
-    A study is named by its file: ids inside a file are not trusted.
+    path: Path
+    radiograph: Radiograph
+    prediction: Prediction
+
+    @property
+    def key(self) -> str:
+        """The name of the file."""
+        return self.path.stem
+
+
+def predict_files(
+    predictor: Predictor, inputs: Sequence[Path], batch_size: int, writers: Sequence[Writer]
+) -> BatchResult:
+    """Detect in every file, and give each study to the writers; of ten thousand files one batch is in memory.
+
+    Args:
+        predictor: the model.
+        inputs: files, folders whose ``.dcm`` files are meant, or ``.txt`` files with a path on each line.
+        batch_size: files at once.
+        writers: what is made of the studies.
 
     Raises:
         UserError: an input does not exist, or two files have one name.
     """
-    files = _list_files(inputs)
-    result, keys, boxes, scores = BatchResult(), [], [], []
-    for paths, radiographs in _batches(files, batch_size, result):
-        for path, radiograph, prediction in zip(
-            paths, radiographs, predictor.predict([one.pixels for one in radiographs]), strict=True
-        ):
-            keys.append(path.stem)
-            boxes.append(prediction.boxes)
-            scores.append(prediction.scores)
-            result.predicted += 1
-            result.detections += len(prediction.scores)
-            if pictures:
-                _write_picture(out / "pictures" / f"{path.stem}.png", radiograph, prediction)
-    write_text(out / "predictions.csv", submission_table(keys, boxes, scores))
+    files, result = list_files(inputs), BatchResult()
+    console = Console(stderr=True)
+    shown = track(files, "Predicting", console=console, disable=not console.is_terminal)
+    for study in predict_each(predictor, shown, batch_size, result.problems):
+        for writer in writers:
+            writer.write(study)
+        result.predicted += 1
+        result.detections += len(study.prediction.scores)
     return result
 
 
-def _list_files(inputs: Sequence[Path]) -> list[Path]:
+def predict_each(
+    predictor: Predictor, files: Iterable[Path], batch_size: int, problems: dict[Path, str]
+) -> Iterator[Study]:
+    """Each readable file with its prediction; the others, with the reason, go to ``problems``."""
+    paths: list[Path] = []
+    radiographs: list[Radiograph] = []
+    for path in files:
+        try:
+            radiographs.append(read_radiograph(path))
+        except BadStudyError as error:
+            problems[path] = str(error)
+            continue
+        paths.append(path)
+        if len(paths) == batch_size:
+            yield from _studies(predictor, paths, radiographs)
+            paths, radiographs = [], []
+    if paths:
+        yield from _studies(predictor, paths, radiographs)
+
+
+def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiograph]) -> Iterator[Study]:
+    found = predictor.predict([one.pixels for one in radiographs])
+    yield from map(Study, paths, radiographs, found)
+
+
+def list_files(inputs: Sequence[Path]) -> list[Path]:
+    """The DICOM files that are meant.
+
+    Raises:
+        UserError: an input does not exist, or two files have one name.
+    """
     files: dict[str, Path] = {}
-    for place in inputs:
+    for place in _listed(inputs):
         if not place.exists():
             raise UserError(f"{place}: no such file or folder")
         for path in sorted(place.rglob("*.dcm")) if place.is_dir() else [place]:
@@ -66,28 +106,14 @@ def _list_files(inputs: Sequence[Path]) -> list[Path]:
     return list(files.values())
 
 
-def _batches(
-    files: Sequence[Path], batch_size: int, result: BatchResult
-) -> Iterator[tuple[list[Path], list[Radiograph]]]:
-    console = Console(stderr=True)
-    paths: list[Path] = []
-    radiographs: list[Radiograph] = []
-    for path in track(files, "Predicting", console=console, disable=not console.is_terminal):
-        try:
-            radiographs.append(read_radiograph(path))
-        except BadStudyError as error:
-            result.problems[path] = str(error)
+def _listed(inputs: Sequence[Path]) -> Iterator[Path]:
+    """The inputs, with the paths that lists name in their place."""
+    for place in inputs:
+        if place.suffix != LIST_SUFFIX or not place.is_file():
+            yield place
             continue
-        paths.append(path)
-        if len(paths) == batch_size:
-            yield paths, radiographs
-            paths, radiographs = [], []
-    if paths:
-        yield paths, radiographs
-
-
-def _write_picture(path: Path, radiograph: Radiograph, prediction: Prediction) -> None:
-    scale = min(1.0, PICTURE_SIDE / max(radiograph.pixels.shape))
-    side = round(max(radiograph.pixels.shape) * scale)
-    picture = draw_boxes(radiograph.pixels, prediction.boxes, prediction.scores, [], side)
-    write_atomic(path, lambda temporary: temporary.write_bytes(encode_png(picture)))
+        try:
+            lines = place.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{place}: not a list of paths; a text file with one on each line is needed") from None
+        yield from (Path(line.strip()) for line in lines if line.strip())

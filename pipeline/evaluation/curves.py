@@ -125,8 +125,8 @@ def plot_training(history: Mapping[str, Sequence[tuple[int, float]]], steps_per_
         epochs = [(step + 1) / steps_per_epoch for step in steps]
         left.plot(epochs, values, label=key.removeprefix("train/"), linewidth=1)
     for key in (key for key in history if key.startswith("val/")):
-        epochs, values = zip(*history[key], strict=True)
-        right.plot(epochs, values, label=key.removeprefix("val/"), marker="o", markersize=3)
+        ends, values = zip(*history[key], strict=True)
+        right.plot(ends, values, label=key.removeprefix("val/"), marker="o", markersize=3)
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     right.set(xlabel="epoch", ylabel="val", ylim=(0, None))
     for axes in (left, right):

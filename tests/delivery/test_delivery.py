@@ -9,7 +9,6 @@ import torch
 
 from pipeline.data.annotations import IMAGES
 from pipeline.data.dicom import read_radiograph
-from pipeline.delivery.batch import predict_files
 from pipeline.delivery.model_file import load_model, save_model
 from pipeline.delivery.predictor import Predictor, to_original
 from pipeline.errors import UserError
@@ -74,20 +73,6 @@ def test_prediction_agrees_with_the_evaluation(trained, sample):
 def test_boxes_return_to_the_original_size():
     boxes = np.array([[10.0, 20, 30, 40], [100, 100, 128, 128]])
     np.testing.assert_allclose(to_original(boxes, 512, 256, 128), [[40, 80, 120, 160], [256, 400, 256, 512]])
-
-
-def test_predicts_folders_and_passes_over_bad_files(models, sample, tmp_path):
-    files = sorted((sample / IMAGES).glob("*.dcm"))[:5]
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for path in files:
-        shutil.copy(path, folder)
-    (folder / "broken.dcm").write_bytes(files[0].read_bytes()[:900])
-    done = predict_files(Predictor(models, torch.device("cpu")), [folder], tmp_path / "out", 2, pictures=True)
-    assert done.predicted == 5
-    assert list(done.problems) == [folder / "broken.dcm"]
-    assert list(read_submission(tmp_path / "out" / "predictions.csv")) == [path.stem for path in files]
-    assert {path.stem for path in (tmp_path / "out" / "pictures").iterdir()} == {path.stem for path in files}
 
 
 def test_the_command(models, sample, tmp_path, run, one_line_error):

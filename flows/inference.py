@@ -1,0 +1,55 @@
+"""The inference flow: score what is new in a watched folder, each study once."""
+
+import argparse
+import csv
+from datetime import timedelta
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+
+from flows.dvc import run_command
+from flows.messages import one_line_errors
+from flows.servers import scheduling_server
+from pipeline.errors import run_main
+
+MODEL = "models:/rsna-retinanet@champion"
+_SHOWN = 20
+
+
+@task(name="score new studies", retries=1, retry_delay_seconds=10)
+def score_new_studies(model: str, folder: str, out: str) -> None:
+    """Run ``pneumoflow inbox`` in a process of its own: a file that kills its decoder kills no worker."""
+    run_command("pneumoflow inbox", ["-m", "pipeline.cli", "inbox", model, folder, "--out", out], get_run_logger().info)
+
+
+@flow(name="inference", validate_parameters=False)
+def inference(folder: str = "inbox", out: str = "scored", model: str = MODEL) -> None:
+    """Score the files of ``folder`` that ``out/scored.csv`` does not have yet, and show the last ones."""
+    one_line_errors()
+    score_new_studies(model, folder, out)
+    with (Path(out) / "scored.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    last = [{key: row[key] for key in ("scored_at", "file", "image_score", "problem")} for row in rows[-_SHOWN:]]
+    if last:
+        create_table_artifact(table=last, key="scored", description=f"The last of {len(rows)} studies")
+
+
+def main() -> None:
+    """Score once, or serve the flow every so many seconds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", default="inbox", help="where studies arrive")
+    parser.add_argument("--out", default="scored", help="folder of scored.csv")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--every", type=float, help="seconds between looks; without it, one look")
+    chosen = parser.parse_args()
+    values = {"folder": chosen.folder, "out": chosen.out, "model": chosen.model}
+    if chosen.every is None:
+        inference(**values)
+        return
+    with scheduling_server():
+        inference.serve(name="inbox", parameters=values, interval=timedelta(seconds=chosen.every), limit=1)
+
+
+if __name__ == "__main__":
+    run_main(main)

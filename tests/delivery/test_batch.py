@@ -1,0 +1,148 @@
+"""Many files, and what is made of them."""
+
+import json
+import shutil
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pycocotools.coco import COCO
+
+from pipeline.data.annotations import IMAGES
+from pipeline.delivery.batch import Study, list_files, predict_each, predict_files
+from pipeline.delivery.model_file import load_model
+from pipeline.delivery.predictor import Prediction, Predictor
+from pipeline.delivery.structured_report import ReportWriter, make_report
+from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
+from pipeline.errors import UserError
+from pipeline.submission import read_submission
+
+
+@pytest.fixture
+def predictor(trained):
+    return Predictor(trained[0] / "models", torch.device("cpu"))
+
+
+@pytest.fixture
+def folder(sample, tmp_path):
+    """Five studies, and a damaged one."""
+    files = sorted((sample / IMAGES).glob("*.dcm"))[:5]
+    made = tmp_path / "in"
+    made.mkdir()
+    for path in files:
+        shutil.copy(path, made)
+    (made / "broken.dcm").write_bytes(files[0].read_bytes()[:900])
+    return made
+
+
+def keys(folder):
+    return sorted(path.stem for path in folder.glob("*.dcm") if path.stem != "broken")
+
+
+def test_bad_files_are_named_and_passed_over(predictor, folder, tmp_path):
+    with table_writer(tmp_path / "out/predictions.csv") as table:
+        done = predict_files(predictor, [folder], 2, [table, PictureWriter(tmp_path / "out/pictures")])
+    assert done.predicted == 5
+    assert list(done.problems) == [folder / "broken.dcm"]
+    found = read_submission(tmp_path / "out/predictions.csv")
+    assert list(found) == keys(folder)
+    assert done.detections == sum(len(scores) for _, scores in found.values())
+    assert sorted(path.stem for path in (tmp_path / "out/pictures").iterdir()) == keys(folder)
+
+
+def test_a_list_of_paths(folder, tmp_path):
+    paths = [folder / f"{key}.dcm" for key in keys(folder)[:2]]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, paths)) + "\n\n")
+    assert list_files([tmp_path / "list.txt"]) == paths
+    (tmp_path / "list.txt").write_text("nowhere.dcm")
+    with pytest.raises(UserError, match=r"nowhere\.dcm: no such file or folder"):
+        list_files([tmp_path / "list.txt"])
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a list of paths"):
+        list_files([tmp_path / "binary.txt"])
+
+
+def test_one_batch_is_in_memory(predictor, folder):
+    """Files are read as the studies are asked for."""
+    read = []
+
+    def files():
+        for key in keys(folder):
+            read.append(key)
+            yield folder / f"{key}.dcm"
+
+    studies = predict_each(predictor, files(), 2, {})
+    next(studies)
+    assert len(read) == 2
+    next(studies), next(studies)
+    assert len(read) == 4
+
+
+def test_a_stop_in_the_middle_leaves_no_half_table(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), table_writer(path), coco_writer(tmp_path / "coco.json"):
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    assert [one.name for one in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_coco_opens_in_pycocotools(predictor, folder, tmp_path, capsys):
+    with coco_writer(tmp_path / "coco.json") as coco, table_writer(tmp_path / "table.csv") as table:
+        predictor.config = predictor.config.model_copy(update={"operating_threshold": 0.0})
+        done = predict_files(predictor, [folder], 2, [coco, table])
+    opened = COCO(str(tmp_path / "coco.json"))
+    assert len(opened.imgs) == 5
+    assert len(opened.anns) == done.detections > 0
+    wanted = read_submission(tmp_path / "table.csv")
+    for image in opened.imgs.values():
+        boxes, scores = wanted[image["file_name"].removesuffix(".dcm")]
+        found = opened.loadAnns(opened.getAnnIds(image["id"]))
+        assert [one["score"] for one in found] == pytest.approx(scores.tolist(), abs=1e-4)
+        lower = np.array([one["bbox"][:2] for one in found])
+        np.testing.assert_allclose(lower.reshape(-1, 2), boxes[:, :2], atol=0.06)
+        assert (image["height"], image["width"]) == (128, 128)
+    with coco_writer(tmp_path / "none.json"):
+        pass
+    assert json.loads((tmp_path / "none.json").read_text())["images"] == []
+
+
+def test_structured_reports_say_what_was_found(folder, tmp_path, predictor):
+    image = pydicom.dcmread(folder / f"{keys(folder)[0]}.dcm")
+    boxes, scores = np.array([[10.0, 20, 30, 60], [5, 5, 50, 40]]), np.array([0.9, 0.4567])
+    (study,) = predict_each(predictor, [folder / f"{keys(folder)[0]}.dcm"], 1, {})
+    ReportWriter(tmp_path / "sr").write(Study(study.path, study.radiograph, Prediction(boxes, scores, 0.9)))
+    report = pydicom.dcmread(tmp_path / f"sr/{keys(folder)[0]}.dcm")
+    assert report.SOPClassUID == pydicom.uid.Comprehensive3DSRStorage
+    assert report.StudyInstanceUID == image.StudyInstanceUID
+    assert report.PatientID == image.PatientID
+    assert report.SeriesInstanceUID != image.SeriesInstanceUID
+    assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    groups = hd.sr.srread(tmp_path / f"sr/{keys(folder)[0]}.dcm").content.get_planar_roi_measurement_groups()
+    assert len(groups) == 2
+    for group, box, score in zip(groups, boxes, scores, strict=True):
+        corners = group.roi.value
+        assert [*corners.min(0), *corners.max(0)] == pytest.approx(box.tolist())
+        assert group.finding_type.meaning == "Lung opacity"
+        assert float(group.get_measurements()[0].value) == pytest.approx(score)
+        assert group.roi.graphic_type == hd.sr.GraphicTypeValues.POLYLINE
+    del image.PatientName
+    make_report(image, Prediction(np.zeros((0, 4)), np.zeros(0), 0.12)).save_as(tmp_path / "nothing.dcm")
+    nothing = hd.sr.srread(tmp_path / "nothing.dcm")
+    assert nothing.VerificationFlag == "UNVERIFIED"
+    (group,) = nothing.content.get_image_measurement_groups()
+    assert group.finding_type.meaning == "No lung opacity found"
+    assert float(group.get_measurements()[0].value) == pytest.approx(0.12)
+
+
+def test_the_command_with_everything(trained, folder, tmp_path, run):
+    assert load_model(trained[0] / "models")
+    done = run("pipeline.cli", "predict", trained[0] / "models", folder, "--out", tmp_path / "out", "--coco", "--sr")
+    assert done.returncode == 0, done.stderr
+    assert "passed over" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "coco.json", "pictures", "predictions.csv", "sr",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "out/sr").iterdir())) == 5
