@@ -141,6 +141,37 @@ def inbox(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
+    out: Annotated[Path, typer.Option(help="Folder for the exported model and its model.json.")],
+    kind: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
+) -> None:
+    """Write the model for other runtimes, with suppression in the graph; what is written is compared with the model."""
+    try:
+        from pipeline.delivery.export import export_model
+
+        written = export_model(_model_folder(model), out, kind)
+    except ImportError as error:
+        raise UserError(f"--format {kind}: {error}; pip install -c constraints.txt -e '.[export]'") from None
+    typer.echo(f"{written}: the same boxes and scores as the model's; check.json says by how much they differ")
+
+
+@app.command()
+def monitor(
+    scored: Annotated[Path, typer.Argument(help="The folder of scored.csv that `pneumoflow inbox` fills.")] = Path(
+        "scored"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for drift.html and drift.json.")] = Path("reports"),
+) -> None:
+    """Compare new studies with those that the champion was validated on (params: monitor)."""
+    from pipeline.params import load_params
+    from pipeline.stages.monitor import DRIFT_PAGE
+    from pipeline.stages.monitor import monitor as run_check
+
+    typer.echo(f"{run_check(load_params(), scored, out)}; {out / DRIFT_PAGE} shows more")
+
+
+@app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="A submission: patientId,PredictionString.")],
     labels: Annotated[

@@ -244,6 +244,22 @@ class PromoteParams(_Section):
     subgroup_margin: Annotated[float, Field(ge=0, le=1)]
 
 
+class MonitorParams(_Section):
+    """When new studies are called different from those that the champion was validated on."""
+
+    least: Annotated[int, Field(ge=20)]
+    last: Annotated[int, Field(ge=20)]
+    psi_limit: Positive
+    p_limit: OpenFraction
+    retrain: bool
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.last < self.least:
+            raise ValueError(f"last must be at least monitor.least, {self.last} < {self.least}")
+        return self
+
+
 class Range(_Section):
     """Values from ``low`` to ``high``, whole ones if both are; ``log``: as many below their middle as above."""
 
@@ -309,6 +325,7 @@ class Params(_Section):
     train: TrainParams
     evaluate: EvaluateParams
     promote: PromoteParams
+    monitor: MonitorParams
     sweep: SweepParams
     schedule: ScheduleParams
 

@@ -10,15 +10,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from pipeline.delivery.batch import predict_each
+from pipeline.delivery.batch import Study, predict_each
 from pipeline.delivery.predictor import Predictor
 from pipeline.errors import UserError
 from pipeline.submission import prediction_string
 
 SCORED = "scored.csv"
-_COLUMNS = ("sha256", "file", "scored_at", "model", "image_score", "PredictionString", "problem")
+_COLUMNS = (
+    "sha256", "file", "scored_at", "model", "image_score", "PredictionString", "problem",
+    # What monitoring compares with the studies that the model was validated on.
+    "view", "grey_mean", "grey_std", "findings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,27 @@ def _score_new(
     paths, scored, passed_over = list(new), 0, 0
     for start in range(0, len(paths), batch_size):
         problems: dict[Path, str] = {}
-        rows = [
-            [new[study.path], study.path.name, _now(), model, f"{study.prediction.image_score:.6f}",
-             prediction_string(study.prediction.boxes, study.prediction.scores), ""]
-            for study in predict_each(predictor, paths[start : start + batch_size], batch_size, problems)
-        ]  # fmt: skip
+        done = predict_each(predictor, paths[start : start + batch_size], batch_size, problems)
+        rows = [[new[study.path], *_row(study, model)] for study in done]
         scored += len(rows)
-        rows += [[new[path], path.name, _now(), model, "", "", reason] for path, reason in problems.items()]
+        rows += [[new[path], path.name, _now(), model, "", "", why, *[""] * 4] for path, why in problems.items()]
         passed_over += len(problems)
         _append(table, rows)
     return InboxResult(scored, passed_over, unsettled)
+
+
+def _row(study: Study, model: str) -> list[str]:
+    found, pixels = study.prediction, study.radiograph.pixels
+    text = prediction_string(found.boxes, found.scores)
+    grey = [f"{value:.3f}" for value in grey_features(pixels)]
+    score = f"{found.image_score:.6f}"
+    count = str(len(found.scores))
+    return [study.path.name, _now(), model, score, text, "", study.radiograph.view, *grey, count]
+
+
+def grey_features(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """Mean and standard deviation of an image's grey levels."""
+    return float(pixels.mean()), float(pixels.std())
 
 
 def _known(table: Path) -> set[str]:

@@ -23,6 +23,7 @@ from pipeline.files import write_json, write_text
 from pipeline.params import Params, load_params
 from pipeline.stages.champion import compare_with_champion
 from pipeline.stages.inputs import SplitData, read_inputs
+from pipeline.stages.monitor import REFERENCE, reference_table
 from pipeline.stages.reporting import (
     data_card,
     example_pictures,
@@ -62,6 +63,8 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         threshold = config.operating_threshold
         against = compare_with_champion(params, splits["test"], found["test"], threshold)
         write_json(reports / "comparison.json", asdict(against) if against else None)
+        reference = reference_table(params, splits["val"], found["val"], threshold)
+        write_text(reports / REFERENCE, reference.to_csv(index=False))
         evaluated = {name: found[name] for name in EVALUATED}
         training = training_curves(run, params, len(splits["train"].index))
         page = Page(
@@ -182,7 +185,7 @@ def _log(
     if LEAKED in metrics:
         gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in INFLATED}
         run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=params.train.epochs)
-    for name in ("metrics.json", "predictions.csv", DETECTIONS, "subgroups.csv", "report.html"):
+    for name in ("metrics.json", "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
     description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())

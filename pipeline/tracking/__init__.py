@@ -11,6 +11,7 @@ from pipeline.tracking.registry import (
     CHAMPION,
     MODEL_NAME,
     Registered,
+    download_artifact,
     download_model,
     log_model,
     make_champion,
@@ -22,7 +23,7 @@ from pipeline.tracking.run import TrackedRun, tracked_run
 from pipeline.tracking.store import run_place, tracking_uri
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "Registered", "RunGroup", "TrackedRun", "download_model",
-    "log_model", "make_champion", "note_decision", "registered", "roll_back", "run_group", "run_place",
-    "sync_left_behind", "tracked_run", "tracking_uri",
+    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "Registered", "RunGroup", "TrackedRun", "download_artifact",
+    "download_model", "log_model", "make_champion", "note_decision", "registered", "roll_back", "run_group",
+    "run_place", "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

@@ -86,6 +86,20 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
     return found[0].parent
 
 
+def download_artifact(run_id: str, name: str, folder: Path) -> Path:
+    """Fetch a file of a run into ``folder``.
+
+    Raises:
+        UserError: there is no such run or file.
+    """
+    try:
+        return Path(open_client().download_artifacts(run_id, name, str(folder)))
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"{name}: not among the files of MLflow run {run_id}: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Registered:
     """A version of the registered model."""

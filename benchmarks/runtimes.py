@@ -1,0 +1,75 @@
+"""An image from pixels to boxes in other runtimes, against torchvision's eager RetinaNet of the same backbone."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.detectors import ARCHITECTURE, make_batch, our_detector, torchvision_detector
+from benchmarks.pairs import compare
+from pipeline.data.clahe import Preparation
+from pipeline.delivery.export import export_model, load_export
+from pipeline.delivery.model_file import ModelConfig, save_model
+from pipeline.detection.postprocess import PostProcessing, find
+
+SIZE, PAIRS = 1024, 7
+RULES = PostProcessing(score_thresh=0.05, nms_thresh=0.5, detections_per_img=300, topk_candidates=1000)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    batch = make_batch(SIZE, (1,))
+    theirs = torchvision_detector(SIZE).eval()
+
+    @torch.inference_mode()
+    def peer() -> None:
+        theirs(batch.torchvision_images)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ours in _runtimes(Path(folder), batch.images).items():
+            compare(f"inference, ResNet-50, {SIZE} px, batch 1: {name}", ours, peer, PAIRS)
+
+
+def _runtimes(folder: Path, images: torch.Tensor) -> dict[str, Callable[[], object]]:
+    model = our_detector().eval()
+    config = ModelConfig(
+        format_version=1, classes=("lung opacity",), architecture=ARCHITECTURE,
+        preprocessing=Preparation(SIZE, 2.0, (8, 8)), postprocessing=RULES, operating_threshold=0.3,
+        best_epoch=0, val_map=0.0,
+    )  # fmt: skip
+    save_model(folder / "model", model, config)
+    path = export_model(folder / "model", folder / "onnx", "onnx")
+    onnx = load_export(path)
+    pixels = images.numpy()
+    compiled = our_detector().eval()
+    compiled.load_state_dict(model.state_dict())
+    compiled.compile()
+    return {
+        "eager, float32": lambda: _torch(model, images, torch.float32),
+        "eager, bf16": lambda: _torch(model, images, torch.bfloat16),
+        "compiled, float32": lambda: _torch(compiled, images, torch.float32),
+        "compiled, bf16": lambda: _torch(compiled, images, torch.bfloat16),
+        "ONNX Runtime": lambda: onnx(pixels),
+        "OpenVINO": _openvino(path, pixels, "f32"),
+        "OpenVINO, bf16": _openvino(path, pixels, "bf16"),
+    }
+
+
+@torch.inference_mode()
+def _torch(model: torch.nn.Module, images: torch.Tensor, precision: torch.dtype) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        find(model, images, RULES)  # type: ignore[arg-type]
+
+
+def _openvino(path: Path, pixels: np.ndarray, precision: str) -> Callable[[], object]:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    return lambda: compiled([pixels])
+
+
+if __name__ == "__main__":
+    main()

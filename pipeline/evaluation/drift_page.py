@@ -1,0 +1,56 @@
+"""The page of a drift check: a table, and each feature's two distributions."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.evaluation.drift import KINDS, NUMBERS, Drift, counts
+
+
+def render_drift_page(
+    found: Sequence[Drift], reference: pd.DataFrame, new: pd.DataFrame, model: str, limits: tuple[float, float]
+) -> str:
+    """HTML that needs no other file and no network."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    picture = "data:image/png;base64," + base64.b64encode(_plot(reference, new)).decode()
+    studies = (len(reference), len(new))
+    return environment.get_template("drift.html.jinja").render(
+        found=found, picture=picture, studies=studies, model=model, limits=limits
+    )
+
+
+def _plot(reference: pd.DataFrame, new: pd.DataFrame) -> bytes:
+    names = (*NUMBERS, *KINDS)
+    figure, panels = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3), dpi=100, layout="constrained")
+    for axes, name in zip(panels, names, strict=True):
+        if name in NUMBERS:
+            both = pd.concat([reference[name], new[name]]).dropna()
+            edges = np.linspace(both.min(), max(both.max(), both.min() + 1e-6), 25)
+            for table, label in ((reference, "reference"), (new, "new")):
+                values = table[name].dropna()
+                axes.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.55, label=label)
+        else:
+            kinds = sorted(set(reference[name].fillna("").astype(str)) | set(new[name].fillna("").astype(str)))
+            places = np.arange(len(kinds))
+            shares = [part / part.sum() for part in counts(reference[name], new[name])]
+            for shift, share, label in ((-0.2, shares[0], "reference"), (0.2, shares[1], "new")):
+                axes.bar(places + shift, share, 0.4, alpha=0.7, label=label)
+            axes.set_xticks(places, [kind or "not known" for kind in kinds])
+        axes.set(title=name.replace("_", " "), ylabel="share")
+    panels[0].legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()

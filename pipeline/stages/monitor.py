@@ -1,0 +1,98 @@
+"""New studies against those that their model was validated on."""
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.data.annotations import IMAGES
+from pipeline.data.dicom import read_radiograph
+from pipeline.delivery.inbox import SCORED, grey_features
+from pipeline.errors import UserError
+from pipeline.evaluation.drift import Drift, measure_drift
+from pipeline.evaluation.drift_page import render_drift_page
+from pipeline.evaluation.results import ImageResult
+from pipeline.files import write_json, write_text
+from pipeline.params import Params
+from pipeline.stages.inputs import SplitData
+from pipeline.tracking import CHAMPION, download_artifact, registered
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "reference.csv"
+DRIFT_PAGE, DRIFT = "drift.html", "drift.json"
+# Of more the statistics gain nothing, and each is decoded.
+_MOST = 2000
+_COLUMNS = ("view", "grey_mean", "grey_std", "image_score", "findings")
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """What came of a check: ``past`` is whether any feature is past its limits."""
+
+    studies: int
+    past: bool
+    drifts: list[Drift]
+
+    def __str__(self) -> str:
+        moved = [f"{one.feature} (PSI {one.psi:.2f})" for one in self.drifts if one.past]
+        return f"{self.studies} new studies: " + (
+            f"past the limits: {', '.join(moved)}" if moved else "within the limits"
+        )
+
+
+def reference_table(params: Params, val: SplitData, results: Sequence[ImageResult], threshold: float) -> pd.DataFrame:
+    """Of val's studies what is known of new ones too: the view, the grey levels, and what the model finds."""
+    rows = []
+    for place, (key, view) in enumerate(zip(val.index["patientId"], val.index["view"], strict=True)):
+        if place == _MOST:
+            break
+        mean, std = grey_features(read_radiograph(Path(params.data.dir) / IMAGES / f"{key}.dcm").pixels)
+        scores = results[place].scores
+        best = float(scores[0]) if len(scores) else 0.0
+        rows.append((view, round(mean, 3), round(std, 3), round(best, 6), int((scores > threshold).sum())))
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def monitor(params: Params, scored: Path, out: Path) -> Monitored:
+    """Compare the last studies of ``scored/scored.csv`` with the champion's reference; write a page and ``drift.json``.
+
+    Raises:
+        UserError: there is no champion, no table of its studies, or there are too few.
+    """
+    rules = params.monitor
+    champion = registered(CHAMPION)
+    if champion is None:
+        raise UserError("no registered model has the alias champion; run `pneumoflow promote` first")
+    new = _new_studies(scored / SCORED, rules.last)
+    if len(new) < rules.least:
+        raise UserError(f"{scored / SCORED}: {len(new)} studies; monitor.least asks for {rules.least}")
+    with tempfile.TemporaryDirectory() as folder:
+        reference = _read(download_artifact(champion.run_id, REFERENCE, Path(folder)))
+    drifts = measure_drift(reference, new, rules.psi_limit, rules.p_limit)
+    found = Monitored(len(new), any(one.past for one in drifts), drifts)
+    limits = (rules.psi_limit, rules.p_limit)
+    page = render_drift_page(drifts, reference, new, f"version {champion.version}", limits)
+    write_text(out / DRIFT_PAGE, page)
+    write_json(out / DRIFT, asdict(found))
+    return found
+
+
+def _new_studies(path: Path, last: int) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError(f"{path}: no such file; `pneumoflow inbox` or `python -m flows.inference` writes it")
+    table = _read(path)
+    return table[table["image_score"].notna()].tail(last)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table with our columns; views are words, an empty one too."""
+    types: Mapping[str, type] = {"view": str}
+    try:
+        table = pd.read_csv(path, dtype=dict(types), keep_default_na=True, usecols=list(_COLUMNS))
+        return table.assign(findings=table["findings"].clip(upper=3)).astype({"findings": "Int64"})
+    except (ValueError, TypeError, pd.errors.ParserError) as error:
+        raise UserError(f"{path}: not a table of scored studies: {' '.join(str(error).split())}") from None

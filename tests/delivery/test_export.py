@@ -1,0 +1,67 @@
+"""The model in other runtimes."""
+
+import json
+import re
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from pipeline.data.annotations import IMAGES
+from pipeline.data.dicom import read_radiograph
+from pipeline.delivery.export import FORMATS, compare_export, export_model, load_export
+from pipeline.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def models(trained, tmp_path):
+    """With a threshold so low that there are boxes to compare, and with a box shrink."""
+    folder = shutil.copytree(trained[0] / "models", tmp_path / "models")
+    config = json.loads((folder / "model.json").read_text())
+    config["postprocessing"] |= {"score_thresh": 0.001, "box_shrink": 0.1, "nms_thresh": 0.3}
+    (folder / "model.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind):
+    """On 50 radiographs: the same boxes to half a pixel, scores to .001."""
+    path = export_model(models, tmp_path / "out", kind)
+    files = sorted((sample / IMAGES).glob("*.dcm"))[:50]
+    images = [read_radiograph(file).pixels for file in files]
+    found = compare_export(models, path, images)
+    assert found.images == 50
+    assert found.boxes < 0.5
+    assert found.scores < 1e-3
+    boxes, scores = load_export(path)(np.full((1, 1, 128, 128), 90, np.uint8))
+    assert len(boxes) == len(scores) > 0
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["check.json", "model.json", path.name]
+    # A model that has changed since is not the exported one.
+    config = json.loads((models / "model.json").read_text())
+    config["postprocessing"]["box_shrink"] = 0.3
+    (models / "model.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"boxes differ by [\d.]+ pixels"):
+        compare_export(models, path, images)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_has_no_pickle(models, tmp_path):
+    path = export_model(models, tmp_path / "out", "torch")
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            start = archive.read(name)[:2]
+            assert not re.match(rb"\x80[\x02-\x05]", start), name
+
+
+def test_what_cannot_be_exported(models, tmp_path, run, one_line_error):
+    config = json.loads((models / "model.json").read_text())
+    config["postprocessing"]["flip"] = True
+    (models / "model.json").write_text(json.dumps(config))
+    done = run("pipeline.cli", "export", models, "--out", tmp_path / "out")
+    one_line_error(done, "postprocessing.flip = True: only False can be exported")
+    one_line_error(run("pipeline.cli", "export", models, "--out", tmp_path / "out", "--format", "caffe"), "caffe")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,83 @@
+"""Studies that arrive, against those that the champion was validated on."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.flows.test_deployments import ask
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def scored(trained, tmp_path):
+    """Write as many studies as the reference has, changed by a function."""
+    reference = pd.read_csv(trained[0] / "reports/reference.csv", dtype={"view": str})
+
+    def write(change):
+        table = pd.concat([reference] * 6, ignore_index=True)
+        change(table)
+        table = table.assign(
+            sha256="0", file="x.dcm", scored_at="2026-01-01", model="m", PredictionString="", problem=""
+        )
+        (tmp_path / "scored").mkdir(exist_ok=True)
+        table.to_csv(tmp_path / "scored/scored.csv", index=False)
+        return str(tmp_path / "scored")
+
+    return write
+
+
+def test_drift_raises_an_event_and_only_then(trained, scored, call, prefect_server):
+    folder = trained[0]
+    same = scored(lambda table: None)
+    monitor = "import sys; from flows.monitoring import monitoring; monitoring(sys.argv[1])"
+    (folder / "watch.py").write_text(monitor)
+    done = call(folder, "watch", same)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "within the limits" in done.stdout + done.stderr
+    assert events(prefect_server) == []
+
+    brighter = scored(lambda table: table.__setitem__("grey_mean", table["grey_mean"] + 60))
+    done = call(folder, "watch", brighter)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "past the limits: grey_mean" in done.stdout + done.stderr
+    (event,) = events(prefect_server)
+    assert event["payload"]["features"] == ["grey_mean"]
+    artifacts = ask(prefect_server, "artifacts/filter")
+    assert {"drift", "drift-alarm"} <= {artifact["key"] for artifact in artifacts}
+    assert json.loads((folder / "reports/drift.json").read_text())["past"]
+    assert "past the limits" in (folder / "reports/drift.html").read_text()
+
+
+def events(server):
+    found = ask(server, "events/filter", filter={"event": {"name": ["pneumoflow.drift"]}})
+    return found["events"]
+
+
+def test_too_few_studies_are_one_line(trained, scored, call):
+    folder = trained[0]
+    few = scored(lambda table: table.drop(table.index[10:], inplace=True))
+    done = call(folder, "pipeline.cli", "monitor", few)
+    assert done.returncode == 1
+    assert "10 studies; monitor.least asks for 50" in done.stderr
+    done = call(folder, "pipeline.cli", "monitor", "nowhere")
+    assert "nowhere/scored.csv: no such file" in done.stderr
+
+
+def test_past_the_limits_the_retraining_is_started(trained, scored, call, prefect_server, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "copy")
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["monitor"]["retrain"] = True
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    darker = scored(lambda table: table.__setitem__("grey_mean", table["grey_mean"] - 60))
+    (folder / "watch.py").write_text("import sys; from flows.monitoring import monitoring; monitoring(sys.argv[1])")
+    call(folder, "prefect", "work-pool", "create", "local", "--type", "process", "--overwrite")
+    done = call(folder, "prefect", "--no-prompt", "deploy", "--all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = call(folder, "watch", darker)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = ask(prefect_server, "flow_runs/filter", deployments={"name": {"any_": ["nightly"]}})
+    assert "SCHEDULED" in {run["state_type"] for run in runs}
