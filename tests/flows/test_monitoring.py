@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pandas as pd
 import pytest
@@ -44,7 +45,11 @@ def test_drift_raises_an_event_and_only_then(trained, scored, call, prefect_serv
     done = call(folder, "watch", brighter)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "past the limits: grey_mean" in done.stdout + done.stderr
-    (event,) = events(prefect_server)
+    deadline = time.monotonic() + 20  # the server stores events in batches
+    while not (found := events(prefect_server)):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    (event,) = found
     assert event["payload"]["features"] == ["grey_mean"]
     artifacts = ask(prefect_server, "artifacts/filter")
     assert {"drift", "drift-alarm"} <= {artifact["key"] for artifact in artifacts}
