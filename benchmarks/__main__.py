@@ -1,11 +1,13 @@
 """Run every benchmark; ``make bench``."""
 
-from benchmarks import inference, loader, losses, memory, preprocess, train_step
+from benchmarks import inference, loader, losses, memory, preprocess, run, runtimes, train_step
 
 if __name__ == "__main__":
     preprocess.main()
     loader.main()
     losses.main()
     inference.main()
+    runtimes.main()
     memory.main()
-    train_step.main()  # last: it changes how the process handles memory
+    train_step.main()  # from here on the process handles memory differently
+    run.main()

@@ -32,7 +32,7 @@ from pipeline.stages.reporting import (
     training_curves,
     write_plots,
 )
-from pipeline.stages.run_log import log_datasets, run_tags
+from pipeline.stages.run_log import data_version, log_datasets, run_tags
 from pipeline.stages.train import MODELS, RUN_FILE
 from pipeline.submission import read_submission, submission_table
 from pipeline.tracking import TrackedRun, log_model, tracked_run
@@ -190,7 +190,7 @@ def _log(
     run.log_files(reports / "plots", "plots")
     description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
     run.describe(f"{description}\n\nThe report and the pictures are among the artifacts.")
-    log_model(run.run_id, models, test, params.train.epochs, example_dicom(), description)
+    log_model(run.run_id, models, test, params.train.epochs, example_dicom(), description, data_version(params))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.rsna_score import best_threshold
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
-from pipeline.tracking import TrackedRun
+from pipeline.tracking import DataVersion, TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,13 @@ def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, t
 
 def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:
     """Link the run to the version of the data that it saw."""
+    run.log_dataset(data_version(params), {name: len(part.index) for name, part in splits.items()})
+
+
+def data_version(params: Params) -> DataVersion:
+    """The raw data, as DVC knows them."""
     raw = params.data.dir
-    digest = provenance.input_hashes().get(raw, "")
-    run.log_dataset(Path(raw).name, digest, raw, {name: len(part.index) for name, part in splits.items()})
+    return DataVersion(Path(raw).name, provenance.input_hashes().get(raw, ""), raw)
 
 
 def run_tags(params: Params) -> dict[str, str]:

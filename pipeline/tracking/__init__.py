@@ -5,6 +5,7 @@ over a disk (`spool`, `courier`), and registered models (`registry`).
 """
 
 from pipeline.tracking.courier import sync_left_behind
+from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.group import PARENT, RunGroup, run_group
 from pipeline.tracking.registry import (
     CHALLENGER,
@@ -23,7 +24,7 @@ from pipeline.tracking.run import TrackedRun, tracked_run
 from pipeline.tracking.store import run_place, tracking_uri
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "Registered", "RunGroup", "TrackedRun", "download_artifact",
-    "download_model", "log_model", "make_champion", "note_decision", "registered", "roll_back", "run_group",
-    "run_place", "sync_left_behind", "tracked_run", "tracking_uri",
+    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "DataVersion", "Registered", "RunGroup", "TrackedRun",
+    "download_artifact", "download_model", "log_model", "make_champion", "note_decision", "registered",
+    "roll_back", "run_group", "run_place", "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

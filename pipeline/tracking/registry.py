@@ -15,8 +15,10 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
 
 from pipeline.errors import UserError
+from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.store import open_client, tracking_uri
 
 MODEL_NAME = "rsna-retinanet"
@@ -30,19 +32,26 @@ _SERVING_PACKAGES = (
     "pylibjpeg-openjpeg", "safetensors", "timm", "torch", "torchvision",
 )  # fmt: skip
 _MODEL_DESCRIPTION = (
-    "Boxes lung opacities on frontal chest radiographs. Takes DICOM files (base64, column `dicom`);"
-    " answers with boxes in pixels of the original image, in the RSNA challenge's format, and an image score."
+    "Boxes lung opacities on frontal chest radiographs. Takes DICOM files (base64, column `dicom`) or grey levels"
+    " 0 to 255 (rows of pixels, column `image`); answers with boxes in pixels of the original image, their scores,"
+    " both in the RSNA challenge's format too, and an image score."
 )
 
 
 def log_model(
-    run_id: str, folder: Path, metrics: Mapping[str, float | None], step: int, example: bytes, description: str
+    run_id: str,
+    folder: Path,
+    metrics: Mapping[str, float | None],
+    step: int,
+    example: bytes,
+    description: str,
+    data: DataVersion,
 ) -> str:
     """Log and register the model in ``folder`` as a pyfunc of the run; returns its URI.
 
-    ``metrics`` are logged at ``step`` for the run and the model. ``example`` is a DICOM file
-    that shows what the model takes; it is stored beside it. ``description`` (Markdown) goes to
-    the registered version.
+    ``metrics`` are logged at ``step`` for the run and the model, and linked to the test split of ``data``.
+    ``example`` is a DICOM file that shows what the model takes; it is stored beside it. ``description``
+    (Markdown) goes to the registered version.
     """
     code = Path(__file__).resolve().parents[1]
     with mlflow.start_run(run_id):
@@ -58,7 +67,7 @@ def log_model(
             metadata={"format": "safetensors"},
         )
         known = {key: value for key, value in metrics.items() if value is not None}
-        mlflow.log_metrics(known, step=step, model_id=info.model_id)
+        mlflow.log_metrics(known, step=step, model_id=info.model_id, dataset=data.split("test"))
     if info.registered_model_version is not None:
         version_number = str(info.registered_model_version)
         client = open_client()
@@ -170,8 +179,17 @@ def _set_champions(champions: list[dict[str, str]]) -> None:
 
 
 def _signature() -> ModelSignature:
-    outputs = Schema([ColSpec(DataType.string, "PredictionString"), ColSpec(DataType.double, "image_score")])
-    return ModelSignature(Schema([ColSpec(DataType.string, "dicom")]), outputs)
+    inputs = [
+        ColSpec(DataType.string, "dicom", required=False),
+        ColSpec(Array(Array(DataType.long)), "image", required=False),
+    ]
+    outputs = [
+        ColSpec(DataType.string, "PredictionString"),
+        ColSpec(DataType.double, "image_score"),
+        ColSpec(Array(Array(DataType.double)), "boxes"),
+        ColSpec(Array(DataType.double), "scores"),
+    ]
+    return ModelSignature(Schema(inputs), Schema(outputs))  # type: ignore[arg-type]
 
 
 def _pinned(packages: tuple[str, ...]) -> list[str]:

@@ -6,7 +6,6 @@ import os
 import socket
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import mlflow
 import psutil
 from filelock import Timeout
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -23,6 +21,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from pipeline.errors import Killed, UserError
 from pipeline.stopping import Stopping, stop_signals
 from pipeline.tracking.courier import Courier, sync_left_behind
+from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.spool import SPOOL, Spool
 from pipeline.tracking.store import open_client, open_experiment, tracking_uri
 
@@ -128,15 +127,11 @@ class TrackedRun:
         finally:
             monitor.finish()
 
-    def log_dataset(self, name: str, digest: str, source: str, contexts: Mapping[str, int]) -> None:
+    def log_dataset(self, version: DataVersion, contexts: Mapping[str, int]) -> None:
         """Record which version of a data set each split was taken from, and how many studies it has."""
         with mlflow.start_run(self.run_id):
             for context, studies in contexts.items():
-                # One name each: a run shows a data set once, whatever it was used for.
-                dataset = MetaDataset(  # type: ignore[abstract]
-                    _source(source), name=f"{name} {context}", digest=digest[:36] or None
-                )
-                mlflow.log_input(dataset, context=context, tags={"studies": str(studies)})
+                mlflow.log_input(version.split(context), context=context, tags={"studies": str(studies)})
 
     def describe(self, text: str) -> None:
         """Set the description (Markdown) that the run's page shows."""
@@ -208,10 +203,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, json.dumps(value) if isinstance(value, (list, tuple)) else value
-
-
-def _source(path: str) -> Any:
-    with warnings.catch_warnings():
-        # MLflow registers its class for local folders twice and warns that it must choose.
-        warnings.filterwarnings("ignore", "The specified dataset source can be interpreted")
-        return mlflow.data.dataset_source_registry.resolve_dataset_source(path)

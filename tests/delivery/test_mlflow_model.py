@@ -1,6 +1,8 @@
 import base64
 import json
 import os
+import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -68,8 +70,13 @@ def test_loads_and_predicts_without_this_repository(trained, studies, tmp_path):
 def test_what_is_stored(trained):
     mlflow.set_tracking_uri(f"sqlite:///{trained[0]}/mlflow.db")
     info = mlflow.models.get_model_info("models:/rsna-retinanet@challenger")
-    assert [column.name for column in info.signature.inputs] == ["dicom"]
-    assert [column.name for column in info.signature.outputs] == ["PredictionString", "image_score"]
+    assert [column.name for column in info.signature.inputs] == ["dicom", "image"]
+    outputs = ["PredictionString", "image_score", "boxes", "scores"]
+    assert [column.name for column in info.signature.outputs] == outputs
+    model = mlflow.get_logged_model(info.model_id)
+    metrics = {metric.key: metric for metric in model.metrics}
+    assert metrics["test/rsna_score"].dataset_name == "rsna test"
+    assert metrics["test/rsna_score"].dataset_digest
     files = [path for path in (trained[0] / "mlruns").rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
     assert any(path.name == "model.safetensors" for path in files)
@@ -99,13 +106,77 @@ def test_serves_dicom_over_http(trained, studies):
         strings, scores = wanted(trained, studies)
         assert [row["PredictionString"] for row in answer["predictions"]] == strings
         np.testing.assert_allclose([row["image_score"] for row in answer["predictions"]], scores, atol=1e-5)
-        for rows in ([["not base64!"]], [[base64.b64encode(b"no dicom").decode()]], [["AAAA"]] * 65):
-            status, answer = _post(url, {"dataframe_split": {"columns": ["dicom"], "data": rows}})
-            assert status == 400, answer
+        pixels = read_radiograph(studies[0]).pixels.tolist()
+        status, answer = _post(url, {"dataframe_split": {"columns": ["image"], "data": [[pixels]]}})
+        assert (status, answer["predictions"][0]["PredictionString"]) == (200, strings[0])
+        first = answer["predictions"][0]
+        assert len(first["boxes"]) == len(first["scores"]) == len(strings[0].split()) // 5
+        for column, rows in hostile():
+            status, answer = _post(url, {"dataframe_split": {"columns": [column], "data": rows}})
+            assert 400 <= status < 500, (column, str(rows)[:80], answer)
+        assert _post(url, b"{")[0] == _post(url, b"\xff" * 1000)[0] == _post(url, [])[0] == 400
         assert _post(url, {"dataframe_split": {"columns": ["dicom"], "data": [[encode(studies[0])]]}})[0] == 200
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
+
+
+def hostile():
+    """Requests of no use, column and rows: malformed, huge, of the wrong kind."""
+    text = lambda content: base64.b64encode(content).decode()  # noqa: E731
+    yield "dicom", [["not base64!"]]
+    yield "dicom", [[text(b"no dicom")]]
+    yield "dicom", [["AAAA"]] * 65
+    yield "dicom", [[text(b"\0" * 128 + b"DICM" + b"\xff" * 30_000_000)]]
+    yield "dicom", [[None]]
+    yield "dicom", [[["a", "b"]]]
+    yield "other", [["AAAA"]]
+    yield "image", [[[[1, 2], [3]]]]
+    yield "image", [[[]]]
+    yield "image", [[[[0, 256]]]]
+    yield "image", [[[["a"]]]]
+    yield "image", [[[[[1]]]]]
+    yield "image", [["../../etc/passwd"]]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_planted_pickle_is_not_loaded(trained, studies, tmp_path):
+    """Neither by MLflow, told to load one, nor by us, with one beside the weights."""
+    local = shutil.copytree(next((trained[0] / "mlruns").rglob("MLmodel")).parent, tmp_path / "model")
+    (local / "artifacts/models/model.pkl").write_bytes(pickle.dumps(Evil()))
+    (local / "artifacts/models/model.pt").write_bytes(pickle.dumps(Evil()))
+    code = (
+        "import sys, mlflow\n"
+        "from pathlib import Path\n"
+        "from pipeline.delivery.predictor import Predictor\n"
+        "from pipeline.tracking import download_model\n"
+        "assert Predictor(download_model('model')).config\n"
+        "import yaml\n"
+        "flavor = yaml.safe_load(Path('model/MLmodel').read_text())\n"
+        "flavor['flavors']['python_function'].pop('model_code_path', None)\n"
+        "flavor['flavors']['python_function']['python_model'] = 'python_model.pkl'\n"
+        "Path('model/MLmodel').write_text(yaml.safe_dump(flavor))\n"
+        "try:\n"
+        "    mlflow.pyfunc.load_model('model')\n"
+        "except Exception as error:\n"
+        "    print('refused:', error)\n"
+    )
+    (local / "python_model.pkl").write_bytes(pickle.dumps(Evil()))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=project_environment(trained[0]) | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "refused:" in done.stdout
+    assert not (tmp_path / "pwned").exists()
 
 
 def _wait(url, process):
@@ -121,9 +192,9 @@ def _wait(url, process):
 
 
 def _post(url, body):
-    request = urllib.request.Request(
-        url + "/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url + "/invocations", content, headers, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
