@@ -51,22 +51,15 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
     splits = read_inputs(params.preprocess)
     with tracked_run(_run_id(models), run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
-        found = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)
         config = load_model(models)[1]
-        metrics = {name: _summarize(params, found[name], splits[name], config) for name in found}
-        if LEAKED in metrics:
-            metrics[LEAKED] |= inflation(metrics[LEAKED], metrics["val"])
+        found = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)
+        metrics = _metrics(params, found, splits, config)
         write_json(reports / "metrics.json", metrics)
-        write_text(reports / "predictions.csv", _predictions(found, splits, config))
-        subgroups = pd.concat([_subgroups(params, found[name], splits[name], config, name) for name in EVALUATED])
-        write_text(reports / "subgroups.csv", subgroups.round(6).to_csv(index=False))
-        threshold = config.operating_threshold
-        against = compare_with_champion(params, splits["test"], found["test"], threshold)
+        subgroups = _write_tables(params, found, splits, config, reports)
+        against = compare_with_champion(params, splits["test"], found["test"], config.operating_threshold)
         write_json(reports / "comparison.json", asdict(against) if against else None)
-        reference = reference_table(params, splits["val"], found["val"], threshold)
-        write_text(reports / REFERENCE, reference.to_csv(index=False))
-        evaluated = {name: found[name] for name in EVALUATED}
         training = training_curves(run, params, len(splits["train"].index))
+        evaluated = {name: found[name] for name in EVALUATED}
         page = Page(
             metrics,
             (against.champion, against.comparison) if against else None,
@@ -80,6 +73,35 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         write_text(reports / "report.html", render_report(page))
         _log(run, params, splits, metrics, models, reports)
     logger.info("%s", format_metrics(metrics))
+
+
+def _metrics(
+    params: Params, found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig
+) -> dict[str, Summary]:
+    threshold, draws = config.operating_threshold, params.evaluate.bootstrap_draws
+    metrics = {
+        name: summarize(results, splits[name].index["groupId"].to_list(), threshold, draws, params.seed)
+        for name, results in found.items()
+    }
+    if LEAKED in metrics:
+        metrics[LEAKED] |= inflation(metrics[LEAKED], metrics["val"])
+    return metrics
+
+
+def _write_tables(
+    params: Params,
+    found: Mapping[str, list[ImageResult]],
+    splits: Mapping[str, SplitData],
+    config: ModelConfig,
+    reports: Path,
+) -> pd.DataFrame:
+    """The predictions, the reference for monitoring, and the subgroups, which are returned."""
+    write_text(reports / "predictions.csv", _predictions(found, splits, config))
+    reference = reference_table(params, splits["val"], found["val"], config.operating_threshold)
+    write_text(reports / REFERENCE, reference.to_csv(index=False))
+    subgroups = pd.concat([_subgroups(params, found[name], splits[name], config, name) for name in EVALUATED])
+    write_text(reports / "subgroups.csv", subgroups.round(6).to_csv(index=False))
+    return subgroups
 
 
 def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]) -> dict[str, list[ImageResult]]:
@@ -152,11 +174,6 @@ def _run_id(models: Path) -> str:
         raise UserError(f"{path}: no such file; run `dvc repro train` first") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not a JSON object with a run_id; run `dvc repro train`") from None
-
-
-def _summarize(params: Params, results: list[ImageResult], data: SplitData, config: ModelConfig) -> Summary:
-    groups = data.index["groupId"].to_list()
-    return summarize(results, groups, config.operating_threshold, params.evaluate.bootstrap_draws, params.seed)
 
 
 def _predictions(found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig) -> str:
