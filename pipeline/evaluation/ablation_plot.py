@@ -1,11 +1,9 @@
 """Pictures of an ablation: each table's arms beside the paper's figures, and the losses themselves."""
 
-import io
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+
+from pipeline.evaluation.figures import plt, png
 
 _TITLES = {
     "a": "a: balanced cross-entropy",
@@ -35,7 +33,7 @@ def plot_ablation(table: pd.DataFrame) -> bytes:
             paper = axes.twinx()
             paper.plot(places, rows["paper_ap"], "o", color="tab:orange")
             paper.set(ylabel="paper: AP on COCO, % (dots)", ylim=(0, 40))
-    return _png(figure)
+    return png(figure)
 
 
 def plot_loss_curves(curves: pd.DataFrame) -> bytes:
@@ -46,11 +44,4 @@ def plot_loss_curves(curves: pd.DataFrame) -> bytes:
     axes.set(xlabel="probability of the true class", ylabel="loss", ylim=(0, 5), xlim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)

@@ -1,10 +1,9 @@
 """A picture of boxes and anchors by width and height."""
 
-import io
-
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.evaluation.figures import plt, png
 
 
 def plot_anchor_coverage(sizes: npt.ArrayLike, best_iou: npt.ArrayLike, anchor_sizes: npt.ArrayLike) -> bytes:
@@ -22,7 +21,4 @@ def plot_anchor_coverage(sizes: npt.ArrayLike, best_iou: npt.ArrayLike, anchor_s
     axes.scatter(anchors[:, 0], anchors[:, 1], marker="+", color="tab:red", label="anchors")
     axes.set(xscale="log", yscale="log", xlabel="width, pixels", ylabel="height, pixels")
     axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)

@@ -1,18 +1,12 @@
 """Curves of a split: as tables for DVC's plots, and as pictures for the report and MLflow."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
-
-mpl.use("Agg")  # no display on a server
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from pipeline.evaluation.figures import plt, png
 from pipeline.evaluation.image_level import reliability
 from pipeline.evaluation.ranked import rank_detections
 from pipeline.evaluation.results import ImageResult, has_truth, image_scores
@@ -109,7 +103,7 @@ def plot_curve(name: str, table: pd.DataFrame) -> bytes:
     axes.grid(alpha=0.3)
     if len(table):
         axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
 def plot_training(history: Mapping[str, Sequence[tuple[int, float]]], steps_per_epoch: float) -> bytes:
@@ -133,11 +127,4 @@ def plot_training(history: Mapping[str, Sequence[tuple[int, float]]], steps_per_
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)

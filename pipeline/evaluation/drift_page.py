@@ -1,20 +1,15 @@
 """The page of a drift check: a table, and each feature's two distributions."""
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.evaluation.drift import KINDS, NUMBERS, Drift, counts
+from pipeline.evaluation.figures import plt, png
 
 
 def render_drift_page(
@@ -50,7 +45,4 @@ def _plot(reference: pd.DataFrame, new: pd.DataFrame) -> bytes:
             axes.set_xticks(places, [kind or "not known" for kind in kinds])
         axes.set(title=name.replace("_", " "), ylabel="share")
     panels[0].legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)

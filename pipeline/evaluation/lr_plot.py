@@ -1,9 +1,8 @@
 """The loss over rising learning rates."""
 
-import io
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
+from pipeline.evaluation.figures import plt, png
 
 
 def plot_learning_rates(
@@ -17,7 +16,4 @@ def plot_learning_rates(
         axes.axvline(rate, color="tab:orange", linestyle=style, label=f"{name}: {rate:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, 1.5 * max(smooth)))
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)

@@ -1,12 +1,12 @@
 """Pictures of a sweep: which params matter, and which values did well."""
 
-import io
 import warnings
 from typing import Any
 
-import matplotlib.pyplot as plt
 import optuna
 from optuna.trial import TrialState
+
+from pipeline.evaluation.figures import png
 
 _ENOUGH = 4  # completed trials, for importances that mean anything
 
@@ -28,7 +28,5 @@ def plot_sweep(study: optuna.Study) -> dict[str, bytes]:
 def _png(axes: Any) -> bytes:
     figure = axes.figure
     figure.set_size_inches(9, 5)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    return buffer.getvalue()
+    figure.set_layout_engine("constrained")
+    return png(figure)
