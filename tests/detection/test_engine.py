@@ -369,6 +369,7 @@ def test_image_classes_that_are_all_unknown_cost_nothing():
     torch.testing.assert_close(mixed, wanted)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks, not we
 def test_a_compiled_run_gives_the_same_losses(build):

@@ -120,6 +120,7 @@ def test_cancelling_a_run_of_a_worker_leaves_nothing_alive(copy, edit, prefect_i
     assert any((copy / "checkpoints").glob("*/step-*"))
 
 
+@pytest.mark.long
 def test_serving_runs_the_flow_on_its_schedule(trained, prefect, prefect_server):
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.serve"],

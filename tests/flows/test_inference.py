@@ -11,6 +11,7 @@ from pipeline.data.annotations import IMAGES
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_new_studies_are_scored_by_the_champion(trained, sample, call, tmp_path):
     folder = trained[0]
     files = sorted((sample / IMAGES).glob("*.dcm"))[:3]

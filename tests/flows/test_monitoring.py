@@ -31,6 +31,7 @@ def scored(trained, tmp_path):
     return write
 
 
+@pytest.mark.long
 def test_drift_raises_an_event_and_only_then(trained, scored, call, prefect_server):
     folder = trained[0]
     same = scored(lambda table: None)
@@ -72,6 +73,7 @@ def test_too_few_studies_are_one_line(trained, scored, call):
     assert "nowhere/scored.csv: no such file" in done.stderr
 
 
+@pytest.mark.long
 def test_past_the_limits_the_retraining_is_started(trained, scored, call, prefect_server, tmp_path):
     folder = shutil.copytree(trained[0], tmp_path / "copy")
     params = yaml.safe_load((folder / "params.yaml").read_text())

@@ -113,6 +113,7 @@ def test_dvc_shows_metrics_and_plots(trained, call):
     assert "Precision and recall" in (trained[0].parent / "dvc_plots/index.html").read_text()
 
 
+@pytest.mark.long
 def test_only_what_depends_on_an_edit_runs(copy, edit, call):
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run([*git, "add", "dvc.lock", "reports/metrics.json"], cwd=copy, check=True)
@@ -144,6 +145,7 @@ def test_own_data(copy, call):
     assert len(pd.read_csv(copy / "data/prepared/index.csv")) == 50
 
 
+@pytest.mark.long
 def test_no_remote_is_one_line_and_no_harm(copy, call):
     shutil.rmtree(copy / "data/rsna")
     shutil.rmtree(copy / ".dvc/cache")

@@ -25,6 +25,7 @@ def test_smoothing_passes_over_single_batches():
     assert smoothed([2.0] * 7 + [80.0] + [2.0] * 7) == pytest.approx([2.0] * 15)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_prepared_data(small_params, rsna, tmp_path, run, write_params):
     write_params(small_params)
