@@ -112,6 +112,9 @@ def _complete(image: pydicom.Dataset) -> None:
                     "StudyDate", "StudyTime", "ReferringPhysicianName"):  # fmt: skip
         if keyword not in image:
             setattr(image, keyword, "")
+    age = str(image.get("PatientAge", ""))
+    if age.isdigit() and len(age) < 4:  # as in the RSNA challenge's files: years, without the unit that DICOM asks for
+        image.PatientAge = f"{int(age):03d}Y"
 
 
 def _code(value: str, meaning: str) -> Any:

@@ -119,6 +119,8 @@ def test_structured_reports_say_what_was_found(folder, tmp_path, predictor):
     assert report.StudyInstanceUID == image.StudyInstanceUID
     assert report.PatientID == image.PatientID
     assert report.SeriesInstanceUID != image.SeriesInstanceUID
+    assert image.PatientAge.isdigit()
+    assert report.PatientAge == f"{int(image.PatientAge):03d}Y"
     assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
     groups = hd.sr.srread(tmp_path / f"sr/{keys(folder)[0]}.dcm").content.get_planar_roi_measurement_groups()
     assert len(groups) == 2
