@@ -107,14 +107,14 @@ def predict(
     from pipeline.delivery.predictor import Predictor
     from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 
-    list_files(inputs)  # what is not there is said before the model is loaded
+    files = list_files(inputs)  # what is not there is said before the model is loaded
     predictor = Predictor(_model_folder(model))
     with ExitStack() as stack:
         writers: list[Writer] = [_report_writer(out / "sr")] if sr else []
         writers += [PictureWriter(out / "pictures")] if pictures else []
         writers += [stack.enter_context(coco_writer(out / "coco.json"))] if coco else []
         writers += [stack.enter_context(table_writer(out / "predictions.csv"))]
-        done = predict_files(predictor, inputs, batch_size, writers)
+        done = predict_files(predictor, files, batch_size, writers)
     for path, reason in done.problems.items():
         typer.echo(f"passed over {path}: {reason}", err=True)
     typer.echo(f"{done.predicted} studies, {done.detections} detections: {out / 'predictions.csv'}")

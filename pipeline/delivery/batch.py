@@ -39,21 +39,10 @@ class Study:
 
 
 def predict_files(
-    predictor: Predictor, inputs: Sequence[Path], batch_size: int, writers: Sequence[Writer]
+    predictor: Predictor, files: Sequence[Path], batch_size: int, writers: Sequence[Writer]
 ) -> BatchResult:
-    """Detect in every file, and give each study to the writers; of ten thousand files one batch is in memory.
-
-    Args:
-        predictor: the model.
-        inputs: files, folders whose ``.dcm`` files are meant, or ``.txt`` files with a path on each line.
-        batch_size: files at once.
-        writers: what is made of the studies.
-
-    Raises:
-        UserError: an input does not exist, or two files have one name.
-    """
-    files, result = list_files(inputs), BatchResult()
-    console = Console(stderr=True)
+    """Detect in every file, and give each study to the writers; of ten thousand files one batch is in memory."""
+    result, console = BatchResult(), Console(stderr=True)
     shown = track(files, "Predicting", console=console, disable=not console.is_terminal)
     for study in predict_each(predictor, shown, batch_size, result.problems):
         for writer in writers:
@@ -89,7 +78,10 @@ def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiogra
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:
-    """The DICOM files that are meant.
+    """The files that are meant.
+
+    Args:
+        inputs: files, folders whose ``.dcm`` files are meant, or ``.txt`` files with a path on each line.
 
     Raises:
         UserError: an input does not exist, or two files have one name.

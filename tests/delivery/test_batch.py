@@ -43,7 +43,7 @@ def keys(folder):
 
 def test_bad_files_are_named_and_passed_over(predictor, folder, tmp_path):
     with table_writer(tmp_path / "out/predictions.csv") as table:
-        done = predict_files(predictor, [folder], 2, [table, PictureWriter(tmp_path / "out/pictures")])
+        done = predict_files(predictor, list_files([folder]), 2, [table, PictureWriter(tmp_path / "out/pictures")])
     assert done.predicted == 5
     assert list(done.problems) == [folder / "broken.dcm"]
     found = read_submission(tmp_path / "out/predictions.csv")
@@ -92,7 +92,7 @@ def test_a_stop_in_the_middle_leaves_no_half_table(tmp_path):
 def test_coco_opens_in_pycocotools(predictor, folder, tmp_path, capsys):
     with coco_writer(tmp_path / "coco.json") as coco, table_writer(tmp_path / "table.csv") as table:
         predictor.config = predictor.config.model_copy(update={"operating_threshold": 0.0})
-        done = predict_files(predictor, [folder], 2, [coco, table])
+        done = predict_files(predictor, list_files([folder]), 2, [coco, table])
     opened = COCO(str(tmp_path / "coco.json"))
     assert len(opened.imgs) == 5
     assert len(opened.anns) == done.detections > 0
