@@ -32,8 +32,15 @@ def scored(trained, tmp_path):
 
 
 @pytest.mark.long
-def test_drift_raises_an_event_and_only_then(trained, scored, call, prefect_server):
-    folder = trained[0]
+def test_drift_raises_an_event_and_retrains_and_only_then(trained, scored, call, prefect_server, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "copy")
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["monitor"]["retrain"] = True
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    call(folder, "prefect", "work-pool", "create", "local", "--type", "process", "--overwrite")
+    done = call(folder, "prefect", "--no-prompt", "deploy", "--all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = asked_for(prefect_server)
     same = scored(lambda table: None)
     monitor = "import sys; from flows.monitoring import monitoring; monitoring(sys.argv[1])"
     (folder / "watch.py").write_text(monitor)
@@ -41,6 +48,7 @@ def test_drift_raises_an_event_and_only_then(trained, scored, call, prefect_serv
     assert done.returncode == 0, done.stdout + done.stderr
     assert "within the limits" in done.stdout + done.stderr
     assert events(prefect_server) == []
+    assert asked_for(prefect_server) == before
 
     brighter = scored(lambda table: table.__setitem__("grey_mean", table["grey_mean"] + 60))
     done = call(folder, "watch", brighter)
@@ -56,6 +64,13 @@ def test_drift_raises_an_event_and_only_then(trained, scored, call, prefect_serv
     assert {"drift", "drift-alarm"} <= {artifact["key"] for artifact in artifacts}
     assert json.loads((folder / "reports/drift.json").read_text())["past"]
     assert "past the limits" in (folder / "reports/drift.html").read_text()
+    assert asked_for(prefect_server) == before + 1
+
+
+def asked_for(server):
+    """How many runs of the training flow were asked for, not put on the list by its schedule."""
+    runs = ask(server, "flow_runs/filter", deployments={"name": {"any_": ["nightly"]}})
+    return sum(not run["auto_scheduled"] for run in runs)
 
 
 def events(server):
@@ -71,20 +86,3 @@ def test_too_few_studies_are_one_line(trained, scored, call):
     assert "10 studies; monitor.least asks for 50" in done.stderr
     done = call(folder, "pipeline.cli", "monitor", "nowhere")
     assert "nowhere/scored.csv: no such file" in done.stderr
-
-
-@pytest.mark.long
-def test_past_the_limits_the_retraining_is_started(trained, scored, call, prefect_server, tmp_path):
-    folder = shutil.copytree(trained[0], tmp_path / "copy")
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["monitor"]["retrain"] = True
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    darker = scored(lambda table: table.__setitem__("grey_mean", table["grey_mean"] - 60))
-    (folder / "watch.py").write_text("import sys; from flows.monitoring import monitoring; monitoring(sys.argv[1])")
-    call(folder, "prefect", "work-pool", "create", "local", "--type", "process", "--overwrite")
-    done = call(folder, "prefect", "--no-prompt", "deploy", "--all")
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = call(folder, "watch", darker)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = ask(prefect_server, "flow_runs/filter", deployments={"name": {"any_": ["nightly"]}})
-    assert "SCHEDULED" in {run["state_type"] for run in runs}

@@ -29,12 +29,12 @@ def test_the_flow_makes_the_first_model_champion(trained, registry):
 def test_worse_models_by_hand_and_back(copy, edit, call):
     client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
     alias = lambda name: str(client.get_model_version_by_alias("rsna-retinanet", name).version)  # noqa: E731
-    edit(copy, "train", lr=0.0011)
+    edit(copy, "train", lr=0.0011, epochs=1)
     assert call(copy, "flows.training").returncode == 0
     first = alias("champion")
 
     # A model that has learned nothing.
-    edit(copy, "train", lr=1e-9, epochs=1)
+    edit(copy, "train", lr=1e-9)
     done = call(copy, "flows.training")
     assert done.returncode == 0, done.stdout + done.stderr
     second = alias("challenger")
