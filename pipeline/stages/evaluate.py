@@ -35,12 +35,12 @@ from pipeline.stages.reporting import (
 from pipeline.stages.run_log import data_version, log_datasets, run_tags
 from pipeline.stages.train import MODELS, RUN_FILE
 from pipeline.submission import read_submission, submission_table
-from pipeline.tracking import TrackedRun, log_model, tracked_run
+from pipeline.tracking import MODEL_NAME, TrackedRun, log_model, tracked_run
 
 logger = logging.getLogger(__name__)
 
 REPORTS = Path("reports")
-DETECTIONS = "detections.csv"
+DETECTIONS, REGISTERED = "detections.csv", "registered.json"
 EVALUATED = ("val", "test")
 COUNTS = ("images", "patients", "boxes")
 INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
@@ -207,7 +207,9 @@ def _log(
     run.log_files(reports / "plots", "plots")
     description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
     run.describe(f"{description}\n\nThe report and the pictures are among the artifacts.")
-    log_model(run.run_id, models, test, params.train.epochs, example_dicom(), description, data_version(params))
+    epochs, data = params.train.epochs, data_version(params)
+    version = log_model(run.run_id, models, test, epochs, example_dicom(), description, data)
+    write_json(reports / REGISTERED, {"model": MODEL_NAME, "version": version})
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.stages.champion import AgainstChampion, compare_with_champion
-from pipeline.stages.evaluate import DETECTIONS, REPORTS
+from pipeline.stages.evaluate import DETECTIONS, REGISTERED, REPORTS
 from pipeline.stages.inputs import SplitData, read_inputs
-from pipeline.stages.train import MODELS, RUN_FILE
+from pipeline.stages.train import MODELS
 from pipeline.submission import read_submission
 from pipeline.tracking import CHALLENGER, CHAMPION, Registered, make_champion, note_decision, registered
 
@@ -34,11 +34,9 @@ class Decision:
     reasons: list[str]
 
     def __str__(self) -> str:
-        what = (
-            f"version {self.challenger} is the champion"
-            if self.promoted
-            else (f"version {self.champion} stays champion, not {self.challenger}")
-        )
+        what = f"version {self.champion} stays champion, not {self.challenger}"
+        if self.promoted:
+            what = f"version {self.challenger} is the champion"
         return "\n  ".join([what, *self.reasons])
 
 
@@ -96,13 +94,10 @@ def _own_results(
     challenger: Registered, test: SplitData, models: Path, reports: Path
 ) -> tuple[list[ImageResult], ModelConfig]:
     """What the evaluation found with this model."""
-    run_file = models / RUN_FILE
-    run_id = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
-    if run_id != challenger.run_id:
-        raise UserError(
-            f"{run_file}: of run {run_id}, but the challenger (version {challenger.version}) is of run"
-            f" {challenger.run_id}; run `dvc repro` first"
-        )
+    file = reports / REGISTERED
+    version = json.loads(file.read_text())["version"] if file.exists() else None
+    if version != challenger.version:
+        raise UserError(f"{file}: version {version}, but the challenger is {challenger.version}; run `dvc repro` first")
     found = read_submission(reports / DETECTIONS)
     lacking = [key for key in test.index["patientId"] if key not in found]
     if lacking:

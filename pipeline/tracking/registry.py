@@ -47,7 +47,7 @@ def log_model(
     description: str,
     data: DataVersion,
 ) -> str:
-    """Log and register the model in ``folder`` as a pyfunc of the run; returns its URI.
+    """Log and register the model in ``folder`` as a pyfunc of the run; returns its version.
 
     ``metrics`` are logged at ``step`` for the run and the model, and linked to the test split of ``data``.
     ``example`` is a DICOM file that shows what the model takes; it is stored beside it. ``description``
@@ -68,13 +68,12 @@ def log_model(
         )
         known = {key: value for key, value in metrics.items() if value is not None}
         mlflow.log_metrics(known, step=step, model_id=info.model_id, dataset=data.split("test"))
-    if info.registered_model_version is not None:
-        version_number = str(info.registered_model_version)
-        client = open_client()
-        client.update_registered_model(MODEL_NAME, _MODEL_DESCRIPTION)
-        client.update_model_version(MODEL_NAME, version_number, description)
-        client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version_number)
-    return str(info.model_uri)
+    number = str(info.registered_model_version)
+    client = open_client()
+    client.update_registered_model(MODEL_NAME, _MODEL_DESCRIPTION)
+    client.update_model_version(MODEL_NAME, number, description)
+    client.set_registered_model_alias(MODEL_NAME, CHALLENGER, number)
+    return number
 
 
 def download_model(uri: str, folder: Path | None = None) -> Path:

@@ -48,6 +48,10 @@ def test_worse_models_by_hand_and_back(copy, edit, call):
     report = (copy / "reports/report.html").read_text()
     assert f"champion (version {first})" in report
 
+    (copy / "reports/registered.json").write_text('{"version": "99"}')
+    done = call(copy, "pipeline.cli", "promote")
+    assert done.returncode == 1
+    assert f"version 99, but the challenger is {second}; run `dvc repro` first" in done.stderr
     done = call(copy, "pipeline.cli", "promote", "--force", "a test")
     assert done.returncode == 0, done.stdout + done.stderr
     assert alias("champion") == second
