@@ -105,3 +105,23 @@ def test_a_val_split_without_a_box_is_one_line(prepared, tmp_path):
     boxes[boxes["patientId"].map(splits) != "val"].to_csv(tmp_path / "data/prepared/boxes.csv", index=False)
     with pytest.raises(UserError, match=r"data/splits\.csv: no study of val has a box"):
         train(params)
+
+
+def test_a_gain_within_its_error_changes_nothing(prepared, monkeypatch):
+    """With another suppression one image of val is better, and nothing else: chance."""
+    fabric = make_fabric("cpu", "32-true")
+    val = read_inputs(prepared().preprocess)["val"]
+    first = next(place for place, boxes in enumerate(val.prepared_boxes()) if len(boxes))
+
+    def predict(fabric, model, data, batch_size, rules):
+        found = []
+        for place, boxes in enumerate(val.prepared_boxes()):
+            good = place != first or rules.nms_thresh < 0.35
+            box = shrink(torch.from_numpy(boxes), 0.0 if good else 0.2)
+            found.append({"boxes": box, "scores": torch.full((len(box),), 0.9), "labels": torch.zeros(len(box))})
+        return found
+
+    monkeypatch.setattr(operating_point, "predict", predict)
+    rules = PostProcessing(score_thresh=0.01, nms_thresh=0.4, detections_per_img=20, topk_candidates=100)
+    chosen, _ = choose_operating_point(prepared(nms_thresh=[0.3], box_shrink=[]), fabric, None, rules, val)
+    assert chosen == rules
