@@ -22,7 +22,7 @@ class _Step(NamedTuple):
     epoch: int
     step: int
     lr: float
-    batches: list[Batch]
+    studies: list[Tensor]  # places in the data set; the images are not kept
 
 
 class Judge:
@@ -58,7 +58,7 @@ class Judge:
             arrived = torch.cuda.Event()
             arrived.record()
         self.settle()
-        self._waiting = _Step(outcome, arrived, epoch, step, lr, batches)
+        self._waiting = _Step(outcome, arrived, epoch, step, lr, [batch.indices for batch in batches])
         if not late:
             self.settle()
 
@@ -81,7 +81,7 @@ class Judge:
             self._stop(step, loss, norm)
 
     def _stop(self, step: _Step, loss: float, norm: float) -> None:
-        names = self._data.names_of(torch.cat([batch.indices for batch in step.batches]).tolist())
+        names = self._data.names_of(torch.cat(step.studies).tolist())
         raise UserError(
             f"train.lr = {self._settings.lr:g}: {self._in_a_row} steps in a row had no finite loss or gradient"
             f" (train.max_bad_steps); the last: epoch {step.epoch + 1}, loss {loss}, gradient norm {norm},"
