@@ -65,11 +65,14 @@ def _score_new(
     new: dict[Path, str] = {}
     unsettled = 0
     for path in sorted(inbox.rglob("*.dcm")):
-        if time.time() - path.stat().st_mtime < settle_seconds:
+        try:
+            settled = time.time() - path.stat().st_mtime >= settle_seconds
+            digest = _digest(path) if settled else ""
+        except FileNotFoundError:
+            continue  # moved away since it was listed
+        if not settled:
             unsettled += 1
-            continue
-        digest = _digest(path)
-        if digest not in known:
+        elif digest not in known:
             known.add(digest)
             new[path] = digest
     paths, scored, passed_over = list(new), 0, 0
@@ -120,7 +123,7 @@ def _append(table: Path, rows: Sequence[Sequence[str]]) -> None:
     clean = [[" ".join(value.splitlines()) for value in row] for row in rows]
     csv.writer(text, lineterminator="\n").writerows(clean)
     with table.open("ab") as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))  # names may be any bytes
         file.flush()
         os.fsync(file.fileno())
 

@@ -79,6 +79,14 @@ def test_names_with_line_breaks_stay_one_line(look, arrive, tmp_path):
     assert look() == InboxResult(0, 0, 0)
 
 
+def test_names_of_any_bytes_and_files_that_vanish(look, arrive, tmp_path):
+    arrive(0, os.fsdecode(b"\xff\xfe.dcm"))
+    gone = tmp_path / "in/gone.dcm"
+    gone.symlink_to(tmp_path / "nowhere")  # listed, and not there
+    assert look() == InboxResult(1, 0, 0)
+    assert rows(tmp_path)[0]["file"] == r"\udcff\udcfe.dcm"
+
+
 def test_errors(look, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/scored.csv").write_text("something else\n")
