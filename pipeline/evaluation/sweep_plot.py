@@ -28,5 +28,4 @@ def plot_sweep(study: optuna.Study) -> dict[str, bytes]:
 def _png(axes: Any) -> bytes:
     figure = axes.figure
     figure.set_size_inches(9, 5)
-    figure.set_layout_engine("constrained")
-    return png(figure)
+    return png(figure, tight=True)
