@@ -1,6 +1,5 @@
 """Which learning rates are worth a try: one short training run, through all of them (Smith 2017, arXiv 1506.01186)."""
 
-import logging
 import math
 from collections.abc import Iterator
 from itertools import count
@@ -18,8 +17,6 @@ from pipeline.files import write_atomic, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import read_inputs
 from pipeline.stages.train import architecture, build_trainer
-
-logger = logging.getLogger(__name__)
 
 _WINDOW = 9  # steps
 _DIVERGED = 2.0  # times the lowest average so far

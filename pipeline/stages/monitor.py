@@ -1,6 +1,5 @@
 """New studies against those that their model was validated on."""
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +18,6 @@ from pipeline.files import write_json, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
 from pipeline.tracking import CHAMPION, download_artifact, registered
-
-logger = logging.getLogger(__name__)
 
 REFERENCE = "reference.csv"
 DRIFT_PAGE, DRIFT = "drift.html", "drift.json"
