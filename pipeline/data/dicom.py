@@ -1,5 +1,6 @@
-"""One DICOM file -> one 8-bit radiograph. The file is hostile until it has been read."""
+"""One DICOM file -> one radiograph. The file is hostile until it has been read."""
 
+import io
 import logging
 import re
 import warnings
@@ -8,16 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import uid
-from pydicom.encaps import generate_frames
-from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import pixel_array
+from pydicom.filereader import _read_file_meta_info, read_preamble
 
-from pipeline.data.codestream import codestream_size, rle_fits
+from pipeline.data.decoding import decode
 from pipeline.data.grey import to_grey
 from pipeline.errors import BadStudyError
 
@@ -44,7 +42,6 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 _VIEWS = frozenset({"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"})
 _SEXES = frozenset({"M", "F", "O"})
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_END_OF_JPEG = b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -52,32 +49,40 @@ class Radiograph:
     """A decoded study, and the only tags that leave its file.
 
     Attributes:
-        pixels: uint8 ``[H, W]``, bright where dense.
+        levels: grey levels ``[H, W]``, bright where dense: uint8, or uint16 over its whole range for a file
+            with more than 8 bits.
         view: ``PA``, ``AP``, ...; empty if not known.
         sex: ``M``, ``F``, ``O``; empty if not known.
         age: in years, or NaN.
         spacing: of the pixels at the detector, in mm, or NaN.
     """
 
-    pixels: Image
+    levels: Image | npt.NDArray[np.uint16]
     view: str
     sex: str
     age: float
     spacing: float
 
+    @property
+    def pixels(self) -> Image:
+        """The grey levels in 8 bits, uint8 ``[H, W]``."""
+        if self.levels.dtype == np.uint8:
+            return np.asarray(self.levels, np.uint8)
+        return np.round(self.levels / 257).astype(np.uint8)
 
-def read_radiograph(path: Path) -> Radiograph:
-    """Decode a single-frame DICOM file to 8-bit grey levels; see `to_grey`.
+
+def read_radiograph(source: Path | bytes) -> Radiograph:
+    """Decode a single-frame DICOM file, or its content, to grey levels; see `to_grey`.
 
     Raises:
         BadStudyError: the file is unreadable, too large, truncated or of a kind that is not accepted.
     """
     with _silence():
         with _step("the header cannot be read"):
-            dataset = _read_header(path)
+            dataset = _read_header(source)
             _require_accepted(dataset)
         with _step("the pixels cannot be decoded"):
-            stored = _decode(dataset)
+            stored = decode(dataset)
         with _step("the header's grey level or patient values cannot be used"):
             return Radiograph(to_grey(dataset, stored), *_tags(dataset))
 
@@ -110,15 +115,19 @@ def _step(failure: str) -> Iterator[None]:
         raise BadStudyError(f"{failure} ({type(error).__name__})") from None
 
 
-def _read_header(path: Path) -> pydicom.Dataset:
-    size = path.stat().st_size
+def _read_header(source: Path | bytes) -> pydicom.Dataset:
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size > MAX_FILE_BYTES:
         raise BadStudyError(f"{size} bytes; at most {MAX_FILE_BYTES} are accepted")
-    syntax = read_file_meta_info(path).TransferSyntaxUID
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    file = io.BytesIO(content)
+    read_preamble(file, force=False)
+    # Only the meta header: reading on would inflate a deflated file.
+    syntax = _read_file_meta_info(file).TransferSyntaxUID
     if syntax not in TRANSFER_SYNTAXES:
         name = syntax.name if syntax in uid.AllTransferSyntaxes else "unknown"
         raise BadStudyError(f"transfer syntax {name}: not accepted; store it uncompressed or as JPEG")
-    return pydicom.dcmread(path)
+    return pydicom.dcmread(io.BytesIO(content))
 
 
 def _require_accepted(dataset: pydicom.Dataset) -> None:
@@ -136,44 +145,6 @@ def _require_accepted(dataset: pydicom.Dataset) -> None:
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise BadStudyError(f"{stored} bits stored in {allocated}; must be at most 16, in 8 or 16")
-
-
-def _decode(dataset: pydicom.Dataset) -> np.ndarray:
-    syntax = dataset.file_meta.TransferSyntaxUID
-    shape = (int(dataset.Rows), int(dataset.Columns))
-    if syntax.is_encapsulated:
-        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-        _require_size(frame, syntax, (*shape, int(dataset.SamplesPerPixel)))
-        if syntax == uid.JPEGBaseline8Bit and dataset.SamplesPerPixel == 1:
-            return _decode_jpeg(frame)
-    stored = np.asarray(pixel_array(dataset))
-    if stored.shape[:2] != shape:
-        raise BadStudyError(f"the image measures {stored.shape[:2]}, the header says {shape}")
-    return stored
-
-
-def _require_size(frame: bytes, syntax: uid.UID, header: tuple[int, int, int]) -> None:
-    """Before decoding: a decoder takes as much memory as the compressed image asks for, whatever the header says."""
-    if syntax == uid.RLELossless:
-        if not rle_fits(frame, header[0] * header[1]):
-            raise BadStudyError("the run-length coded image is larger than the header says")
-        return
-    size = codestream_size(frame)
-    if size is None:
-        raise BadStudyError("the compressed image is not of the kind that the header says")
-    if size != header:
-        raise BadStudyError(f"the compressed image measures {size}, the header says {header} (rows, columns, samples)")
-
-
-def _decode_jpeg(frame: bytes) -> Image:
-    """The fast path: OpenCV's libjpeg-turbo takes a fifth of the time of pydicom's decoder."""
-    # OpenCV fills what is missing of a truncated JPEG with grey and says nothing.
-    if _END_OF_JPEG not in frame[-16:]:
-        raise BadStudyError("the JPEG image is truncated")
-    pixels = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise BadStudyError("the JPEG image cannot be decoded")
-    return np.asarray(pixels, np.uint8)
 
 
 def _tags(dataset: pydicom.Dataset) -> tuple[str, str, float, float]:

@@ -159,7 +159,7 @@ def _prepare_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object
     radiograph = read_radiograph(study.path)
     height, width = radiograph.pixels.shape
     _require_inside(study.boxes, height, width)
-    image = prepare(radiograph.pixels, job.rules)
+    image = prepare(radiograph.levels, job.rules)
     row: dict[str, object] = {"patientId": study.patient_id, "height": height, "width": width}
     row |= {name: getattr(radiograph, name) for name in ("view", "sex", "age", "spacing")}
     return image, row | describe(study.path, radiograph.pixels)
