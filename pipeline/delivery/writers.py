@@ -1,15 +1,18 @@
-"""What becomes of predictions: a table, pictures, COCO's JSON. Each is whole or absent when all is done."""
+"""What becomes of predictions: a table, pictures, COCO's JSON. Each is whole or absent when all is done.
+
+File names are among what they hold, and name persons as often as not: only their owner can read them.
+"""
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from pipeline.drawing import draw_boxes, encode_png
-from pipeline.files import sync_file, write_atomic
+from pipeline.escaping import safe_cell
+from pipeline.files import open_atomic, temporary_folder, write_atomic
 from pipeline.submission import prediction_string
 
 if TYPE_CHECKING:
@@ -25,18 +28,11 @@ class Writer(Protocol):
         """Take a study."""
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[TextIO]:
-    """A file that grows beside ``path`` and takes its name at the end; after an error there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-        sync_file(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def private_folder(folder: Path) -> Path:
+    """Make ``folder`` if it is not there: the names of its files, too, are for its owner only."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 class _Table:
@@ -46,13 +42,13 @@ class _Table:
 
     def write(self, study: "Study") -> None:
         found = study.prediction
-        self._rows.writerow([study.key, prediction_string(found.boxes, found.scores)])
+        self._rows.writerow([safe_cell(study.key), prediction_string(found.boxes, found.scores)])
 
 
 @contextmanager
 def table_writer(path: Path) -> Iterator[Writer]:
     """The challenge's submission format."""
-    with _whole(path) as file:
+    with open_atomic(path, private=True) as file:
         yield _Table(file)
 
 
@@ -67,7 +63,8 @@ class PictureWriter:
         pixels, found = study.radiograph.pixels, study.prediction
         side = round(max(pixels.shape) * min(1.0, PICTURE_SIDE / max(pixels.shape)))
         picture = encode_png(draw_boxes(pixels, found.boxes, found.scores, [], side))
-        write_atomic(self._folder / f"{study.key}.png", lambda temporary: temporary.write_bytes(picture))
+        path = private_folder(self._folder) / f"{study.key}.png"
+        write_atomic(path, lambda temporary: temporary.write_bytes(picture), private=True)
 
 
 class _Coco:
@@ -94,19 +91,16 @@ class _Coco:
 def coco_writer(path: Path) -> Iterator[Writer]:
     """COCO's JSON of a data set, with a ``score`` for each annotation."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [path.with_name(f".{path.name}.{name}.{os.getpid()}.tmp") for name in ("images", "annotations")]
-    try:
+    with temporary_folder(path.parent) as folder:
+        parts = [folder / name for name in ("images", "annotations")]
         with parts[0].open("w", encoding="utf-8") as images, parts[1].open("w", encoding="utf-8") as annotations:
             yield _Coco(images, annotations)
-        with _whole(path) as file:
+        with open_atomic(path, private=True) as file:
             file.write('{"categories": [{"id": 1, "name": "lung opacity"}],\n"images": [\n')
             _copy(parts[0], file)
             file.write('],\n"annotations": [\n')
             _copy(parts[1], file)
             file.write("]}\n")
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: TextIO) -> None:

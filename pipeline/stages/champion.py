@@ -1,7 +1,6 @@
 """The new model against the registry's champion, on the same test studies."""
 
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipeline.delivery.model_file import load_seen, patient_hash
 from pipeline.delivery.predictor import Predictor
 from pipeline.evaluation.comparison import Comparison, compare
 from pipeline.evaluation.results import ImageResult, image_result
+from pipeline.files import temporary_folder
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
 from pipeline.tracking import CHAMPION, download_model, registered
@@ -44,8 +44,8 @@ def compare_with_champion(
     if champion is None:
         return None
     logger.info("comparing with the champion, version %s", champion.version)
-    with tempfile.TemporaryDirectory() as folder:
-        model = download_model(champion.uri, Path(folder))
+    with temporary_folder() as folder:
+        model = download_model(champion.uri, folder)
         seen = load_seen(model)
         unseen = [place for place, group in enumerate(test.index["groupId"]) if patient_hash(group) not in seen]
         predictor = Predictor(model)

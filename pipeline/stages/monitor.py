@@ -1,6 +1,5 @@
 """New studies against those that their model was validated on."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.drift import Drift, measure_drift
 from pipeline.evaluation.drift_page import render_drift_page
 from pipeline.evaluation.results import ImageResult
-from pipeline.files import write_json, write_text
+from pipeline.files import temporary_folder, write_json, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
 from pipeline.tracking import CHAMPION, download_artifact, registered
@@ -67,8 +66,8 @@ def monitor(params: Params, scored: Path, out: Path) -> Monitored:
     new = _new_studies(scored / SCORED, rules.last)
     if len(new) < rules.least:
         raise UserError(f"{scored / SCORED}: {len(new)} studies; monitor.least asks for {rules.least}")
-    with tempfile.TemporaryDirectory() as folder:
-        reference = _read(download_artifact(champion.run_id, REFERENCE, Path(folder)))
+    with temporary_folder() as folder:
+        reference = _read(download_artifact(champion.run_id, REFERENCE, folder))
     drifts = measure_drift(reference, new, rules.psi_limit, rules.p_limit)
     found = Monitored(len(new), any(one.past for one in drifts), drifts)
     limits = (rules.psi_limit, rules.p_limit)

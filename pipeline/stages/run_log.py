@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pipeline.evaluation.anchor_plot import plot_anchor_coverage
 from pipeline.evaluation.coco import coco_metrics
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.rsna_score import best_threshold
+from pipeline.files import temporary_folder
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
 from pipeline.tracking import DataVersion, TrackedRun
@@ -109,11 +109,11 @@ def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, t
             missed, len(found.best_iou), found.fg_iou_thresh,
         )  # fmt: skip
     shapes = torch.cat([anchor_sizes(stride, layout.anchor_shapes) for stride in LEVEL_STRIDES])
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "coverage.csv").write_text(found.table())
+    with temporary_folder() as folder:
+        (folder / "coverage.csv").write_text(found.table())
         picture = plot_anchor_coverage(found.sizes, found.best_iou, shapes.numpy())
-        (Path(folder) / "coverage.png").write_bytes(picture)
-        run.log_files(Path(folder), "anchors")
+        (folder / "coverage.png").write_bytes(picture)
+        run.log_files(folder, "anchors")
 
 
 def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:

@@ -1,19 +1,19 @@
 """MLflow: the one package, besides ``delivery``, that imports it.
 
 Its store (`store`), a run and what it notes (`run`), one that holds others (`group`), the way there
-over a disk (`spool`, `courier`), and registered models (`registry`).
+over a disk (`spool`, `courier`), registered models (`registry`), and those on this disk (`model_cache`).
 """
 
 from pipeline.tracking.courier import sync_left_behind
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.group import PARENT, RunGroup, run_group
+from pipeline.tracking.model_cache import download_model
 from pipeline.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     MODEL_NAME,
     Registered,
     download_artifact,
-    download_model,
     log_model,
     make_champion,
     note_decision,

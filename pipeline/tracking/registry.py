@@ -2,7 +2,6 @@
 
 import base64
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from mlflow.types.schema import Array
 
 from pipeline.errors import UserError
 from pipeline.tracking.datasets import DataVersion
-from pipeline.tracking.store import open_client, tracking_uri
+from pipeline.tracking.store import open_client
 
 MODEL_NAME = "rsna-retinanet"
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -74,24 +73,6 @@ def log_model(
     client.update_model_version(MODEL_NAME, number, description)
     client.set_registered_model_alias(MODEL_NAME, CHALLENGER, number)
     return number
-
-
-def download_model(uri: str, folder: Path | None = None) -> Path:
-    """Fetch the model folder (weights and configuration) of a run's or a registered model, into ``folder``.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    mlflow.set_tracking_uri(tracking_uri())
-    folder = folder or Path(tempfile.mkdtemp(prefix="pneumoflow-"))
-    try:
-        local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{uri}: no such model in {tracking_uri()}: {' '.join(str(error).split())[:200]}") from None
-    found = sorted(local.rglob("model.json"))
-    if not found:
-        raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
-    return found[0].parent
 
 
 def download_artifact(run_id: str, name: str, folder: Path) -> Path:

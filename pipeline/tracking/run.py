@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from pipeline.errors import Killed, UserError
+from pipeline.files import temporary_folder
 from pipeline.stopping import Stopping, stop_signals
 from pipeline.tracking.courier import Courier, sync_left_behind
 from pipeline.tracking.datasets import DataVersion
@@ -106,13 +106,13 @@ class TrackedRun:
 
     def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
         """Log pictures, artifact name -> bytes; a server that does not take them is no reason to stop."""
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             for name, content in pictures.items():
-                path = Path(folder) / name
+                path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             try:
-                self._client.log_artifacts(self.run_id, folder)
+                self._client.log_artifacts(self.run_id, str(folder))
             except (MlflowException, OSError) as error:
                 logger.warning("MLflow does not take %s (%s)", ", ".join(pictures), type(error).__name__)
 

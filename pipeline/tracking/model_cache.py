@@ -1,0 +1,179 @@
+"""Models of the registry on this disk: each version is fetched once, and goes when its alias has moved on.
+
+Each use resolves an alias anew, and compares the files with their digests. Folders appear whole or not at all; a
+process holds a shared lock on those that it uses until it ends.
+"""
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import UserError
+from pipeline.files import (
+    directory_atomic,
+    lock_descriptor,
+    remove_unlocked,
+    sync_file,
+    temporary_folder,
+    write_json,
+)
+from pipeline.tracking.store import open_client, tracking_uri
+
+logger = logging.getLogger(__name__)
+
+CACHE = Path(".pneumoflow/models")
+_DIGESTS, _USES, _LOCK = "digests.json", "uses.json", ".lock"
+# So many URIs are remembered. Whoever compares versions by number does not fetch them in turns.
+_KEPT = 4
+_OF_REGISTRY = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A version of a registered model: ``uri`` names it without its alias, ``key`` its folder in the cache."""
+
+    uri: str
+    key: str
+
+
+def download_model(uri: str, folder: Path | None = None) -> Path:
+    """Fetch the model folder (weights and configuration) of a run's or a registered model.
+
+    Without ``folder`` a registered version comes from the cache in ``.pneumoflow/models``; other models, and all
+    where no cache can be written, are fetched into a temporary folder that goes when the process ends.
+
+    Raises:
+        UserError: there is no such model, or it cannot be fetched.
+    """
+    mlflow.set_tracking_uri(tracking_uri())
+    if folder is not None:
+        return _fetch(uri, folder)
+    version = _resolve(uri)
+    cache = _open_cache() if version else None
+    if version is None or cache is None:
+        return _fetch(uri, _folder_until_exit())
+    with FileLock(cache / _LOCK):
+        path = cache / version.key
+        if not _is_whole(path):
+            _fill(path, version.uri)
+        _hold(path)
+        _note_use(cache, uri, version.key)
+    return path
+
+
+def _resolve(uri: str) -> _Version | None:
+    """The version that a URI of the registry means now; None: it means no version, or one that may change."""
+    match = _OF_REGISTRY.fullmatch(uri)
+    if match is None:
+        return None
+    client, name = open_client(), match["name"]
+    try:
+        if match["alias"]:
+            found = client.get_model_version_by_alias(name, match["alias"])
+        else:
+            found = client.get_model_version(name, match["version"])
+    except (MlflowException, OSError) as error:
+        raise _refusal(uri, error) from None
+    return _Version(f"models:/{name}/{found.version}", _key(name, found))
+
+
+def _key(name: str, found: ModelVersion) -> str:
+    """The folder of a version; a number alone means another model in another store."""
+    identity = json.dumps([name, found.version, found.run_id, found.source, found.creation_timestamp])
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60]
+    return f"{plain}-{found.version}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _open_cache() -> Path | None:
+    """The cache's folder, which nobody else can read; None where there can be none."""
+    try:
+        CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        CACHE.chmod(0o700)
+        with FileLock(CACHE / _LOCK):
+            return CACHE.resolve()
+    except OSError as error:
+        logger.warning("%s: no cache of models here (%s); they are fetched at each use", CACHE, error.strerror)
+        return None
+
+
+def _fill(path: Path, uri: str) -> None:
+    if path.exists():
+        logger.warning("%s: damaged; it is fetched again", path)
+    with directory_atomic(path) as target, temporary_folder(path.parent) as scratch:
+        digests = {}
+        for source in sorted(one for one in _fetch(uri, scratch).iterdir() if one.is_file()):
+            digests[source.name] = _digest(source)
+            sync_file(Path(shutil.move(source, target / source.name)))
+        write_json(target / _DIGESTS, digests)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether each file is there, and as it was when it was fetched."""
+    try:
+        digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
+        names = {one.name for one in path.iterdir()} - {_DIGESTS}
+        return names == set(digests) and all(_digest(path / name) == digests[name] for name in names)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hold(path: Path) -> None:
+    """Keep other processes from removing the folder until this one ends, when the descriptor closes."""
+    lock_descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY), shared=True)
+
+
+def _note_use(cache: Path, uri: str, key: str) -> None:
+    """Remember that ``uri`` means ``key`` now, and remove the folders that no remembered URI means."""
+    try:
+        uses = dict(json.loads((cache / _USES).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        uses = {}
+    uses.pop(uri, None)
+    uses[uri] = key
+    uses = dict(list(uses.items())[-_KEPT:])
+    write_json(cache / _USES, uses)
+    for path in cache.iterdir():
+        if path.is_dir() and not path.name.startswith(".") and path.name not in uses.values():
+            remove_unlocked(path)
+
+
+def _folder_until_exit() -> Path:
+    stack = ExitStack()
+    folder = stack.enter_context(temporary_folder())
+    atexit.register(stack.close)
+    return folder
+
+
+def _fetch(uri: str, folder: Path) -> Path:
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise _refusal(uri, error) from None
+    found = sorted(local.rglob("model.json"))
+    if not found:
+        raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
+    return found[0].parent
+
+
+def _refusal(uri: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    missing = not isinstance(error, MlflowException) or error.error_code in _MISSING
+    return UserError(f"{uri}: {'no such model in' if missing else 'cannot be fetched from'} {tracking_uri()}: {reason}")
