@@ -1,0 +1,142 @@
+"""The inside of one of `Reader`'s processes: it reads hostile files one after another, and may die of any of them.
+
+A request is a line of JSON, ``{"path": ...}`` or ``{"bytes": n}`` with as many bytes after it. The answer is a line of
+JSON and the arrays' bytes in the order of their names. Nothing is pickled.
+"""
+
+import dataclasses
+import errno
+import faulthandler
+import importlib
+import json
+import os
+import resource
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+
+from pipeline.data.dicom import MAX_FILE_BYTES, Radiograph
+from pipeline.errors import BadStudyError
+
+READY = b"ready\n"
+# The parent ends a process that takes too long. Should the parent be gone, the process does so itself, a bit later.
+_GRACE_SECONDS = 5.0
+
+
+def serve(requests: BinaryIO, answers: BinaryIO, decode: Callable[[bytes], Radiograph], limits: dict[str, Any]) -> None:
+    """Answer requests until there are no more; ``limits`` are ``study_seconds`` and ``memory_bytes``."""
+    answers.write(READY)
+    answers.flush()
+    with Path(os.devnull).open("w") as nowhere:
+        while line := requests.readline():
+            faulthandler.dump_traceback_later(limits["study_seconds"] + _GRACE_SECONDS, exit=True, file=nowhere)
+            with memory_limit(limits["memory_bytes"]):
+                head, arrays = _answer(json.loads(line), requests, decode, limits["memory_bytes"])
+            answers.write(json.dumps(head).encode() + b"\n")
+            for array in arrays:
+                answers.write(np.ascontiguousarray(array).data)
+            answers.flush()
+            faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def memory_limit(extra_bytes: int) -> Iterator[None]:
+    """Let this process take only so much memory more than it has now; then Python and C++ raise `MemoryError`.
+
+    RLIMIT_DATA counts what the process may write to, unlike RLIMIT_AS, which counts libraries as well. Only Linux
+    counts so; elsewhere there is no limit.
+    """
+    if sys.platform != "linux" or extra_bytes <= 0:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _own_data_bytes() + extra_bytes
+    bounds = [one for one in (limit, soft, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _own_data_bytes() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, says that there was no memory."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def too_much_memory(memory_bytes: int) -> BadStudyError:
+    """The reason of a study on which `memory_limit` was reached."""
+    return BadStudyError(f"needs more than {memory_bytes // 2**20} MiB of memory to read")
+
+
+def _answer(
+    request: dict[str, Any], requests: BinaryIO, decode: Callable[[bytes], Radiograph], memory_bytes: int
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    try:
+        content = requests.read(request["bytes"]) if "bytes" in request else _content(Path(request["path"]))
+        return _packed(decode(content))
+    except OSError as error:
+        return {"errno": error.errno or errno.EIO, "strerror": error.strerror or str(error)}, []
+    except (BadStudyError, MemoryError, cv2.error) as error:
+        return {"bad": str(too_much_memory(memory_bytes) if out_of_memory(error) else error)}, []
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; one more than are accepted of a file that is too large."""
+    # Opening a FIFO would wait for its other end.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _packed(radiograph: Radiograph) -> tuple[dict[str, Any], list[np.ndarray]]:
+    fields = {one.name: getattr(radiograph, one.name) for one in dataclasses.fields(radiograph)}
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    values = {name: value for name, value in fields.items() if name not in arrays}
+    described = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    return {"arrays": described, "values": values}, list(arrays.values())
+
+
+def _end_with_parent(parent: int) -> None:
+    """The end of the requests ends an idle process; a busy one looks whether its parent is still there."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve standard input and output; the argument is JSON."""
+    asked = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(asked["parent"],), daemon=True).start()
+    cv2.setNumThreads(1)
+    decode = getattr(importlib.import_module(asked["module"]), asked["function"])
+    # Decoders in C print to where they like: what they say would end up among the answers, or on a terminal.
+    answers = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    serve(sys.stdin.buffer, answers, decode, asked)
+
+
+if __name__ == "__main__":
+    main()
