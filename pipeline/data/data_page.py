@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.data.annotations import BOX, IMAGES
 from pipeline.data.checks import Examination
-from pipeline.data.clahe import letterbox
+from pipeline.data.clahe import letterbox, to_8_bits
 from pipeline.data.dicom import read_radiograph
 from pipeline.data.findings import Finding, Severity, by_rule
 from pipeline.data.looks import HISTOGRAM_BINS, mean_histogram
@@ -165,7 +165,7 @@ def _suspects(found: Examination) -> dict[str, str]:
 
 
 def _thumbnail(path: Path) -> Image:
-    return letterbox(read_radiograph(path).pixels, _THUMBNAIL_SIDE)
+    return to_8_bits(letterbox(read_radiograph(path).levels, _THUMBNAIL_SIDE))
 
 
 def findings_text(found: Examination, shown: int) -> Sequence[str]:

@@ -91,7 +91,7 @@ def test_rescale_comes_before_the_window(make):
 def test_ages(make, text, years):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = make(np.zeros((8, 8), np.uint8), PatientAge=text)
+        path = make(np.eye(8, dtype=np.uint8), PatientAge=text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if text == "old":
