@@ -1,0 +1,154 @@
+"""Find the DICOM files of a folder by their content, and say what else is in it."""
+
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.data.file_kinds import HEAD_BYTES, file_kind, is_dicom, is_dicomdir
+from pipeline.errors import UserError
+from pipeline.escaping import printable
+
+__all__ = ["Listing", "dicom_files", "file_kind", "is_dicom", "list_folder", "read_head", "study_name"]
+
+# A name that ends so belongs to a DICOM file, whatever is in it.
+_SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".dc3", ".ima"})
+
+
+@dataclass
+class Listing:
+    """The content of a folder and the folders in it, sorted by path; hidden entries and DICOMDIR are left out.
+
+    Attributes:
+        files: DICOM files, by content.
+        misnamed: files that are named as DICOM files are and are none, each with its kind.
+        others: all other files, each with its kind.
+        odd: entries that could not be looked into (no regular file, unreadable, a loop), each with the reason.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    misnamed: dict[Path, str] = field(default_factory=dict)
+    others: dict[Path, str] = field(default_factory=dict)
+    odd: dict[Path, str] = field(default_factory=dict)
+
+    def described(self) -> str:
+        """What is there besides DICOM files, counted by kind."""
+        kinds = Counter([*self.misnamed.values(), *self.others.values(), *self.odd.values()])
+        shown = [kind if count == 1 else f"{count} times {kind}" for kind, count in kinds.most_common(6)]
+        more = [f"{len(kinds) - 6} other kinds"] if len(kinds) > 6 else []
+        return ", ".join([*shown, *more]) or "nothing"
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder and of the folders in it, sorted, found by content whatever their names.
+
+    Files that are named as DICOM files are and have other content are listed too: who reads them refuses them, and
+    says so. Entries that could not be looked into are in ``list_folder(folder).odd``.
+
+    Raises:
+        UserError: none of the files is DICOM; the message says what is there.
+    """
+    listing = list_folder(folder)
+    require_some(folder, listing)
+    return sorted([*listing.files, *listing.misnamed])
+
+
+def require_some(folder: Path, listing: Listing) -> None:
+    """Refuse a folder without a DICOM file.
+
+    Raises:
+        UserError: what is in the folder instead.
+    """
+    if not listing.files:
+        raise UserError(f"{printable(folder)}: no DICOM files; what is there: {listing.described()}")
+
+
+def list_folder(folder: Path) -> Listing:
+    """Look at each entry of a folder and of the folders in it; an entry that cannot be read ends nothing.
+
+    Links are followed, but no folder is looked into twice, and only regular files are opened.
+    """
+    listing, seen = Listing(), set[tuple[int, int]]()
+    # Linked folders come last, so that what is in two places is listed where it really is.
+    waiting = deque([folder])
+    while waiting:
+        place = waiting.popleft()
+        try:
+            found = place.stat()
+            if (found.st_dev, found.st_ino) in seen:
+                listing.odd[place] = "a link to a folder that is listed already"
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            folders = [path for path in _entries(place) if not _add(path, listing)]
+        except OSError as error:
+            listing.odd[place] = _reason(error, "a folder")
+            continue
+        waiting.extendleft(path for path in reversed(folders) if not path.is_symlink())
+        waiting.extend(path for path in folders if path.is_symlink())
+    return Listing(sorted(listing.files), *(_sorted(one) for one in (listing.misnamed, listing.others, listing.odd)))
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return [folder / name for name in names if name.upper() != "DICOMDIR"]
+
+
+def _add(path: Path, listing: Listing) -> bool:
+    """Put the entry where it belongs; False: it is a folder."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return False
+        head = read_head(path)
+    except OSError as error:
+        listing.odd[path] = _reason(error, "a file")
+        return True
+    if is_dicom(head):
+        if not is_dicomdir(head):
+            listing.files.append(path)
+    else:
+        (listing.misnamed if path.suffix.lower() in _SUFFIXES else listing.others)[path] = file_kind(head)
+    return True
+
+
+def read_head(path: Path) -> bytes:
+    """The first ``HEAD_BYTES`` bytes of a regular file; never waits for a pipe's or a device's other end.
+
+    Raises:
+        OSError: the file cannot be read, or is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # even to open a device may do something
+        raise OSError(None, _special_kind(path.stat().st_mode))
+    # It may have become a pipe since.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(None, _special_kind(mode))
+        return file.read(HEAD_BYTES) or b""
+
+
+def _special_kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe (FIFO)"), (stat.S_ISSOCK, "a socket"))
+    return next((kind for holds, kind in kinds if holds(mode)), "a device")
+
+
+def _reason(error: OSError, what: str) -> str:
+    if error.errno is None:
+        return str(error.strerror)
+    return f"{what} that cannot be read ({os.strerror(error.errno)})"
+
+
+def _sorted(entries: dict[Path, str]) -> dict[Path, str]:
+    return dict(sorted(entries.items()))
+
+
+def study_name(path: Path) -> str:
+    """The name of a study by its file: without the suffix of a DICOM file, but with whatever else has a dot.
+
+    A name may be a UID, such as ``1.2.840.99``, whose last number is no suffix.
+    """
+    return path.stem if path.suffix.lower() in _SUFFIXES else path.name

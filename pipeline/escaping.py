@@ -1,0 +1,54 @@
+"""Text that came from outside, made harmless for terminals, logs, pages and spreadsheets."""
+
+import re
+from collections.abc import Iterable
+
+import pandas as pd
+
+# Spreadsheets take a cell that begins so for a formula, and run it; the wide forms are those of East Asian keyboards.
+_FORMULA = re.compile(r"'*\s*[=+\-@\x00-\x1f\x7f＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def printable(value: object, limit: int = 200) -> str:
+    """The text of ``value`` with control characters escaped, cut to ``limit`` characters.
+
+    Bidirectional marks, lone surrogates (names that are not UTF-8) and whatever else Unicode calls not printable are
+    escaped too: a terminal shows what is written, and nothing acts on it.
+    """
+    text = str(value)
+    shown = text if len(text) <= limit else text[:limit] + "..."
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
+
+
+def safe_cell(value: object) -> str:
+    """A table's cell that no spreadsheet takes for a formula; `original_cell` gives back what was there.
+
+    Text that begins with ``=``, ``+``, ``-``, ``@`` or a control character, also behind spaces, gets an apostrophe in
+    front, which spreadsheets read as "text"; numbers such as -1.5 stay as they are.
+    """
+    text = str(value)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def original_cell(cell: str) -> str:
+    """What `safe_cell` made the cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def safe_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `safe_cell` applied to its headers and to every cell that is text."""
+    columns = [_safe_column(table[name]) for name in table.columns]
+    made = pd.concat(columns, axis=1) if columns else table.copy()
+    made.columns = pd.Index(_safe(table.columns))
+    return made
+
+
+def _safe_column(column: pd.Series) -> pd.Series:
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column
+    return column.map(lambda cell: safe_cell(cell) if isinstance(cell, str) else cell)
+
+
+def _safe(names: Iterable[object]) -> list[object]:
+    return [safe_cell(name) if isinstance(name, str) else name for name in names]
