@@ -15,6 +15,7 @@ from pydicom import uid
 
 from pipeline.data.clahe import Levels, to_8_bits
 from pipeline.data.decoding import decode
+from pipeline.data.file_kinds import HEAD_BYTES, file_kind, is_dicom
 from pipeline.data.grey import to_grey
 from pipeline.data.header import numbers, optional, read_header, transfer_syntax, whole_number
 from pipeline.errors import BadStudyError
@@ -122,6 +123,8 @@ def _read_accepted(content: bytes) -> pydicom.Dataset:
     """The data set of a file whose transfer syntax and image are of a kind that is accepted."""
     if len(content) > MAX_FILE_BYTES:
         raise BadStudyError(f"more than {MAX_FILE_BYTES} bytes, which is all that is accepted")
+    if not is_dicom(content[:HEAD_BYTES]):
+        raise BadStudyError(f"not a DICOM file but {file_kind(content[:HEAD_BYTES])}")
     syntax = transfer_syntax(content)
     if syntax is not None and syntax not in TRANSFER_SYNTAXES:
         name = syntax.name if syntax in uid.AllTransferSyntaxes else "unknown"
@@ -145,7 +148,8 @@ def _require_accepted(dataset: pydicom.Dataset) -> None:
         raise BadStudyError("photometric interpretation: must be MONOCHROME1, MONOCHROME2, RGB or YBR")
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise BadStudyError(f"{stored} bits stored in {allocated}; must be at most 16, in 8 or 16")
-    # Decoders ask for both. Files without them mean the usual values.
+    # Decoders ask for them. Files without them, or with nonsense in them, mean the usual values.
+    dataset.NumberOfFrames = 1
     for keyword in ("PixelRepresentation", "PlanarConfiguration"):
         if whole_number(dataset, keyword) not in (0, 1):
             setattr(dataset, keyword, 0)

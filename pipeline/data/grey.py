@@ -146,7 +146,10 @@ def _quantized(shown: Floats, dtype: type[np.uint8] | type[np.uint16]) -> Levels
 
 
 def _look_up(table: Levels, words: np.ndarray) -> Levels:
-    """Block by block: numpy makes 8 bytes of each index."""
+    """Deep images block by block: numpy makes 8 bytes of each index."""
+    if words.dtype == np.uint8 and table.dtype == np.uint8:
+        unchanged = bool((table == np.arange(len(table))).all())  # so are most 8-bit files
+        return words if unchanged else np.asarray(cv2.LUT(words, table), np.uint8)
     levels = np.empty(words.shape, table.dtype)
     rows = max(1, _BLOCK_PIXELS // words.shape[1])
     for start in range(0, len(words), rows):
