@@ -15,10 +15,10 @@ from pydicom import uid
 
 from pipeline.data.clahe import Levels, to_8_bits
 from pipeline.data.decoding import decode
-from pipeline.data.file_kinds import HEAD_BYTES, file_kind, is_dicom
 from pipeline.data.grey import to_grey
 from pipeline.data.header import numbers, optional, read_header, transfer_syntax, whole_number
 from pipeline.errors import BadStudyError
+from pipeline.file_kinds import HEAD_BYTES, file_kind, is_dicom
 
 Image = npt.NDArray[np.uint8]
 
