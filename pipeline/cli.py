@@ -69,7 +69,7 @@ def check(
 
     where = Processes(workers)
     found = check_dataset(folder, where, study_seconds)
-    write_text(report, render_data_page(found, folder, where))
+    write_text(report, render_data_page(found, where))
     typer.echo(found.summary())
     for line in findings_text(found, shown):
         typer.echo(line)

@@ -1,10 +1,11 @@
 """The one error type that a user is meant to read, and how a process ends on it."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from pipeline.ranks import forget_stray_ranks, rank
 
 
 class UserError(ValueError):
@@ -25,8 +26,7 @@ def fail(message: str) -> NoReturn:
 
     Of several processes of one run the first speaks for all; what the others say is marked as theirs.
     """
-    rank = os.environ.get("RANK", "0")
-    print(f"{'error' if rank == '0' else f'process {rank}'}: {printable(message)}", file=sys.stderr, flush=True)
+    print(f"{f'process {rank()}' if rank() else 'error'}: {printable(message)}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 
@@ -37,6 +37,7 @@ class Killed(BaseException):
 def run_main(main: Callable[[], None]) -> None:
     """Run a process's ``main``; bad input, a refused file or a signal ends it with one line, not a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    forget_stray_ranks()
     try:
         main()
     except UserError as error:

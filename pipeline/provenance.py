@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+import logging
+import os
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+logger = logging.getLogger(__name__)
 
 
 def git_state() -> dict[str, str]:
@@ -22,12 +27,30 @@ def git_state() -> dict[str, str]:
     return {"git_commit": commit or "unknown", "git_dirty": dirty}
 
 
+@cache
+def _warn_once(reason: str) -> None:
+    """A commit that is not recorded must be noticed now, not when somebody asks which code made a model."""
+    logger.warning("the git commit is not recorded: %s", reason)
+
+
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        english = {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True, env=english)
+    except subprocess.CalledProcessError as error:
+        _warn_once(_git_reason(error.stderr))
+    except (OSError, subprocess.SubprocessError) as error:
+        _warn_once(f"git cannot be run ({type(error).__name__})")
+    else:
+        return done.stdout.strip()
+    return None
+
+
+def _git_reason(said: str) -> str:
+    if "dubious ownership" in said:
+        folder = Path.cwd()
+        return f"the repository belongs to another user; `git config --global --add safe.directory {folder}` allows it"
+    return next(iter(said.splitlines()), "git says nothing").removeprefix("fatal: ")
 
 
 def input_hashes(lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> dict[str, str]:

@@ -9,7 +9,9 @@ import pandas as pd
 
 from pipeline.data.annotations import IMAGES, Annotations, read_annotations
 from pipeline.data.clahe import Preparation
+from pipeline.data.discovery import Listing, by_study, list_folder, require_some
 from pipeline.data.duplicates import clusters, same_files, similar_pairs
+from pipeline.data.files_and_ids import compare_files
 from pipeline.data.findings import RULES, Finding, unusable
 from pipeline.data.parallel import Workers
 from pipeline.data.shards import ShardJob, ShardResult, Study, prepare_shards
@@ -20,9 +22,17 @@ _STUDIES_PER_JOB = 64
 
 @dataclass(frozen=True)
 class Inventory:
-    """Tables and files of a data set, matched by id; ``studies`` are those that can be decoded, as far as is known."""
+    """Tables and files of a data set, matched by id.
+
+    Attributes:
+        annotations: the tables.
+        files: study -> its file, of the studies that have one.
+        studies: those that can be decoded, as far as is known.
+        findings: what is wrong with tables and files.
+    """
 
     annotations: Annotations
+    files: dict[str, Path]
     studies: list[Study]
     findings: list[Finding]
 
@@ -37,18 +47,17 @@ def take_inventory(folder: Path) -> Inventory:
     """
     annotations = read_annotations(folder)
     images = folder / IMAGES
-    files = {path.stem: path for path in sorted(images.glob("*.dcm"))} if images.is_dir() else {}
-    if not files:
-        raise UserError(f"{images}: no .dcm files; the challenge's images belong there")
+    listing = list_folder(images) if images.is_dir() else Listing()
+    require_some(images, listing)
     ids = annotations.studies["patientId"].to_list()
-    findings = list(annotations.findings)
-    findings += [Finding(RULES["image_there"], key) for key in ids if key not in files]
-    findings += [Finding(RULES["label_there"], key) for key in sorted(files.keys() - set(ids))]
+    found = by_study(sorted([*listing.files, *listing.misnamed]), set(ids))
+    findings = [*annotations.findings, *compare_files(ids, found, listing)]
+    files = {key: found[key][0] for key in ids if len(found.get(key, [])) == 1}
     problems = unusable(findings)
     usable = [key for key in ids if key not in problems]
     boxes = annotations.boxes_of(usable)
     studies = [Study(key, files[key], box) for key, box in zip(usable, boxes, strict=True)]
-    return Inventory(annotations, studies, findings)
+    return Inventory(annotations, files, studies, findings)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Examination:
 
     Attributes:
         annotations: the tables.
+        files: study -> its file.
         rows: one per decoded study: the columns of its table row, its header's tags, what it looks
             like (`describe`), and ``cluster``, the studies that must stay in one split.
         findings: all of them.
@@ -64,6 +74,7 @@ class Examination:
     """
 
     annotations: Annotations
+    files: dict[str, Path]
     rows: pd.DataFrame
     findings: list[Finding]
     problems: dict[str, str]
@@ -98,7 +109,7 @@ def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination
         rows["cluster"] = clusters(rows["groupId"].to_list(), pairs)
         findings += [Finding(RULES["nearly_empty"], key) for key in rows["patientId"][rows["nearly_empty"]]]
         findings += [Finding(RULES["view_known"], key) for key in rows["patientId"][rows["view"] == ""]]
-    return Examination(inventory.annotations, rows, findings, unusable(findings))
+    return Examination(inventory.annotations, inventory.files, rows, findings, unusable(findings))
 
 
 def _copies(rows: pd.DataFrame, findings: list[Finding]) -> list[tuple[int, int]]:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.data.annotations import BOX, IMAGES
+from pipeline.data.annotations import BOX
 from pipeline.data.checks import Examination
-from pipeline.data.clahe import letterbox
+from pipeline.data.clahe import letterbox, to_8_bits
 from pipeline.data.dicom import read_radiograph
 from pipeline.data.findings import Finding, Severity, by_rule
 from pipeline.data.looks import HISTOGRAM_BINS, mean_histogram
@@ -38,13 +38,12 @@ class Bar:
     share: float
 
 
-def render_data_page(found: Examination, folder: Path, workers: Workers) -> str:
+def render_data_page(found: Examination, workers: Workers) -> str:
     """The page as HTML; the same for the same data, whoever asked for it.
 
     Args:
         found: what is known of the data set.
-        folder: where it lies; the worst studies are read again for their pictures.
-        workers: where they are read.
+        workers: where the worst studies are read again for their pictures.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -59,7 +58,7 @@ def render_data_page(found: Examination, folder: Path, workers: Workers) -> str:
         charts=_charts(found) if len(rows) else {},
         heat_map=_heat_map(found) if len(rows) else "",
         greys=_grey_lines(rows) if len(rows) else {},
-        worst=_worst(found, folder, workers) if len(rows) else [],
+        worst=_worst(found, workers) if len(rows) else [],
     )
 
 
@@ -139,9 +138,9 @@ class Thumbnail:
     caption: str
 
 
-def _worst(found: Examination, folder: Path, workers: Workers) -> list[Thumbnail]:
+def _worst(found: Examination, workers: Workers) -> list[Thumbnail]:
     captions = _suspects(found)
-    paths = [folder / IMAGES / f"{key}.dcm" for key in captions]
+    paths = [found.files[key] for key in captions]
     pictures = map_jobs(_thumbnail, paths, workers, "Drawing") if paths else []
     return [
         Thumbnail(key, data_uri(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)), caption)  # type: ignore[arg-type]
@@ -165,7 +164,7 @@ def _suspects(found: Examination) -> dict[str, str]:
 
 
 def _thumbnail(path: Path) -> Image:
-    return letterbox(read_radiograph(path).pixels, _THUMBNAIL_SIDE)
+    return to_8_bits(letterbox(read_radiograph(path).levels, _THUMBNAIL_SIDE))
 
 
 def findings_text(found: Examination, shown: int) -> Sequence[str]:

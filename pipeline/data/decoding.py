@@ -20,7 +20,7 @@ def decode(dataset: pydicom.Dataset) -> np.ndarray:
     """Decode the one frame of a data set whose header has been accepted.
 
     Returns:
-        The stored values, ``[H, W]``, or ``[H, W, 3]`` RGB for colour.
+        The stored words, ``[H, W]``, with whatever their unused bits hold; or ``[H, W, 3]`` RGB for colour.
 
     Raises:
         BadStudyError: the compressed image is truncated, or contradicts the header. Decoders raise any other error.
@@ -32,7 +32,7 @@ def decode(dataset: pydicom.Dataset) -> np.ndarray:
         _require_size(frame, syntax, (*shape, int(dataset.SamplesPerPixel)))
         if syntax == uid.JPEGBaseline8Bit and dataset.SamplesPerPixel == 1:
             return _decode_jpeg(frame)
-    stored = np.asarray(pixel_array(dataset))
+    stored = np.asarray(pixel_array(dataset, correct_unused_bits=False))
     if stored.shape[:2] != shape:
         raise BadStudyError(f"the image measures {stored.shape[:2]}, the header says {shape}")
     return stored

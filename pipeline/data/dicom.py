@@ -1,6 +1,5 @@
 """One DICOM file -> one radiograph. The file is hostile until it has been read."""
 
-import io
 import logging
 import re
 import warnings
@@ -13,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import uid
-from pydicom.filereader import _read_file_meta_info, read_preamble
 
+from pipeline.data.clahe import Levels, to_8_bits
 from pipeline.data.decoding import decode
 from pipeline.data.grey import to_grey
+from pipeline.data.header import numbers, optional, read_header, transfer_syntax, whole_number
 from pipeline.errors import BadStudyError
+from pipeline.file_kinds import HEAD_BYTES, file_kind, is_dicom
 
 Image = npt.NDArray[np.uint8]
 
@@ -32,9 +33,8 @@ TRANSFER_SYNTAXES = frozenset(
         uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000, uid.RLELossless,
     }
 )  # fmt: skip
-_NEEDED = (
-    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelData",
-)  # fmt: skip
+_NUMBERS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored")
+_NEEDED = (*_NUMBERS, "PhotometricInterpretation", "PixelData")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
@@ -57,7 +57,7 @@ class Radiograph:
         spacing: of the pixels at the detector, in mm, or NaN.
     """
 
-    levels: Image | npt.NDArray[np.uint16]
+    levels: Levels
     view: str
     sex: str
     age: float
@@ -66,21 +66,20 @@ class Radiograph:
     @property
     def pixels(self) -> Image:
         """The grey levels in 8 bits, uint8 ``[H, W]``."""
-        if self.levels.dtype == np.uint8:
-            return np.asarray(self.levels, np.uint8)
-        return np.round(self.levels / 257).astype(np.uint8)
+        return to_8_bits(self.levels)
 
 
 def read_radiograph(source: Path | bytes) -> Radiograph:
     """Decode a single-frame DICOM file, or its content, to grey levels; see `to_grey`.
 
     Raises:
-        BadStudyError: the file is unreadable, too large, truncated or of a kind that is not accepted.
+        BadStudyError: the content is no DICOM file, too large, truncated or of a kind that is not accepted.
+        OSError: the file is not there, or cannot be read at the moment.
     """
+    content = source if isinstance(source, bytes) else _read_file(source)
     with _silence():
         with _step("the header cannot be read"):
-            dataset = _read_header(source)
-            _require_accepted(dataset)
+            dataset = _read_accepted(content)
         with _step("the pixels cannot be decoded"):
             stored = decode(dataset)
         with _step("the header's grey level or patient values cannot be used"):
@@ -115,36 +114,52 @@ def _step(failure: str) -> Iterator[None]:
         raise BadStudyError(f"{failure} ({type(error).__name__})") from None
 
 
-def _read_header(source: Path | bytes) -> pydicom.Dataset:
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise BadStudyError(f"{size} bytes; at most {MAX_FILE_BYTES} are accepted")
-    content = source if isinstance(source, bytes) else source.read_bytes()
-    file = io.BytesIO(content)
-    read_preamble(file, force=False)
-    # Only the meta header: reading on would inflate a deflated file.
-    syntax = _read_file_meta_info(file).TransferSyntaxUID
-    if syntax not in TRANSFER_SYNTAXES:
+def _read_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _read_accepted(content: bytes) -> pydicom.Dataset:
+    """The data set of a file whose transfer syntax and image are of a kind that is accepted."""
+    if len(content) > MAX_FILE_BYTES:
+        raise BadStudyError(f"more than {MAX_FILE_BYTES} bytes, which is all that is accepted")
+    if not is_dicom(content[:HEAD_BYTES]):
+        raise BadStudyError(f"not a DICOM file but {file_kind(content[:HEAD_BYTES])}")
+    syntax = transfer_syntax(content)
+    if syntax is not None and syntax not in TRANSFER_SYNTAXES:
         name = syntax.name if syntax in uid.AllTransferSyntaxes else "unknown"
         raise BadStudyError(f"transfer syntax {name}: not accepted; store it uncompressed or as JPEG")
-    return pydicom.dcmread(io.BytesIO(content))
+    dataset = read_header(content)
+    _require_accepted(dataset)
+    return dataset
 
 
 def _require_accepted(dataset: pydicom.Dataset) -> None:
     for keyword in _NEEDED:
         if dataset.get(keyword) is None:
             raise BadStudyError(f"no image in it: {keyword} is missing")
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    rows, columns, samples, allocated, stored = (_needed_number(dataset, keyword) for keyword in _NUMBERS)
     if rows * columns > MAX_PIXELS:
         raise BadStudyError(f"{rows} x {columns} pixels; at most {MAX_PIXELS} are accepted")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
+    if (whole_number(dataset, "NumberOfFrames") or 1) != 1:
         raise BadStudyError("more than one frame; must be a single radiograph")
-    kind, samples = str(dataset.PhotometricInterpretation), int(dataset.SamplesPerPixel)
+    kind = str(optional(dataset, "PhotometricInterpretation"))
     if (kind in _GREY, kind in _COLOUR, samples) not in ((True, False, 1), (False, True, 3)):
         raise BadStudyError("photometric interpretation: must be MONOCHROME1, MONOCHROME2, RGB or YBR")
-    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise BadStudyError(f"{stored} bits stored in {allocated}; must be at most 16, in 8 or 16")
+    # Decoders ask for them. Files without them, or with nonsense in them, mean the usual values.
+    dataset.NumberOfFrames = 1
+    for keyword in ("PixelRepresentation", "PlanarConfiguration"):
+        if whole_number(dataset, keyword) not in (0, 1):
+            setattr(dataset, keyword, 0)
+
+
+def _needed_number(dataset: pydicom.Dataset, keyword: str) -> int:
+    value = whole_number(dataset, keyword)
+    if value is None or value < 1:
+        raise BadStudyError(f"{keyword} must be one whole number above 0")
+    return value
 
 
 def _tags(dataset: pydicom.Dataset) -> tuple[str, str, float, float]:
@@ -153,18 +168,18 @@ def _tags(dataset: pydicom.Dataset) -> tuple[str, str, float, float]:
 
 
 def _one_of(dataset: pydicom.Dataset, keyword: str, known: frozenset[str]) -> str:
-    value = str(dataset.get(keyword) or "").strip().upper()
+    value = str(optional(dataset, keyword) or "").strip().upper()
     return value if value in known else ""
 
 
 def _age(dataset: pydicom.Dataset) -> float:
-    match = re.fullmatch(r"(\d{1,3})([YMWD]?)", str(dataset.get("PatientAge") or "").strip())
+    match = re.fullmatch(r"(\d{1,3})([YMWD]?)", str(optional(dataset, "PatientAge") or "").strip())
     return float(match[1]) * _YEARS[match[2]] if match else float("nan")
 
 
 def _spacing(dataset: pydicom.Dataset) -> float:
     for keyword in ("ImagerPixelSpacing", "PixelSpacing"):
-        pair = dataset.get(keyword)
-        if pair is not None and len(pair) == 2 and all(0.01 <= float(side) <= 10 for side in pair):
-            return (float(pair[0]) + float(pair[1])) / 2
+        pair = numbers(dataset, keyword)
+        if len(pair) == 2 and all(0.01 <= side <= 10 for side in pair):
+            return (pair[0] + pair[1]) / 2
     return float("nan")

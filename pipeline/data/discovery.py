@@ -3,15 +3,18 @@
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.file_kinds import HEAD_BYTES, file_kind, is_dicom, is_dicomdir
 from pipeline.errors import UserError
 from pipeline.escaping import printable
+from pipeline.file_kinds import HEAD_BYTES, file_kind, is_dicom, is_dicomdir
 
-__all__ = ["Listing", "dicom_files", "file_kind", "is_dicom", "list_folder", "read_head", "study_name"]
+__all__ = [
+    "Listing", "by_study", "dicom_files", "file_kind", "is_dicom", "list_folder", "read_head", "study_files",
+    "study_name",
+]  # fmt: skip
 
 # A name that ends so belongs to a DICOM file, whatever is in it.
 _SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".dc3", ".ima"})
@@ -152,3 +155,25 @@ def study_name(path: Path) -> str:
     A name may be a UID, such as ``1.2.840.99``, whose last number is no suffix.
     """
     return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+
+
+def by_study(files: Iterable[Path], ids: Collection[str]) -> dict[str, list[Path]]:
+    """The files of each study: those that are named by its id, with any suffix or without one."""
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        names = (study_name(path), path.name, path.stem)
+        found.setdefault(next((name for name in names if name in ids), names[0]), []).append(path)
+    return found
+
+
+def study_files(folder: Path, ids: Sequence[str]) -> list[Path]:
+    """The DICOM file of each study, in the order of ``ids``.
+
+    Raises:
+        UserError: the folder has no DICOM files, or a study has no file or several.
+    """
+    found = by_study(dicom_files(folder), set(ids))
+    for key in ids:
+        if len(found.get(key, [])) != 1:
+            raise UserError(f"{folder}: {len(found.get(key, []))} files of study {key}; one is needed")
+    return [found[key][0] for key in ids]

@@ -41,8 +41,8 @@ RULES: Mapping[str, Rule] = {
         ("one_class", "two classes for one study", "remove the row that is wrong"),
         ("one_group", "two groups for one study", "a study is of one patient: remove the row that is wrong"),
         ("group_known", "no group for this study, so it might leak between splits", "add it to patient_groups.csv"),
-        ("image_there", "no image: there is no file of this name", "add the file, or remove the study's rows"),
-        ("label_there", "no label: the label table has no row for this image", "add a row, or remove the file"),
+        ("image_there", "no image: there is no DICOM file of this name", "add the file, or remove the study's rows"),
+        ("image_once", "several files for one study", "remove all but one, wherever they are in the image folder"),
         ("readable", "the file cannot be used", "export the study again; the reason says what was not accepted"),
     ),
     **_rules(
@@ -55,6 +55,7 @@ RULES: Mapping[str, Rule] = {
     ),
     **_rules(
         Severity.NOTE,
+        ("label_there", "no label: the label table has no row for this image", "nothing, unless it should have one"),
         ("view_known", "the view (AP, PA) is not in the header", "splits cannot be balanced by what is not known"),
         ("group_used", "a group of a study that is not there", "nothing, unless the study should be there"),
     ),

@@ -1,114 +1,157 @@
-"""Stored DICOM values -> 8-bit grey levels, bright where dense (PS3.3 C.7.6.3, C.11.1 and C.11.2)."""
+"""Stored DICOM values -> grey levels, bright where dense (PS3.3 C.7.6.3, C.11.1 and C.11.2).
 
-from typing import Any
+Each step maps one value to one value, so all of them together are one table of at most 65,536 entries:
+it is computed once, and the image is looked up in it. That is exact, and needs no memory but the result.
+"""
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.pixels import apply_windowing
 
+from pipeline.data.clahe import Levels
+from pipeline.data.header import numbers, whole_number
+from pipeline.data.lookup_tables import modality_table, voi_table
+from pipeline.data.windows import apply_window
 from pipeline.errors import BadStudyError
 
-Image = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.float32]
 
 # Without a window, deep pixels are stretched between these percentiles: markers and dead pixels lie outside.
 _STRETCH = (0.1, 99.9)
+_BLOCK_PIXELS = 2**20
 
 
-def to_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> Image:
-    """Turn stored values ``[H, W]``, or colours ``[H, W, 3]``, into uint8 ``[H, W]``.
+def to_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> Levels:
+    """Turn stored values ``[H, W]``, or colours ``[H, W, 3]``, into grey levels ``[H, W]``.
 
-    Colours become luminance. The modality's rescaling or table comes first, then the header's VOI
-    table or window, if there is one; without, 8-bit pixels stay as they are and deeper ones are
+    Colours become luminance, and have no window. Other values pass the modality's rescaling or table, then the
+    header's VOI table or window, if there is one; without, 8-bit values stay as they are and deeper ones are
     stretched. MONOCHROME1 is inverted, so that dense is always bright. Padding is black.
 
+    Returns:
+        uint8, or uint16 over its whole range where the file stores more than 8 bits.
+
     Raises:
-        BadStudyError: the pixels that are not padding have one value.
+        BadStudyError: the pixels that are not padding have one value, or the header contradicts itself.
     """
     if stored.ndim == 3:
-        stored = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)
-    padding = _padding(dataset, stored)
-    values = _modality_values(dataset, stored)
-    grey = _voi(dataset, values)
-    if grey is None:
-        grey = values if values.dtype == np.uint8 else _stretch(values, *_percentiles(values[~padding]))
-    pixels = np.asarray(np.clip(grey, 0, 255), np.uint8)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        pixels = 255 - pixels
-    pixels[padding] = 0
-    return pixels
+        words = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)
+        counts = _counts(words)
+        padding = np.zeros(counts.shape, np.bool_)
+        shown = _colour_table(counts)
+    else:
+        native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        words = native.view(f"u{native.dtype.itemsize}")
+        counts = _counts(words)
+        samples = _samples(dataset, counts)
+        padding = _padding(dataset, samples)
+        shown = _table(dataset, samples, np.where(padding, 0, counts))
+    deep = words.dtype == np.uint16 and (stored.ndim == 3 or int(dataset.BitsStored) > 8)
+    table = _quantized(np.where(padding, 0, shown), np.uint16 if deep else np.uint8)
+    seen = table[(counts > 0) & ~padding]
+    if not len(seen) or seen.min() == seen.max():
+        raise BadStudyError("all pixels have one value")
+    return _look_up(table, words)
 
 
-def _padding(dataset: pydicom.Dataset, stored: np.ndarray) -> npt.NDArray[np.bool_]:
-    """Where the device put what is no part of the image (PS3.3 C.7.5.1.1.2)."""
-    value = dataset.get("PixelPaddingValue")
+def _table(dataset: pydicom.Dataset, samples: npt.NDArray[np.int64], counts: Counts) -> Floats:
+    """Each possible word as a brightness from 0 to 1; ``counts`` says how often the image has it."""
+    values, changed = _modality_values(dataset, samples)
+    shown = voi_table(dataset, values)
+    if shown is None:
+        shown = apply_window(dataset, values)
+    if shown is None:
+        as_they_are = len(samples) == 256 and not changed
+        shown = samples / 255 if as_they_are else _stretch(values, counts)
+    shown = np.clip(shown, 0, 1)
+    return 1 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _samples(dataset: pydicom.Dataset, counts: Counts) -> npt.NDArray[np.int64]:
+    """The sample that each possible word holds (PS3.5 8.1.1): bits that are no part of it may hold anything."""
+    bits, high = int(dataset.BitsStored), whole_number(dataset, "HighBit")
+    signed = bool(whole_number(dataset, "PixelRepresentation"))
+    shift = 0 if high is None else high - bits + 1
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        shift = _compressed_shift(shift, bits, counts, signed)
+    if shift < 0 or 2 ** (shift + bits) > len(counts):
+        raise BadStudyError(f"HighBit {high} does not fit BitsStored {bits}")
+    samples = (np.arange(len(counts)) >> shift) & (2**bits - 1)
+    return np.asarray(np.where(samples >= 2 ** (bits - 1), samples - 2**bits, samples) if signed else samples)
+
+
+def _compressed_shift(shift: int, bits: int, counts: Counts, signed: bool) -> int:
+    """Decoders put samples into the low bits, unless the encoder was given words whose samples lay higher."""
+    if not counts[2**bits :].any():
+        return 0
+    if shift == 0 and not signed:
+        raise BadStudyError(f"the compressed image has values of more bits than BitsStored {bits}")
+    return shift
+
+
+def _padding(dataset: pydicom.Dataset, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Words that the device wrote where there is no image (PS3.3 C.7.5.1.1.2)."""
+    value, limit = whole_number(dataset, "PixelPaddingValue"), whole_number(dataset, "PixelPaddingRangeLimit")
     if value is None:
-        return np.zeros(stored.shape, np.bool_)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((int(value), int(value if limit is None else limit)))
-    return (stored >= low) & (stored <= high)
+        return np.zeros(samples.shape, np.bool_)
+    low, high = sorted((value, value if limit is None else limit))
+    if samples.min() <= low and high <= samples.max():
+        return (samples >= low) & (samples <= high)
+    # The value was written as a word of the other signedness, or does not fit the bits of a sample.
+    words, size = np.arange(len(samples)), len(samples)
+    low, high = sorted((low % size, high % size))
+    return (words >= low) & (words <= high)
 
 
-def _modality_values(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
-    if dataset.get("ModalityLUTSequence"):
-        return _look_up(dataset, dataset.ModalityLUTSequence[0], stored)[0]
-    slope, intercept = _rescale(dataset)
-    # Most headers say 1 and 0: then 8-bit pixels stay 8-bit.
-    return stored if (slope, intercept) == (1, 0) else stored * slope + intercept
+def _modality_values(dataset: pydicom.Dataset, samples: npt.NDArray[np.int64]) -> tuple[Floats, bool]:
+    """Samples after the modality's table or rescaling; and whether that changed them."""
+    mapped = modality_table(dataset, samples)
+    if mapped is not None:
+        return mapped, True
+    slope, intercept = numbers(dataset, "RescaleSlope"), numbers(dataset, "RescaleIntercept")
+    # A slope of 0 would make all pixels one value: nobody means it.
+    if len(slope) != 1 or slope[0] == 0:
+        slope, intercept = [1.0], intercept if not slope else [0.0]
+    offset = intercept[0] if len(intercept) == 1 else 0.0
+    return np.asarray(samples * slope[0] + offset, np.float64), (slope[0], offset) != (1, 0)
 
 
-def _rescale(dataset: pydicom.Dataset) -> tuple[float, float]:
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    return (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
+def _colour_table(counts: Counts) -> Floats:
+    values = np.arange(len(counts), dtype=np.float64)
+    return values / 255 if len(counts) == 256 else _stretch(values, counts)
 
 
-def _voi(dataset: pydicom.Dataset, values: np.ndarray) -> np.ndarray | None:
-    """What the header wants to be seen, stretched to 0..255; None if it does not say."""
-    if dataset.get("VOILUTSequence"):
-        mapped, bits = _look_up(dataset, dataset.VOILUTSequence[0], values)
-        return _stretch(mapped, 0, 2**bits - 1)
-    if dataset.get("WindowWidth") is None or dataset.get("WindowCenter") is None:
-        return None
-    return _stretch(apply_windowing(values, dataset), *_window_range(dataset))
-
-
-def _look_up(dataset: pydicom.Dataset, item: pydicom.Dataset, values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Values through a table, and how many bits its entries have.
-
-    Not pydicom's `apply_voi`: it counts places in the type of the entries, so that a table of 4096
-    8-bit entries starts again after every 256.
-    """
-    count, first, bits = (int(number) for number in item.LUTDescriptor)
-    table = _table(item.LUTData, "<u2" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">u2")
-    if len(table) < (count or 2**16):
-        raise BadStudyError(f"a look-up table of {len(table)} entries; its header says {count or 2**16}")
-    places = np.clip(np.round(values).astype(np.int64) - first, 0, (count or 2**16) - 1)
-    return table[places], bits
-
-
-def _table(data: Any, words: str) -> npt.NDArray[np.uint16]:
-    if isinstance(data, bytes):
-        return np.frombuffer(data, words).astype(np.uint16)
-    return np.asarray(data, np.uint16).reshape(-1)
-
-
-def _window_range(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """The range that pydicom's windowing maps to: what the stored bits can say, rescaled."""
-    if dataset.get("ModalityLUTSequence"):
-        return 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope, intercept = _rescale(dataset)
-    return low * slope + intercept, high * slope + intercept
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, _STRETCH) if values.size else (0.0, 0.0)
+def _stretch(values: Floats, counts: Counts) -> Floats:
+    """Values between two percentiles of the image, which has each of them ``counts`` times, as 0 to 1."""
+    seen = counts > 0
+    if not seen.any():
+        raise BadStudyError("all pixels are padding")
+    # numpy's only method that takes weights; the usual mean of two neighbours differs by less than a grey level.
+    low, high = np.percentile(values[seen], _STRETCH, weights=counts[seen], method="inverted_cdf")
     if not high > low:
         raise BadStudyError("all pixels have one value")
-    return float(low), float(high)
+    return np.asarray((values - low) / (high - low))
 
 
-def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.round(np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) * 255)
+def _counts(words: np.ndarray) -> Counts:
+    """How often the image has each possible word, ``[256]`` or ``[65536]``."""
+    size = 2 ** (8 * words.dtype.itemsize)
+    return np.asarray(cv2.calcHist([words], [0], None, [size], [0, size]).ravel())
+
+
+def _quantized(shown: Floats, dtype: type[np.uint8] | type[np.uint16]) -> Levels:
+    return np.round(np.clip(shown, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+
+
+def _look_up(table: Levels, words: np.ndarray) -> Levels:
+    """Deep images block by block: numpy makes 8 bytes of each index."""
+    if words.dtype == np.uint8 and table.dtype == np.uint8:
+        unchanged = bool((table == np.arange(len(table))).all())  # so are most 8-bit files
+        return words if unchanged else np.asarray(cv2.LUT(words, table), np.uint8)
+    levels = np.empty(words.shape, table.dtype)
+    rows = max(1, _BLOCK_PIXELS // words.shape[1])
+    for start in range(0, len(words), rows):
+        levels[start : start + rows] = table[words[start : start + rows]]
+    return levels

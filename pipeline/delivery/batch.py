@@ -1,5 +1,6 @@
 """Predict many DICOM files: batches, a progress bar, one line per study as it is done."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +9,13 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.data.dicom import Radiograph, read_radiograph
+from pipeline.data.discovery import Listing, list_folder, study_name
 from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.delivery.writers import Writer
 from pipeline.errors import BadStudyError, UserError
+from pipeline.escaping import printable
+
+logger = logging.getLogger(__name__)
 
 LIST_SUFFIX = ".txt"
 
@@ -35,7 +40,7 @@ class Study:
     @property
     def key(self) -> str:
         """The name of the file."""
-        return self.path.stem
+        return study_name(self.path)
 
 
 def predict_files(
@@ -78,24 +83,40 @@ def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiogra
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:
-    """The files that are meant.
+    """The files that are meant; what is odd in a folder is reported and passed over.
 
     Args:
-        inputs: files, folders whose ``.dcm`` files are meant, or ``.txt`` files with a path on each line.
+        inputs: files, folders whose DICOM files are meant, or ``.txt`` files with a path on each line.
 
     Raises:
-        UserError: an input does not exist, or two files have one name.
+        UserError: an input does not exist, there is no DICOM file, or two files have one name.
     """
     files: dict[str, Path] = {}
+    empty: dict[Path, Listing] = {}
     for place in _listed(inputs):
         if not place.exists():
-            raise UserError(f"{place}: no such file or folder")
-        for path in sorted(place.rglob("*.dcm")) if place.is_dir() else [place]:
-            if files.setdefault(path.stem, path) != path:
-                raise UserError(f"{path}: has the name of {files[path.stem]}; predictions are named by file")
+            raise UserError(f"{printable(place)}: no such file or folder")
+        for path in _of_folder(place, empty) if place.is_dir() else [place]:
+            if files.setdefault(study_name(path), path) != path:
+                other = printable(files[study_name(path)])
+                raise UserError(f"{printable(path)}: has the name of {other}; predictions are named by file")
+    said = [f"{printable(place)}: no DICOM files; what is there: {found.described()}" for place, found in empty.items()]
     if not files:
-        raise UserError(f"{inputs[0]}: no .dcm files")
+        raise UserError(said[0] if said else f"{printable(inputs[0])}: names no files")
+    for line in said:
+        logger.warning("passed over %s", line)
     return list(files.values())
+
+
+def _of_folder(folder: Path, empty: dict[Path, Listing]) -> list[Path]:
+    """The DICOM files of a folder; without any, what is there goes to ``empty``."""
+    listing = list_folder(folder)
+    if not listing.files:
+        empty[folder] = listing
+        return []
+    for path, reason in listing.odd.items():
+        logger.warning("passed over %s: %s", printable(path), reason)
+    return sorted([*listing.files, *listing.misnamed])
 
 
 def _listed(inputs: Sequence[Path]) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.data.annotations import IMAGES
 from pipeline.data.dicom import read_radiograph
+from pipeline.data.discovery import study_files
 from pipeline.delivery.model_file import load_seen, patient_hash
 from pipeline.delivery.predictor import Predictor
 from pipeline.evaluation.comparison import Comparison, compare
@@ -50,7 +51,7 @@ def compare_with_champion(
         unseen = [place for place, group in enumerate(test.index["groupId"]) if patient_hash(group) not in seen]
         predictor = Predictor(model)
         studies = test.index.iloc[unseen].reset_index(drop=True)
-        files = [Path(params.data.dir) / IMAGES / f"{key}.dcm" for key in studies["patientId"]]
+        files = study_files(Path(params.data.dir) / IMAGES, studies["patientId"].to_list())
         theirs = list(predict_results(predictor, files, [test.boxes[place] for place in unseen]))
     comparison = compare(
         ([results[place] for place in unseen], threshold),

@@ -8,6 +8,7 @@ import pandas as pd
 
 from pipeline.data.annotations import IMAGES
 from pipeline.data.dicom import read_radiograph
+from pipeline.data.discovery import study_files
 from pipeline.delivery.inbox import SCORED, grey_features
 from pipeline.errors import UserError
 from pipeline.evaluation.drift import Drift, measure_drift
@@ -43,10 +44,10 @@ class Monitored:
 def reference_table(params: Params, val: SplitData, results: Sequence[ImageResult], threshold: float) -> pd.DataFrame:
     """Of val's studies what is known of new ones too: the view, the grey levels, and what the model finds."""
     rows = []
-    for place, (key, view) in enumerate(zip(val.index["patientId"], val.index["view"], strict=True)):
-        if place == _MOST:
-            break
-        mean, std = grey_features(read_radiograph(Path(params.data.dir) / IMAGES / f"{key}.dcm").pixels)
+    studies = val.index[:_MOST]
+    files = study_files(Path(params.data.dir) / IMAGES, studies["patientId"].to_list())
+    for place, (path, view) in enumerate(zip(files, studies["view"], strict=True)):
+        mean, std = grey_features(read_radiograph(path).pixels)
         scores = results[place].scores
         best = float(scores[0]) if len(scores) else 0.0
         rows.append((view, round(mean, 3), round(std, 3), round(best, 6), int((scores > threshold).sum())))

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from pipeline.detection.weights import start_from
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
+from pipeline.ranks import rank
 from pipeline.stages.inputs import IMAGE_CLASSES, SplitData, read_inputs
 from pipeline.stages.launch import launch
 from pipeline.stages.operating_point import choose_operating_point
@@ -199,7 +199,7 @@ def main() -> None:
     if params.train.devices > 1 and world_size() == 1:
         launch("pipeline.stages.train", params.train.devices, params.train.restarts)
         return
-    if os.environ.get("RANK", "0") != "0":
+    if rank():
         logging.disable(logging.INFO)
     keep_freed_memory()
     try:
@@ -207,7 +207,7 @@ def main() -> None:
     except RuntimeError as error:
         if world_size() == 1 or not is_lost_connection(error):
             raise
-        logger.warning("process %s: another process of this run is gone", os.environ["RANK"])
+        logger.warning("process %s: another process of this run is gone", rank())
         raise SystemExit(1) from None
 
 

@@ -7,36 +7,11 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.data.annotations import IMAGES
 from pipeline.data.dicom import read_radiograph
 from pipeline.errors import BadStudyError
-
-
-@pytest.fixture(scope="session")
-def study(sample):
-    return sorted((sample / IMAGES).glob("*.dcm"))[0]
-
-
-@pytest.fixture
-def make(study, tmp_path):
-    """A file with the given pixels and header values."""
-
-    def build(pixels, **header):
-        dataset = pydicom.dcmread(study)
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.BitsAllocated = pixels.dtype.itemsize * 8
-        dataset.BitsStored = dataset.BitsAllocated
-        dataset.HighBit = dataset.BitsStored - 1
-        dataset.PixelData = pixels.tobytes()
-        for key, value in header.items():
-            setattr(dataset, key, value)
-        dataset.save_as(tmp_path / "made.dcm")
-        return tmp_path / "made.dcm"
-
-    return build
 
 
 def test_jpeg_is_as_pydicom_decodes_it(study):
@@ -91,7 +66,7 @@ def test_rescale_comes_before_the_window(make):
 def test_ages(make, text, years):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = make(np.zeros((8, 8), np.uint8), PatientAge=text)
+        path = make(np.eye(8, dtype=np.uint8), PatientAge=text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if text == "old":
