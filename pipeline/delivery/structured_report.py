@@ -4,7 +4,10 @@ A report names the patient and the study of its image, as DICOM requires: it bel
 came from, and nowhere else.
 """
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,13 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
+from pipeline.data.dicom import TRANSFER_SYNTAXES
+from pipeline.data.header import read_header, transfer_syntax
+from pipeline.delivery.incoming import read_regular
 from pipeline.delivery.predictor import Prediction
+from pipeline.delivery.report_header import report_header
+from pipeline.delivery.writers import private_folder
+from pipeline.errors import BadStudyError
 from pipeline.files import write_atomic
 
 if TYPE_CHECKING:
@@ -25,25 +34,75 @@ if TYPE_CHECKING:
 _SCHEME = "99PNEUMOFLOW"
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Both libraries warn and log with the header's values in the text: names and birth dates."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 class ReportWriter:
-    """A Comprehensive 3D SR for each study."""
+    """A Comprehensive 3D SR for each study.
+
+    Attributes:
+        written: how many there are.
+        problems: path -> reason of each study without one. It names attributes, and quotes nothing of the header.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.written = 0
+        self.problems: dict[Path, str] = {}
 
     def write(self, study: "Study") -> None:
-        """Write the report of a study, with or without findings."""
-        image = pydicom.dcmread(study.path, stop_before_pixels=True)
-        with warnings.catch_warnings():
-            # Names without a caret, as in de-identified files: they are copied, not made here.
-            warnings.filterwarnings("ignore", "The string .* is unlikely to represent", UserWarning)
-            report = make_report(image, study.prediction)
-        write_atomic(self._folder / f"{study.key}.dcm", lambda path: report.save_as(path, enforce_file_format=True))
+        """Write the report of a study, with or without findings; one that cannot be made ends no batch."""
+        try:
+            report = _report_of(study)
+        except BadStudyError as error:
+            self.problems[study.path] = str(error)
+            return
+        path = private_folder(self._folder) / f"{study.key}.dcm"
+        with _quiet():
+            write_atomic(path, lambda place: report.save_as(place, enforce_file_format=True), private=True)
+        self.written += 1
 
 
+def _report_of(study: "Study") -> Any:
+    try:
+        with _quiet():
+            content = read_regular(study.path)
+            syntax = transfer_syntax(content)
+            if syntax is not None and syntax not in TRANSFER_SYNTAXES:  # a deflated file would inflate without bound
+                raise BadStudyError("the file has changed since it was read")
+            image = read_header(content)
+            if (image.Rows, image.Columns) != study.radiograph.levels.shape:
+                raise BadStudyError("the file has changed since it was read")
+            return make_report(image, study.prediction)
+    except BadStudyError:
+        raise
+    except OSError as error:
+        raise BadStudyError(f"the file cannot be read again ({error.strerror or type(error).__name__})") from None
+    except Exception as error:  # noqa: BLE001 - parsers of hostile bytes fail in any way, and quote what they read
+        raise BadStudyError(f"the header is of no use ({type(error).__name__})") from None
+
+
+@_quiet()
 def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
-    """The report on one image, of which ``image`` is the header: its score, and each box with its own."""
-    _complete(image)
+    """The report on one image, of which ``image`` is the header: its score, and each box with its own.
+
+    Raises:
+        BadStudyError: the header does not say which image it is.
+    """
+    header = report_header(image)
     me = hd.sr.DeviceObserverIdentifyingAttributes(uid=generate_uid(entropy_srcs=["pneumoflow"]), name="pneumoflow")
     observers = hd.sr.ObservationContext(
         observer_device_context=hd.sr.ObserverContext(
@@ -53,11 +112,11 @@ def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
     content = hd.sr.MeasurementReport(
         observation_context=observers,
         procedure_reported=_code("chest-radiograph", "Radiograph of the chest"),
-        imaging_measurements=_findings(image, prediction),
+        imaging_measurements=_findings(header, prediction),
         title=codes.DCM.ImagingMeasurementReport,
     )
     return hd.sr.Comprehensive3DSR(
-        evidence=[image],
+        evidence=[header],
         content=content[0],
         series_number=9000,
         series_description="pneumoflow: lung opacities",
@@ -104,17 +163,6 @@ def _score(value: float) -> Any:
     )
     name = _code("detection-score", "Detection score")
     return hd.sr.Measurement(name=name, value=round(float(value), 4), unit=codes.UCUM.NoUnits, algorithm_id=algorithm)
-
-
-def _complete(image: pydicom.Dataset) -> None:
-    """Attributes that a report copies, and that a file may lack: empty is allowed, absent is not."""
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber",
-                    "StudyDate", "StudyTime", "ReferringPhysicianName"):  # fmt: skip
-        if keyword not in image:
-            setattr(image, keyword, "")
-    age = str(image.get("PatientAge", ""))
-    if age.isdigit() and len(age) < 4:  # as in the RSNA challenge's files: years, without the unit that DICOM asks for
-        image.PatientAge = f"{int(age):03d}Y"
 
 
 def _code(value: str, meaning: str) -> Any:

@@ -1,0 +1,111 @@
+"""Files that others write while we look: when one has arrived, and its bytes, read once and within bounds."""
+
+import errno
+import json
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.data.dicom import MAX_FILE_BYTES
+from pipeline.files import write_atomic
+
+ARRIVING = ".arriving.json"
+
+
+class StillArrivingError(OSError):
+    """The file was changed while it was read."""
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file; of one that is too large, one byte more than is accepted.
+
+    Never waits for the other end of a pipe.
+
+    Raises:
+        StillArrivingError: it was changed meanwhile.
+        OSError: it is not there, cannot be read, or is no regular file.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        content = file.read(MAX_FILE_BYTES + 1)
+        after = os.fstat(file.fileno())
+    whole = min(after.st_size, MAX_FILE_BYTES + 1)
+    if _state(before) != _state(after) or len(content) != whole:
+        raise StillArrivingError(errno.EAGAIN, "changed while it was read", str(path))
+    return content
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@dataclass
+class _Sight:
+    """A file as it was seen: ``since`` is the time of this machine's start-up clock, which nobody sets."""
+
+    state: tuple[int, int, int]
+    since: float
+
+
+@dataclass
+class Arrivals:
+    """Tells which files have arrived: those that did not change for ``settle_seconds``.
+
+    The time of a file's last change says so in most cases. Where it lies in the future (the sender's clock is
+    ahead, or ours was set back), the system's own note of that time counts, and if that lies in the future too,
+    the state of the file at an earlier look, which is kept in ``note``.
+    """
+
+    settle_seconds: float
+    note: Path
+    _before: dict[str, _Sight] = field(init=False)
+    _now: dict[str, _Sight] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._before = _read(self.note)
+
+    def has_arrived(self, path: Path) -> bool:
+        """Whether a file has arrived.
+
+        Raises:
+            OSError: it is not there, or cannot be looked at.
+        """
+        found = path.stat()
+        if self._unchanged_since(found.st_mtime, found.st_ctime):
+            return True
+        # A name may hold anything; as it is, it would be among the first things to be escaped wrongly.
+        key, now = os.fsencode(path).hex(), time.monotonic()
+        before = self._before.get(key)
+        if before is None or before.state != _state(found) or before.since > now:  # it was started anew since
+            before = _Sight(_state(found), now)
+        self._now[key] = before
+        return now - before.since >= self.settle_seconds
+
+    def _unchanged_since(self, changed: float, noted: float) -> bool:
+        now = time.time()
+        last = changed if changed <= now else noted
+        return now - last >= self.settle_seconds
+
+    def save(self) -> None:
+        """Keep what was seen for the next look."""
+        if not self._now:
+            self.note.unlink(missing_ok=True)
+            return
+        text = json.dumps({key: [*sight.state, sight.since] for key, sight in self._now.items()})
+        write_atomic(self.note, lambda place: place.write_text(text, encoding="utf-8"), private=True)
+
+
+def _read(note: Path) -> dict[str, _Sight]:
+    """What an earlier look saw; nothing if the note is damaged, which costs a wait."""
+    try:
+        rows = dict(json.loads(note.read_text(encoding="utf-8")))
+        return {
+            key: _Sight((int(inode), int(size), int(changed)), float(since))
+            for key, (inode, size, changed, since) in rows.items()
+        }
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+        return {}
