@@ -51,7 +51,8 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
     require_few_problems(list(found.problems.values()), total, params.data.max_bad_fraction, place)
     with directory_atomic(prepared) as folder:
         _assemble(folder, jobs, results, found)
-    write_text(reports / DATA_PAGE.name, render_data_page(found, Path(params.data.dir), workers))
+    page = render_data_page(found, Path(params.data.dir), params.data.study_seconds)
+    write_text(reports / DATA_PAGE.name, page)
     shutil.rmtree(waiting)
     logger.info("prepared %d studies, quarantined %d", len(found.rows), len(found.problems))
 
