@@ -18,16 +18,17 @@ _SHOWN = 20
 
 
 @task(name="score new studies", retries=1, retry_delay_seconds=10)
-def score_new_studies(model: str, folder: str, out: str) -> None:
+def score_new_studies(model: str, folder: str, out: str, study_seconds: float) -> None:
     """Run ``pneumoflow inbox`` in a process of its own: a file that kills its decoder kills no worker."""
-    run_command("pneumoflow inbox", ["-m", "pipeline.cli", "inbox", model, folder, "--out", out], get_run_logger().info)
+    command = ["-m", "pipeline.cli", "inbox", model, folder, "--out", out, "--study-seconds", str(study_seconds)]
+    run_command("pneumoflow inbox", command, get_run_logger().info)
 
 
 @flow(name="inference", validate_parameters=False)
-def inference(folder: str = "inbox", out: str = "scored", model: str = MODEL) -> None:
+def inference(folder: str = "inbox", out: str = "scored", model: str = MODEL, study_seconds: float = 60) -> None:
     """Score the files of ``folder`` that ``out/scored.csv`` does not have yet, and show the last ones."""
     one_line_errors()
-    score_new_studies(model, folder, out)
+    score_new_studies(model, folder, out, study_seconds)
     with (Path(out) / "scored.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     last = [{key: row[key] for key in ("scored_at", "file", "image_score", "problem")} for row in rows[-_SHOWN:]]
@@ -41,9 +42,12 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default="inbox", help="where studies arrive")
     parser.add_argument("--out", default="scored", help="folder of scored.csv")
     parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--study-seconds", type=float, default=60, help="a study that takes longer is passed over")
     parser.add_argument("--every", type=float, help="seconds between looks; without it, one look")
     chosen = parser.parse_args()
-    values = {"folder": chosen.folder, "out": chosen.out, "model": chosen.model}
+    values = {
+        "folder": chosen.folder, "out": chosen.out, "model": chosen.model, "study_seconds": chosen.study_seconds,
+    }  # fmt: skip
     if chosen.every is None:
         inference(**values)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import UserError, run_main
+from pipeline.escaping import printable
 
 if TYPE_CHECKING:
     from pipeline.delivery.writers import Writer
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+StudySeconds = Annotated[float, typer.Option(min=0.1, help="A study that takes longer to read is unusable.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 means one per core.")]
 
 
@@ -57,7 +59,7 @@ def download(
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set in the challenge's layout.")],
     report: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/data.html"),
-    study_seconds: Annotated[float, typer.Option(min=0.1, help="A study that takes longer is unusable.")] = 60,
+    study_seconds: StudySeconds = 60,
     shown: Annotated[int, typer.Option(min=0, help="Studies to name for each finding.")] = 20,
     workers: Workers = 0,
 ) -> None:
@@ -67,9 +69,8 @@ def check(
     from pipeline.data.parallel import Workers as Processes
     from pipeline.files import write_text
 
-    where = Processes(workers)
-    found = check_dataset(folder, where, study_seconds)
-    write_text(report, render_data_page(found, where))
+    found = check_dataset(folder, Processes(workers), study_seconds)
+    write_text(report, render_data_page(found, study_seconds))
     typer.echo(found.summary())
     for line in findings_text(found, shown):
         typer.echo(line)
@@ -99,27 +100,35 @@ def predict(
     coco: Annotated[bool, typer.Option("--coco", help="Write COCO's JSON too: coco.json.")] = False,
     sr: Annotated[bool, typer.Option("--sr", help="Write DICOM Structured Reports (TID 1500) too: sr/.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
+    study_seconds: StudySeconds = 60,
 ) -> None:
     """Detect opacities in DICOM files; unreadable files are reported and passed over."""
     from contextlib import ExitStack
 
-    from pipeline.delivery.batch import list_files, predict_files
-    from pipeline.delivery.predictor import Predictor
-    from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
+    from pipeline.data.reader import Reader, reading_processes
 
-    files = list_files(inputs)  # what is not there is said before the model is loaded
-    predictor = Predictor(_model_folder(model))
     with ExitStack() as stack:
+        # Its processes start while PyTorch is imported and the model is loaded.
+        reader = stack.enter_context(Reader(reading_processes(), study_seconds)).start()
+        from pipeline.data.findings import RULES
+        from pipeline.delivery.batch import list_files, predict_files
+        from pipeline.delivery.predictor import Predictor
+        from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
+
+        files = list_files(inputs)  # what is not there is said before the model is loaded
+        predictor = Predictor(_model_folder(model))
         writers: list[Writer] = [_report_writer(out / "sr")] if sr else []
         writers += [PictureWriter(out / "pictures")] if pictures else []
         writers += [stack.enter_context(coco_writer(out / "coco.json"))] if coco else []
         writers += [stack.enter_context(table_writer(out / "predictions.csv"))]
-        done = predict_files(predictor, files, batch_size, writers)
+        done = predict_files(predictor, reader, files, batch_size, writers)
     for path, reason in done.problems.items():
-        typer.echo(f"passed over {path}: {reason}", err=True)
+        typer.echo(f"passed over {printable(path)}: {reason}", err=True)
+    for path in done.nearly_empty:
+        typer.echo(f"warning: {printable(path)}: {RULES['nearly_empty'].title}", err=True)
     typer.echo(f"{done.predicted} studies, {done.detections} detections: {out / 'predictions.csv'}")
     if not done.predicted:
-        raise UserError(f"{inputs[0]}: no readable DICOM file among the inputs")
+        raise UserError(f"{printable(inputs[0])}: no readable DICOM file among the inputs")
 
 
 @app.command()
@@ -129,12 +138,15 @@ def inbox(
     out: Annotated[Path, typer.Option(help="Folder of scored.csv, which grows.")] = Path("scored"),
     settle_seconds: Annotated[float, typer.Option(min=0, help="Files changed since may still be arriving.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
+    study_seconds: StudySeconds = 60,
 ) -> None:
     """Score what is new in a folder, each study once; `python -m flows.inference` does so on a schedule."""
+    from pipeline.data.reader import Reader, reading_processes
     from pipeline.delivery.inbox import SCORED, score_inbox
     from pipeline.delivery.predictor import Predictor
 
-    done = score_inbox(Predictor(_model_folder(model)), model, folder, out, batch_size, settle_seconds)
+    with Reader(reading_processes(), study_seconds) as reader:
+        done = score_inbox(Predictor(_model_folder(model)), reader, model, folder, out, batch_size, settle_seconds)
     typer.echo(
         f"{done.scored} studies scored, {done.passed_over} passed over, {done.unsettled} still arriving: {out / SCORED}"
     )

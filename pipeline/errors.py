@@ -16,17 +16,14 @@ class BadStudyError(ValueError):
     """This one study cannot be used; the message is the reason, and holds nothing of the patient."""
 
 
-def printable(text: object) -> str:
-    """``text``, such as a file's name, with all that would command a terminal, or cannot be encoded, escaped."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in str(text))
-
-
 def fail(message: str) -> NoReturn:
     """Print one line to stderr and end the process with exit code 1.
 
     Of several processes of one run the first speaks for all; what the others say is marked as theirs.
     """
-    print(f"{f'process {rank()}' if rank() else 'error'}: {printable(message)}", file=sys.stderr, flush=True)
+    # A file's name may hold characters that command a terminal.
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
+    print(f"{f'process {rank()}' if rank() else 'error'}: {shown}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 

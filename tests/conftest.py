@@ -14,6 +14,7 @@ import yaml
 
 os.environ.update(DVC_NO_ANALYTICS="1", NO_ALBUMENTATIONS_UPDATE="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
 
+from pipeline.data.reader import Reader
 from pipeline.data.sample import make_sample
 
 # Run in the background by a script, pytest ignores SIGINT, and so would every process that the tests interrupt.
@@ -70,6 +71,12 @@ def _small_params():
 def small_params(_small_params):
     """The shipped params, shrunk to a model that trains in seconds; a copy to change."""
     return copy.deepcopy(_small_params)
+
+
+@pytest.fixture(scope="session")
+def reader():
+    with Reader(1, 60) as made:
+        yield made
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.data.annotations import BOX
 from pipeline.data.checks import Examination
-from pipeline.data.clahe import letterbox, to_8_bits
-from pipeline.data.dicom import read_radiograph
+from pipeline.data.clahe import letterbox
+from pipeline.data.dicom import Radiograph
 from pipeline.data.findings import Finding, Severity, by_rule
 from pipeline.data.looks import HISTOGRAM_BINS, mean_histogram
-from pipeline.data.parallel import Workers, map_jobs
+from pipeline.data.reader import Reader, reading_processes
 from pipeline.drawing import data_uri
 
 _TEMPLATE = "data.html.jinja"
@@ -25,8 +25,6 @@ _LISTED = 500
 _THUMBNAILS = 24
 _THUMBNAIL_SIDE = 160
 _HEAT_CELLS = 64
-
-Image = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,12 @@ class Bar:
     share: float
 
 
-def render_data_page(found: Examination, workers: Workers) -> str:
+def render_data_page(found: Examination, study_seconds: float) -> str:
     """The page as HTML; the same for the same data, whoever asked for it.
 
     Args:
         found: what is known of the data set.
-        workers: where the worst studies are read again for their pictures.
+        study_seconds: the worst studies are read again for their pictures; one that takes longer has none.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -58,7 +56,7 @@ def render_data_page(found: Examination, workers: Workers) -> str:
         charts=_charts(found) if len(rows) else {},
         heat_map=_heat_map(found) if len(rows) else "",
         greys=_grey_lines(rows) if len(rows) else {},
-        worst=_worst(found, workers) if len(rows) else [],
+        worst=_worst(found, study_seconds) if len(rows) else [],
     )
 
 
@@ -138,15 +136,20 @@ class Thumbnail:
     caption: str
 
 
-def _worst(found: Examination, workers: Workers) -> list[Thumbnail]:
+def _worst(found: Examination, study_seconds: float) -> list[Thumbnail]:
     captions = _suspects(found)
     paths = [found.files[key] for key in captions]
-    pictures = map_jobs(_thumbnail, paths, workers, "Drawing") if paths else []
-    return [
-        Thumbnail(key, data_uri(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)), caption)  # type: ignore[arg-type]
-        for (key, caption), picture in zip(captions.items(), pictures, strict=True)
-        if picture is not None
-    ]
+    with Reader(reading_processes(), study_seconds) as reader:
+        return [
+            Thumbnail(key, _thumbnail(radiograph), caption)
+            for (key, caption), radiograph in zip(captions.items(), reader.read_each(paths), strict=True)
+            if isinstance(radiograph, Radiograph)
+        ]
+
+
+def _thumbnail(radiograph: Radiograph) -> str:
+    small = letterbox(radiograph.pixels, _THUMBNAIL_SIDE)
+    return data_uri(np.asarray(cv2.cvtColor(small, cv2.COLOR_GRAY2BGR), np.uint8))
 
 
 def _suspects(found: Examination) -> dict[str, str]:
@@ -161,10 +164,6 @@ def _suspects(found: Examination) -> dict[str, str]:
         row = rows.loc[place]
         captions.setdefault(row["patientId"], f"mean {row['mean']:.0f}, deviation {row['deviation']:.0f}")
     return dict(list(captions.items())[:_THUMBNAILS])
-
-
-def _thumbnail(path: Path) -> Image:
-    return to_8_bits(letterbox(read_radiograph(path).levels, _THUMBNAIL_SIDE))
 
 
 def findings_text(found: Examination, shown: int) -> Sequence[str]:

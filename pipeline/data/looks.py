@@ -27,12 +27,8 @@ def describe(path: Path, pixels: Image) -> dict[str, object]:
     """
     if pixels.min() == pixels.max():
         raise BadStudyError("all pixels have one value")
-    some = np.ascontiguousarray(pixels[::2, ::2])  # a quarter of the pixels says as much in a quarter of the time
-    counts = cv2.calcHist([some], [0], None, [256], [0, 256]).ravel()
-    shares = counts / counts.sum()
-    levels = np.arange(256)
-    mean = float(shares @ levels)
-    deviation = float(np.sqrt(shares @ (levels - mean) ** 2))
+    shares = _shares(pixels)
+    mean, deviation = _moments(shares)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -40,9 +36,33 @@ def describe(path: Path, pixels: Image) -> dict[str, object]:
         "hash": perceptual_hash(pixels),
         "mean": round(mean, 3),
         "deviation": round(deviation, 3),
-        "nearly_empty": bool(deviation < _LITTLE_CONTRAST or shares[:3].sum() > _MOSTLY or shares[-3:].sum() > _MOSTLY),
+        "nearly_empty": _little_in_it(shares),
         "histogram": _pack(shares.reshape(HISTOGRAM_BINS, -1).sum(1)),
     }
+
+
+def nearly_empty(pixels: Image) -> bool:
+    """Whether an image, uint8 ``[H, W]``, has hardly any contrast, or is nearly all black or white."""
+    return _little_in_it(_shares(pixels))
+
+
+def _shares(pixels: Image) -> npt.NDArray[np.float64]:
+    """The share of the pixels at each of the 256 grey levels."""
+    some = np.ascontiguousarray(pixels[::2, ::2])  # a quarter of the pixels says as much in a quarter of the time
+    counts = cv2.calcHist([some], [0], None, [256], [0, 256]).ravel()
+    return np.asarray(counts / counts.sum())
+
+
+def _moments(shares: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    levels = np.arange(256)
+    mean = float(shares @ levels)
+    return mean, float(np.sqrt(shares @ (levels - mean) ** 2))
+
+
+def _little_in_it(shares: npt.NDArray[np.float64]) -> bool:
+    deviation = _moments(shares)[1]
+    return bool(deviation < _LITTLE_CONTRAST or shares[:3].sum() > _MOSTLY or shares[-3:].sum() > _MOSTLY)
 
 
 def _pack(shares: npt.NDArray[np.float64]) -> str:

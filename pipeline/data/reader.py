@@ -17,18 +17,20 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from pipeline.data.dicom import MAX_PIXELS, Radiograph, read_radiograph
+from pipeline.data.dicom import Radiograph, read_radiograph
+from pipeline.data.limits import MEMORY_BYTES
 from pipeline.data.reading_process import READY
 from pipeline.errors import BadStudyError
 
-# 12 bytes a pixel are what the largest accepted image takes while it is decoded. The rest is for its file, which may
-# be in memory twice.
-MEMORY_BYTES = 12 * MAX_PIXELS + 2**30
-STUDY_SECONDS = 60.0
 _AHEAD = 4
 _DYING_SECONDS = 5
 
 Outcome = Radiograph | BadStudyError | OSError
+
+
+def reading_processes() -> int:
+    """How many processes keep a model busy that uses the same cores: half as many, at most four."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 class Reader:

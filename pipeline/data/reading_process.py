@@ -6,18 +6,15 @@ JSON and the arrays' bytes in the order of their names. Nothing is pickled.
 
 import dataclasses
 import errno
-import faulthandler
 import importlib
 import json
 import os
-import resource
 import signal
 import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +22,7 @@ import cv2
 import numpy as np
 
 from pipeline.data.dicom import MAX_FILE_BYTES, Radiograph
+from pipeline.data.limits import study_limits
 from pipeline.errors import BadStudyError
 
 READY = b"ready\n"
@@ -36,67 +34,25 @@ def serve(requests: BinaryIO, answers: BinaryIO, decode: Callable[[bytes], Radio
     """Answer requests until there are no more; ``limits`` are ``study_seconds`` and ``memory_bytes``."""
     answers.write(READY)
     answers.flush()
-    with Path(os.devnull).open("w") as nowhere:
-        while line := requests.readline():
-            faulthandler.dump_traceback_later(limits["study_seconds"] + _GRACE_SECONDS, exit=True, file=nowhere)
-            with memory_limit(limits["memory_bytes"]):
-                head, arrays = _answer(json.loads(line), requests, decode, limits["memory_bytes"])
-            answers.write(json.dumps(head).encode() + b"\n")
-            for array in arrays:
-                answers.write(np.ascontiguousarray(array).data)
-            answers.flush()
-            faulthandler.cancel_dump_traceback_later()
-
-
-@contextmanager
-def memory_limit(extra_bytes: int) -> Iterator[None]:
-    """Let this process take only so much memory more than it has now; then Python and C++ raise `MemoryError`.
-
-    RLIMIT_DATA counts what the process may write to, unlike RLIMIT_AS, which counts libraries as well. Only Linux
-    counts so; elsewhere there is no limit.
-    """
-    if sys.platform != "linux" or extra_bytes <= 0:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _own_data_bytes() + extra_bytes
-    bounds = [one for one in (limit, soft, hard) if one != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _own_data_bytes() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, says that there was no memory."""
-    while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def too_much_memory(memory_bytes: int) -> BadStudyError:
-    """The reason of a study on which `memory_limit` was reached."""
-    return BadStudyError(f"needs more than {memory_bytes // 2**20} MiB of memory to read")
+    while line := requests.readline():
+        head, arrays = _answer(json.loads(line), requests, decode, limits)
+        answers.write(json.dumps(head).encode() + b"\n")
+        for array in arrays:
+            answers.write(np.ascontiguousarray(array).data)
+        answers.flush()
 
 
 def _answer(
-    request: dict[str, Any], requests: BinaryIO, decode: Callable[[bytes], Radiograph], memory_bytes: int
+    request: dict[str, Any], requests: BinaryIO, decode: Callable[[bytes], Radiograph], limits: dict[str, Any]
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
-        content = requests.read(request["bytes"]) if "bytes" in request else _content(Path(request["path"]))
-        return _packed(decode(content))
+        with study_limits(limits["study_seconds"] + _GRACE_SECONDS, limits["memory_bytes"]):
+            content = requests.read(request["bytes"]) if "bytes" in request else _content(Path(request["path"]))
+            return _packed(decode(content))
     except OSError as error:
         return {"errno": error.errno or errno.EIO, "strerror": error.strerror or str(error)}, []
-    except (BadStudyError, MemoryError, cv2.error) as error:
-        return {"bad": str(too_much_memory(memory_bytes) if out_of_memory(error) else error)}, []
+    except BadStudyError as error:
+        return {"bad": str(error)}, []
 
 
 def _content(path: Path) -> bytes:

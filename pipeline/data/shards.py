@@ -4,11 +4,8 @@ A shard is the unit of parallel work and of DVC's de-duplication: studies are de
 the order of the label table, so studies appended to it leave the shards before them as they were.
 """
 
-import faulthandler
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +16,7 @@ import pandas as pd
 
 from pipeline.data.clahe import Preparation, prepare
 from pipeline.data.dicom import read_radiograph
+from pipeline.data.limits import study_limits
 from pipeline.data.looks import describe
 from pipeline.data.parallel import Workers, map_jobs
 from pipeline.errors import BadStudyError, UserError
@@ -74,7 +72,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     problems: dict[str, str] = {}
     for study in job.studies:
         try:
-            with _time_limit(job.study_seconds):
+            with study_limits(job.study_seconds):
                 image, row = _prepare_study(study, job)
         except BadStudyError as error:
             problems[study.patient_id] = str(error)
@@ -99,20 +97,6 @@ def read_result(target: Path) -> ShardResult | None:
 
 def _result_file(target: Path) -> Path:
     return target.with_suffix(".json")
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer: a decoder that hangs never comes back to Python."""
-    if seconds <= 0:
-        yield
-        return
-    with Path(os.devnull).open("w") as nowhere:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
 
 def prepare_shards(jobs: Sequence[ShardJob], workers: Workers, description: str) -> list[ShardResult]:

@@ -1,15 +1,20 @@
-"""Predict many DICOM files: batches, a progress bar, one line per study as it is done."""
+"""Predict many DICOM files: read in other processes while the model works, one line per study as it is done."""
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.data.dicom import Radiograph, read_radiograph
+from pipeline.data.dicom import Radiograph
 from pipeline.data.discovery import Listing, list_folder, study_name
+from pipeline.data.looks import nearly_empty
+from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.delivery.writers import Writer
 from pipeline.errors import BadStudyError, UserError
@@ -20,18 +25,26 @@ logger = logging.getLogger(__name__)
 LIST_SUFFIX = ".txt"
 
 
+class Source(NamedTuple):
+    """A file, and its bytes where they have been read already."""
+
+    path: Path
+    content: bytes | None = None
+
+
 @dataclass
 class BatchResult:
-    """How many studies and detections there are, and path -> reason of the files passed over."""
+    """How many studies and detections there are; path -> reason of the files passed over; the nearly empty ones."""
 
     predicted: int = 0
     detections: int = 0
     problems: dict[Path, str] = field(default_factory=dict)
+    nearly_empty: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A file, what is in it, and what was found; ``key`` names it, since ids inside a file are not trusted."""
+    """A file, what is in it, and what was found; `key` names it, since ids inside a file are not trusted."""
 
     path: Path
     radiograph: Radiograph
@@ -42,34 +55,50 @@ class Study:
         """The name of the file."""
         return study_name(self.path)
 
+    @cached_property
+    def nearly_empty(self) -> bool:
+        """Whether it has hardly any contrast, or is nearly all black or white: its detections then say nothing."""
+        return nearly_empty(self.radiograph.pixels)
+
 
 def predict_files(
-    predictor: Predictor, files: Sequence[Path], batch_size: int, writers: Sequence[Writer]
+    predictor: Predictor, reader: Reader, files: Sequence[Path], batch_size: int, writers: Sequence[Writer]
 ) -> BatchResult:
-    """Detect in every file, and give each study to the writers; of ten thousand files one batch is in memory."""
+    """Detect in every file, and give each study to the writers; of ten thousand files a few are in memory."""
     result, console = BatchResult(), Console(stderr=True)
     shown = track(files, "Predicting", console=console, disable=not console.is_terminal)
-    for study in predict_each(predictor, shown, batch_size, result.problems):
+    problems: dict[Path, BadStudyError | OSError] = {}
+    for study in predict_each(predictor, reader, map(Source, shown), batch_size, problems):
         for writer in writers:
             writer.write(study)
         result.predicted += 1
         result.detections += len(study.prediction.scores)
+        if study.nearly_empty:
+            result.nearly_empty.append(study.path)
+    result.problems = {path: why(error) for path, error in problems.items()}
     return result
 
 
 def predict_each(
-    predictor: Predictor, files: Iterable[Path], batch_size: int, problems: dict[Path, str]
+    predictor: Predictor,
+    reader: Reader,
+    sources: Iterable[Source],
+    batch_size: int,
+    problems: dict[Path, BadStudyError | OSError],
 ) -> Iterator[Study]:
-    """Each readable file with its prediction; the others, with the reason, go to ``problems``."""
+    """Each readable source with its prediction.
+
+    The others go to ``problems``: a `BadStudyError` is a verdict on the content; an `OSError` says that the file could
+    not be read now, and may pass.
+    """
     paths: list[Path] = []
     radiographs: list[Radiograph] = []
-    for path in files:
-        try:
-            radiographs.append(read_radiograph(path))
-        except BadStudyError as error:
-            problems[path] = str(error)
+    for path, found in _read(reader, sources):
+        if not isinstance(found, Radiograph):
+            problems[path] = found
             continue
         paths.append(path)
+        radiographs.append(found)
         if len(paths) == batch_size:
             yield from _studies(predictor, paths, radiographs)
             paths, radiographs = [], []
@@ -77,8 +106,25 @@ def predict_each(
         yield from _studies(predictor, paths, radiographs)
 
 
+def _read(reader: Reader, sources: Iterable[Source]) -> Iterator[tuple[Path, Radiograph | BadStudyError | OSError]]:
+    paths: deque[Path] = deque()
+
+    def contents() -> Iterator[Path | bytes]:
+        for path, content in sources:
+            paths.append(path)
+            yield path if content is None else content
+
+    for found in reader.read_each(contents()):
+        yield paths.popleft(), found
+
+
+def why(error: BadStudyError | OSError) -> str:
+    """The reason without the file's name, which stands beside it; of one line."""
+    return printable(error.strerror or error) if isinstance(error, OSError) else str(error)
+
+
 def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiograph]) -> Iterator[Study]:
-    found = predictor.predict([one.pixels for one in radiographs])
+    found = predictor.predict([one.levels for one in radiographs])
     yield from map(Study, paths, radiographs, found)
 
 
@@ -128,5 +174,6 @@ def _listed(inputs: Sequence[Path]) -> Iterator[Path]:
         try:
             lines = place.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            raise UserError(f"{place}: not a list of paths; a text file with one on each line is needed") from None
+            rule = "not a list of paths; a text file with one on each line is needed"
+            raise UserError(f"{printable(place)}: {rule}") from None
         yield from (Path(line.strip()) for line in lines if line.strip())

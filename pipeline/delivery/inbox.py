@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from pipeline.delivery.batch import Study, predict_each
+from pipeline.data.reader import Reader
+from pipeline.delivery.batch import Source, Study, predict_each, why
 from pipeline.delivery.predictor import Predictor
-from pipeline.errors import UserError
+from pipeline.errors import BadStudyError, UserError
 from pipeline.submission import prediction_string
 
 SCORED = "scored.csv"
@@ -37,7 +38,7 @@ class InboxResult:
 
 
 def score_inbox(
-    predictor: Predictor, model: str, inbox: Path, out: Path, batch_size: int, settle_seconds: float
+    predictor: Predictor, reader: Reader, model: str, inbox: Path, out: Path, batch_size: int, settle_seconds: float
 ) -> InboxResult:
     """Score the files of ``inbox`` whose content is not in ``out/scored.csv`` yet, and add a line for each.
 
@@ -53,13 +54,13 @@ def score_inbox(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".scored.lock", timeout=0):
-            return _score_new(predictor, model, inbox, out / SCORED, batch_size, settle_seconds)
+            return _score_new(predictor, reader, model, inbox, out / SCORED, batch_size, settle_seconds)
     except Timeout:
         raise UserError(f"{out / SCORED}: another process is writing to it; wait for it, or end it") from None
 
 
 def _score_new(
-    predictor: Predictor, model: str, inbox: Path, table: Path, batch_size: int, settle_seconds: float
+    predictor: Predictor, reader: Reader, model: str, inbox: Path, table: Path, batch_size: int, settle_seconds: float
 ) -> InboxResult:
     known = _known(table)
     new: dict[Path, str] = {}
@@ -77,11 +78,14 @@ def _score_new(
             new[path] = digest
     paths, scored, passed_over = list(new), 0, 0
     for start in range(0, len(paths), batch_size):
-        problems: dict[Path, str] = {}
-        done = predict_each(predictor, paths[start : start + batch_size], batch_size, problems)
+        problems: dict[Path, BadStudyError | OSError] = {}
+        sources = map(Source, paths[start : start + batch_size])
+        done = predict_each(predictor, reader, sources, batch_size, problems)
         rows = [[new[study.path], *_row(study, model)] for study in done]
         scored += len(rows)
-        rows += [[new[path], path.name, _now(), model, "", "", why, *[""] * 4] for path, why in problems.items()]
+        rows += [
+            [new[path], path.name, _now(), model, "", "", why(error), *[""] * 4] for path, error in problems.items()
+        ]
         passed_over += len(problems)
         _append(table, rows)
     return InboxResult(scored, passed_over, unsettled)

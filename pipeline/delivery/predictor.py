@@ -13,7 +13,7 @@ from pipeline.delivery.model_file import load_model, pick_device
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.postprocess import find
 
-Image = npt.NDArray[np.uint8]
+Levels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float64]
 
 
@@ -38,8 +38,8 @@ class Predictor:
         self._model = model.to(self._device)
 
     @torch.no_grad()
-    def predict(self, images: Sequence[Image], score_thresh: float | None = None) -> list[Prediction]:
-        """Detections above ``score_thresh`` (the model's operating threshold) of uint8 ``[H, W]`` images."""
+    def predict(self, images: Sequence[Levels], score_thresh: float | None = None) -> list[Prediction]:
+        """Detections above ``score_thresh`` (the model's operating threshold) of images ``[H, W]``, uint8 or uint16."""
         threshold = self.config.operating_threshold if score_thresh is None else score_thresh
         rules = self.config.preprocessing
         prepared = [prepare(image, rules) for image in images]
@@ -54,7 +54,7 @@ class Predictor:
 
 
 def _in_original_pixels(
-    boxes: npt.ArrayLike, scores: npt.ArrayLike, image: Image, image_size: int, threshold: float
+    boxes: npt.ArrayLike, scores: npt.ArrayLike, image: Levels, image_size: int, threshold: float
 ) -> Prediction:
     height, width = image.shape
     boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)

@@ -1,15 +1,13 @@
 """The new model against the registry's champion, on the same test studies."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 
-from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import read_radiograph
-from pipeline.data.discovery import study_files
+from pipeline.data.dicom import Radiograph
 from pipeline.delivery.model_file import load_seen, patient_hash
 from pipeline.delivery.predictor import Predictor
 from pipeline.evaluation.comparison import Comparison, compare
@@ -17,6 +15,7 @@ from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.files import temporary_folder
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
+from pipeline.stages.originals import read_originals
 from pipeline.tracking import CHAMPION, download_model, registered
 
 logger = logging.getLogger(__name__)
@@ -51,8 +50,8 @@ def compare_with_champion(
         unseen = [place for place, group in enumerate(test.index["groupId"]) if patient_hash(group) not in seen]
         predictor = Predictor(model)
         studies = test.index.iloc[unseen].reset_index(drop=True)
-        files = study_files(Path(params.data.dir) / IMAGES, studies["patientId"].to_list())
-        theirs = list(predict_results(predictor, files, [test.boxes[place] for place in unseen]))
+        radiographs = read_originals(params, studies["patientId"])
+        theirs = list(predict_results(predictor, radiographs, [test.boxes[place] for place in unseen]))
     comparison = compare(
         ([results[place] for place in unseen], threshold),
         (theirs, predictor.config.operating_threshold),
@@ -63,9 +62,12 @@ def compare_with_champion(
     return AgainstChampion(champion.version, len(test.index) - len(unseen), comparison)
 
 
-def predict_results(predictor: Predictor, files: Sequence[Path], truth: Sequence[np.ndarray]) -> Iterator[ImageResult]:
-    """All candidates of each file beside its true boxes, in pixels of the original."""
-    for start in range(0, len(files), _BATCH):
-        images = [read_radiograph(path).pixels for path in files[start : start + _BATCH]]
-        for place, found in enumerate(predictor.predict(images, score_thresh=0.0), start=start):
-            yield image_result(found.boxes, found.scores, truth[place])
+def predict_results(
+    predictor: Predictor, radiographs: Iterable[Radiograph], truth: Iterable[np.ndarray]
+) -> Iterator[ImageResult]:
+    """All candidates of each radiograph beside its true boxes, in pixels of the original."""
+    pairs = zip(radiographs, truth, strict=True)
+    while batch := list(islice(pairs, _BATCH)):
+        found = predictor.predict([radiograph.levels for radiograph, _ in batch], score_thresh=0.0)
+        for one, (_, boxes) in zip(found, batch, strict=True):
+            yield image_result(one.boxes, one.scores, boxes)

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import read_radiograph
-from pipeline.data.discovery import study_files
 from pipeline.delivery.inbox import SCORED, grey_features
 from pipeline.errors import UserError
 from pipeline.evaluation.drift import Drift, measure_drift
@@ -17,6 +14,7 @@ from pipeline.evaluation.results import ImageResult
 from pipeline.files import temporary_folder, write_json, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
+from pipeline.stages.originals import read_originals
 from pipeline.tracking import CHAMPION, download_artifact, registered
 
 REFERENCE = "reference.csv"
@@ -44,11 +42,11 @@ class Monitored:
 def reference_table(params: Params, val: SplitData, results: Sequence[ImageResult], threshold: float) -> pd.DataFrame:
     """Of val's studies what is known of new ones too: the view, the grey levels, and what the model finds."""
     rows = []
-    studies = val.index[:_MOST]
-    files = study_files(Path(params.data.dir) / IMAGES, studies["patientId"].to_list())
-    for place, (path, view) in enumerate(zip(files, studies["view"], strict=True)):
-        mean, std = grey_features(read_radiograph(path).pixels)
-        scores = results[place].scores
+    studies = val.index.iloc[:_MOST]
+    radiographs = read_originals(params, studies["patientId"])
+    for radiograph, view, result in zip(radiographs, studies["view"], results, strict=False):
+        mean, std = grey_features(radiograph.pixels)
+        scores = result.scores
         best = float(scores[0]) if len(scores) else 0.0
         rows.append((view, round(mean, 3), round(std, 3), round(best, 6), int((scores > threshold).sum())))
     return pd.DataFrame(rows, columns=_COLUMNS)

@@ -51,7 +51,7 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
     require_few_problems(list(found.problems.values()), total, params.data.max_bad_fraction, place)
     with directory_atomic(prepared) as folder:
         _assemble(folder, jobs, results, found)
-    write_text(reports / DATA_PAGE.name, render_data_page(found, workers))
+    write_text(reports / DATA_PAGE.name, render_data_page(found, params.data.study_seconds))
     shutil.rmtree(waiting)
     logger.info("prepared %d studies, quarantined %d", len(found.rows), len(found.problems))
 

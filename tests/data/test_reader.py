@@ -1,5 +1,8 @@
+import io
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -7,6 +10,7 @@ import time
 
 import numpy as np
 import psutil
+import pydicom
 import pytest
 
 from pipeline.data.annotations import IMAGES
@@ -120,6 +124,31 @@ def test_closing_ends_what_is_at_work(files):
     assert not thread.is_alive()
     assert len(errors) == 1
     assert not psutil.wait_procs(children, 10)[1]
+
+
+def test_a_header_of_millions_of_empty_items(files):
+    """A real one: 32 MB of which pydicom makes 2.7 GB."""
+    study = pydicom.dcmread(files[0])
+    whole = io.BytesIO()
+    study.save_as(whole)
+    items = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 4_000_000
+    begin, end = struct.pack("<HH2sHI", 0xFFFC, 0x0010, b"SQ", 0, 2**32 - 1), struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    many = whole.getvalue() + begin + items + end
+    with Reader(1, 60, 2**30) as reader:
+        with pytest.raises(BadStudyError):
+            reader.read(many)
+        assert isinstance(reader.read(files[0]), Radiograph)
+
+
+def test_only_the_reader_and_the_shards_read_files_of_others(repository):
+    """Everybody else would read without a limit."""
+    users = {
+        path.relative_to(repository).as_posix()
+        for folder in ("pipeline", "flows")
+        for path in (repository / folder).rglob("*.py")
+        if re.search(r"\bread_radiograph\b", path.read_text())
+    }
+    assert users == {"pipeline/data/dicom.py", "pipeline/data/reader.py", "pipeline/data/shards.py"}
 
 
 # Without the usual guard at its end, as in a notebook: starting a process must not run it again.

@@ -1,8 +1,10 @@
 """Many files, and what is made of them."""
 
 import json
+import os
 import shutil
 
+import cv2
 import highdicom as hd
 import numpy as np
 import pydicom
@@ -11,13 +13,15 @@ import torch
 from pycocotools.coco import COCO
 
 from pipeline.data.annotations import IMAGES
-from pipeline.delivery.batch import Study, list_files, predict_each, predict_files
+from pipeline.data.reader import Reader
+from pipeline.delivery.batch import Source, Study, list_files, predict_each, predict_files
 from pipeline.delivery.model_file import load_model
 from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.delivery.structured_report import ReportWriter, make_report
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.errors import UserError
 from pipeline.submission import read_submission
+from tests.data.odd_decoders import CRASHING, HUNGRY, SLOW, decode
 
 
 @pytest.fixture
@@ -41,11 +45,14 @@ def keys(folder):
     return sorted(path.stem for path in folder.glob("*.dcm") if path.stem != "broken")
 
 
-def test_bad_files_are_named_and_passed_over(predictor, folder, tmp_path):
+def test_bad_files_are_named_and_passed_over(predictor, reader, folder, tmp_path):
     with table_writer(tmp_path / "out/predictions.csv") as table:
-        done = predict_files(predictor, list_files([folder]), 2, [table, PictureWriter(tmp_path / "out/pictures")])
+        writers = [table, PictureWriter(tmp_path / "out/pictures")]
+        done = predict_files(predictor, reader, [*list_files([folder]), tmp_path / "gone.dcm"], 2, writers)
     assert done.predicted == 5
-    assert list(done.problems) == [folder / "broken.dcm"]
+    assert list(done.problems) == [folder / "broken.dcm", tmp_path / "gone.dcm"]
+    assert done.problems[tmp_path / "gone.dcm"] == "No such file or directory"
+    assert done.nearly_empty == []
     found = read_submission(tmp_path / "out/predictions.csv")
     assert list(found) == keys(folder)
     assert done.detections == sum(len(scores) for _, scores in found.values())
@@ -62,22 +69,86 @@ def test_a_list_of_paths(folder, tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a list of paths"):
         list_files([tmp_path / "binary.txt"])
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match=r"empty\.txt: names no files"):
+        list_files([tmp_path / "empty.txt"])
 
 
-def test_one_batch_is_in_memory(predictor, folder):
-    """Files are read as the studies are asked for."""
-    read = []
+def test_files_are_found_by_content_and_odd_entries_are_listed(folder, tmp_path):
+    (folder / "deep").mkdir()
+    shutil.move(folder / f"{keys(folder)[0]}.dcm", folder / "deep/1.2.840.99")
+    shutil.move(folder / f"{keys(folder)[0]}.dcm", folder / "UPPER.DCM")
+    os.mkfifo(folder / "fifo.dcm")
+    (folder / "notes.md").write_text("no study")
+    found = {path.relative_to(folder).as_posix() for path in list_files([folder])}
+    assert found >= {"deep/1.2.840.99", "UPPER.DCM", "fifo.dcm", "broken.dcm"}
+    assert "notes.md" not in found
+    (tmp_path / "other").mkdir()
+    shutil.copy(folder / "UPPER.DCM", tmp_path / "other/UPPER.dcm")
+    with pytest.raises(UserError, match="has the name of"):
+        list_files([folder, tmp_path / "other"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="no DICOM files"):
+        list_files([tmp_path / "none"])
 
-    def files():
-        for key in keys(folder):
-            read.append(key)
-            yield folder / f"{key}.dcm"
 
-    studies = predict_each(predictor, files(), 2, {})
+def test_a_few_studies_are_in_memory(predictor, reader, folder):
+    """Files are read as the studies are asked for, a few ahead."""
+    asked = []
+
+    def sources():
+        for number in range(50):
+            asked.append(number)
+            yield Source(folder / f"{keys(folder)[0]}.dcm")
+
+    studies = predict_each(predictor, reader, sources(), 2, {})
     next(studies)
-    assert len(read) == 2
+    assert len(asked) <= 8
     next(studies), next(studies)
-    assert len(read) == 4
+    assert len(asked) <= 10
+
+
+def test_bytes_that_were_read_already(predictor, reader, folder):
+    path = folder / f"{keys(folder)[0]}.dcm"
+    content = path.read_bytes()
+    (wanted,) = predict_each(predictor, reader, [Source(path)], 1, {})
+    path.unlink()
+    (found,) = predict_each(predictor, reader, [Source(path, content)], 1, {})
+    assert (found.key, found.prediction.scores.tolist()) == (path.stem, wanted.prediction.scores.tolist())
+
+
+def test_hostile_studies_cost_themselves_alone(predictor, folder):
+    """A study that hangs, eats the memory or crashes: the model stays, and predicts the others."""
+    good = [Source(folder / f"{key}.dcm") for key in keys(folder)]
+    hostile = [Source(folder / f"{number}.dcm", kind) for number, kind in enumerate((SLOW, HUNGRY, CRASHING))]
+    problems = {}
+    with Reader(1, 2, 200 * 2**20, decode) as reader:
+        found = list(predict_each(predictor, reader, [*hostile, *good, hostile[0]], 2, problems))
+    assert [one.path for one in found] == [one.path for one in good]
+    assert [str(problems[one.path]) for one in hostile] == [
+        "took longer than 2 s to read",
+        "needs more than 200 MiB of memory to read",
+        "the decoder crashed (SIGSEGV)",
+    ]
+
+
+def test_a_nearly_empty_image_is_a_warning(trained, folder, tmp_path, run):
+    path = folder / f"{keys(folder)[0]}.dcm"
+    study = pydicom.dcmread(path)
+    white = np.full((study.Rows, study.Columns), 255, np.uint8)
+    white[0, 0] = 254
+    study.PixelData = encode_jpeg(white)
+    study.save_as(folder / "\x1b[31mwhite.dcm")
+    done = run("pipeline.cli", "predict", trained[0] / "models", folder, "--out", tmp_path / "out", "--no-pictures")
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "\\x1b[31mwhite.dcm: hardly any contrast, or nearly all black or white" in warnings[0]
+    assert "6 studies" in done.stdout
+
+
+def encode_jpeg(pixels):
+    return pydicom.encaps.encapsulate([cv2.imencode(".jpg", pixels)[1].tobytes()])
 
 
 def test_a_stop_in_the_middle_leaves_no_half_table(tmp_path):
@@ -89,10 +160,10 @@ def test_a_stop_in_the_middle_leaves_no_half_table(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["predictions.csv"]
 
 
-def test_coco_opens_in_pycocotools(predictor, folder, tmp_path, capsys):
+def test_coco_opens_in_pycocotools(predictor, reader, folder, tmp_path, capsys):
     with coco_writer(tmp_path / "coco.json") as coco, table_writer(tmp_path / "table.csv") as table:
         predictor.config = predictor.config.model_copy(update={"operating_threshold": 0.0})
-        done = predict_files(predictor, list_files([folder]), 2, [coco, table])
+        done = predict_files(predictor, reader, list_files([folder]), 2, [coco, table])
     opened = COCO(str(tmp_path / "coco.json"))
     assert len(opened.imgs) == 5
     assert len(opened.anns) == done.detections > 0
@@ -109,10 +180,10 @@ def test_coco_opens_in_pycocotools(predictor, folder, tmp_path, capsys):
     assert json.loads((tmp_path / "none.json").read_text())["images"] == []
 
 
-def test_structured_reports_say_what_was_found(folder, tmp_path, predictor):
+def test_structured_reports_say_what_was_found(folder, tmp_path, predictor, reader):
     image = pydicom.dcmread(folder / f"{keys(folder)[0]}.dcm")
     boxes, scores = np.array([[10.0, 20, 30, 60], [5, 5, 50, 40]]), np.array([0.9, 0.4567])
-    (study,) = predict_each(predictor, [folder / f"{keys(folder)[0]}.dcm"], 1, {})
+    (study,) = predict_each(predictor, reader, [Source(folder / f"{keys(folder)[0]}.dcm")], 1, {})
     ReportWriter(tmp_path / "sr").write(Study(study.path, study.radiograph, Prediction(boxes, scores, 0.9)))
     report = pydicom.dcmread(tmp_path / f"sr/{keys(folder)[0]}.dcm")
     assert report.SOPClassUID == pydicom.uid.Comprehensive3DSRStorage

@@ -13,11 +13,11 @@ from pipeline.errors import UserError
 
 
 @pytest.fixture
-def look(trained, tmp_path):
+def look(trained, reader, tmp_path):
     """Score what is new in tmp_path/in."""
     predictor = Predictor(trained[0] / "models", torch.device("cpu"))
     (tmp_path / "in").mkdir()
-    return lambda settle=0.0: score_inbox(predictor, "models", tmp_path / "in", tmp_path / "out", 2, settle)
+    return lambda settle=0.0: score_inbox(predictor, reader, "models", tmp_path / "in", tmp_path / "out", 2, settle)
 
 
 @pytest.fixture
