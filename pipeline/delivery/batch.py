@@ -73,7 +73,7 @@ def predict_each(
 
 
 def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiograph]) -> Iterator[Study]:
-    found = predictor.predict([one.pixels for one in radiographs])
+    found = predictor.predict([one.pixels for one in radiographs], names=[str(path) for path in paths])
     yield from map(Study, paths, radiographs, found)
 
 
