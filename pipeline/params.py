@@ -4,25 +4,45 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.bounds import (
+    CHECKED,
+    MAX_SHAPES,
+    AnchorRatio,
+    AnchorScale,
+    BackboneName,
+    BoxShrink,
+    Channel,
+    ClipLimit,
+    Count,
+    DetectionsPerImage,
+    EachOnce,
+    FpnChannels,
+    Fraction,
+    HeadConvs,
+    HeadNorm,
+    ImageSize,
+    Norm,
+    NotNegative,
+    OpenFraction,
+    P6Source,
+    Positive,
+    SoftNmsSigma,
+    Suppression,
+    Tiles,
+    TopCandidates,
+)
+from pipeline.documents import first_problem, read_yaml
 from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 Workers = Annotated[int, Field(ge=0, le=256)]
-Ratios = Annotated[list[Positive], Field(min_length=1)]
 
 
 class _Section(BaseModel):
-    # allow_inf_nan: YAML spells numbers that no rule here means (.nan, .inf).
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, **CHECKED)
 
 
 class DataParams(_Section):
@@ -36,28 +56,20 @@ class DataParams(_Section):
 class ClaheParams(_Section):
     """Contrast-limited adaptive histogram equalisation; ``clip_limit`` 0 turns it off."""
 
-    clip_limit: NotNegative
-    tile_grid_size: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=2, max_length=2)]
+    clip_limit: ClipLimit
+    tile_grid_size: Annotated[list[Tiles], Field(min_length=2, max_length=2)]
 
 
 class PreprocessParams(_Section):
     """How a DICOM file becomes a uint8 image of one size."""
 
-    # Below 128 px level P6 is one cell, and oneDNN's bf16 gradient of the kernel on it is not a number.
-    image_size: Annotated[int, Field(ge=128, le=4096, multiple_of=64)]
+    image_size: ImageSize
     clahe: ClaheParams
-    channels: Annotated[list[Literal["clahe", "raw"]], Field(min_length=1)]
+    channels: Annotated[list[Channel], Field(min_length=1), EachOnce]
     shard_size: Count
     executor: Literal["processes", "dask"]
     scheduler: str
     workers: Workers
-
-    @field_validator("channels")
-    @classmethod
-    def _each_once(cls, value: list[str]) -> list[str]:
-        if len(set(value)) < len(value):
-            raise ValueError("each channel once")
-        return value
 
     @model_validator(mode="after")
     def _dask_has_a_scheduler(self) -> Self:
@@ -101,18 +113,25 @@ class SplitParams(_Section):
 class ModelParams(_Section):
     """The RetinaNet: a timm backbone, an FPN and two subnets."""
 
-    backbone: str
+    backbone: BackboneName
     weights: Annotated[str, Field(min_length=1)]
-    norm: Literal["group", "frozen_batch"]
+    norm: Norm
     frozen_stages: Annotated[int, Field(ge=0, le=6)]
-    fpn_channels: Annotated[int, Field(ge=32, multiple_of=32)]
-    p6_source: Literal["p5", "c5"]
-    head_convs: Annotated[int, Field(ge=1, le=8)]
-    head_norm: Literal["none", "group"]
+    fpn_channels: FpnChannels
+    p6_source: P6Source
+    head_convs: HeadConvs
+    head_norm: HeadNorm
     anchors: Literal["grid", "fit"]
-    anchor_scales: Ratios
-    anchor_ratios: Ratios
+    anchor_scales: Annotated[list[AnchorScale], Field(min_length=1)]
+    anchor_ratios: Annotated[list[AnchorRatio], Field(min_length=1)]
     prior_probability: OpenFraction
+
+    @model_validator(mode="after")
+    def _few_shapes(self) -> Self:
+        count = len(self.anchor_scales) * len(self.anchor_ratios)
+        if count > MAX_SHAPES:
+            raise ValueError(f"anchor_scales times anchor_ratios give {count} anchors per cell, at most {MAX_SHAPES}")
+        return self
 
     @model_validator(mode="after")
     def _norm_fits_weights(self) -> Self:
@@ -149,7 +168,7 @@ class LossParams(_Section):
     mask: dict[MaskLossName, Positive]
     tversky_beta: Fraction
     distance_w0: NotNegative
-    distance_sigma: Positive
+    distance_sigma: Annotated[float, Field(ge=0.01, le=10_000)]
     image_class: NotNegative
 
     @field_validator("mask", mode="before")
@@ -216,7 +235,7 @@ class CandidatesParams(_Section):
     """Values that are tried on val once the model is trained; the best RSNA score wins."""
 
     nms_thresh: list[OpenFraction]
-    box_shrink: list[Annotated[float, Field(ge=0, lt=1)]]
+    box_shrink: list[BoxShrink]
 
 
 class EvaluateParams(_Section):
@@ -224,12 +243,12 @@ class EvaluateParams(_Section):
 
     score_thresh: Fraction
     nms_thresh: OpenFraction
-    detections_per_img: Count
-    topk_candidates: Count
-    suppression: Literal["nms", "soft_nms", "weighted_fusion"]
-    soft_nms_sigma: Positive
+    detections_per_img: DetectionsPerImage
+    topk_candidates: TopCandidates
+    suppression: Suppression
+    soft_nms_sigma: SoftNmsSigma
     flip: bool
-    box_shrink: Annotated[float, Field(ge=0, lt=1)]
+    box_shrink: BoxShrink
     score_gate: bool
     candidates: CandidatesParams
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
@@ -350,30 +369,15 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check a params file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or a key is unknown, missing or out of range;
-            one line names the file, the key path, the value and the rule.
+        UserError: the file is missing, is not YAML, or a key is unknown, missing, there twice or out of
+            range; one line names the file, the key path, the value and the rule.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Params.model_validate(read_yaml(path))
     except FileNotFoundError:
         raise UserError(
             f"{path}: not found; run from the repository root, or copy profiles/sample.yaml there"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"]) or "the file"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "missing":
-        return f"{key} is missing; every key must be set{more}"
-    if problem["type"] == "extra_forbidden":
-        return f"{key} = {problem['input']!r}: unknown key{more}"
-    rule = problem["msg"].removeprefix("Value error, ")
-    return f"{key} = {problem['input']!r}: {rule[0].lower()}{rule[1:]}{more}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise UserError(f"{path}: {first_problem(error)}{more}") from None

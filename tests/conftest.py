@@ -1,6 +1,7 @@
 """All data of the tests: made here, small, and of no patient."""
 
 import copy
+import json
 import os
 import shutil
 import signal
@@ -184,3 +185,44 @@ def trained(tmp_path_factory, sample, _small_params):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done
+
+
+@pytest.fixture(scope="session")
+def _tiny_model(tmp_path_factory):
+    from pipeline.data.clahe import Preparation
+    from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
+    from pipeline.detection.anchors import shape_grid
+    from pipeline.detection.postprocess import PostProcessing
+    from pipeline.detection.retinanet import Architecture, RetinaNet
+
+    torch.manual_seed(0)
+    shapes = shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2))
+    layout = Architecture("resnet10t", "group", 32, "p5", 1, "group", shapes, 0.01)
+    config = ModelConfig(
+        format_version=FORMAT_VERSION, classes=("lung opacity",), architecture=layout,
+        preprocessing=Preparation(128, 2.0, (8, 8)), postprocessing=PostProcessing(0.001, 0.3, 20, 100),
+        operating_threshold=0.001, best_epoch=0, val_map=0.1,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny") / "models"
+    save_model(folder, RetinaNet(layout), config)
+    return folder
+
+
+@pytest.fixture
+def tiny_model(_tiny_model, tmp_path):
+    """The folder of a model that was never trained, for a test to break."""
+    return Path(shutil.copytree(_tiny_model, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def write_config():
+    """Change the ``model.json`` of a folder; returns the folder."""
+
+    def write(folder, change):
+        path = folder / "model.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+        return folder
+
+    return write

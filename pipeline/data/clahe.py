@@ -1,21 +1,22 @@
 """A radiograph of any size -> the square, contrast-equalised image that the detector sees."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, with_config
 
+from pipeline.bounds import CHECKED, Channel, ClipLimit, EachOnce, ImageSize, Tiles
 from pipeline.data.deep_clahe import equalize_deep
 
 Image = npt.NDArray[np.uint8]
 # uint8, or uint16 of a file that stores more than 8 bits; both over their whole range.
 Levels = npt.NDArray[np.unsignedinteger[Any]]
-Channel = Literal["clahe", "raw"]
 
 
+@with_config(CHECKED)
 @dataclass(frozen=True)
 class Preparation:
     """How a radiograph becomes the detector's input; stored with a model, whose input it defines.
@@ -27,10 +28,10 @@ class Preparation:
         channels: what each channel holds: the equalised image, or the grey levels as they were.
     """
 
-    image_size: Annotated[int, Field(ge=64, le=4096, multiple_of=64)]
-    clip_limit: Annotated[float, Field(ge=0)]
-    tile_grid_size: tuple[int, int]
-    channels: Annotated[tuple[Channel, ...], Field(min_length=1)] = ("clahe",)
+    image_size: ImageSize
+    clip_limit: ClipLimit
+    tile_grid_size: tuple[Tiles, Tiles]
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1), EachOnce] = ("clahe",)
 
 
 def letterbox_scale(height: int, width: int, image_size: int) -> float:

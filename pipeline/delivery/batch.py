@@ -124,7 +124,7 @@ def why(error: BadStudyError | OSError) -> str:
 
 
 def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiograph]) -> Iterator[Study]:
-    found = predictor.predict([one.levels for one in radiographs])
+    found = predictor.predict([one.levels for one in radiographs], names=[str(path) for path in paths])
     yield from map(Study, paths, radiographs, found)
 
 

@@ -20,7 +20,7 @@ from pipeline.data.clahe import prepare
 from pipeline.delivery.model_file import CONFIG_FILE, load_model
 from pipeline.detection.anchors import decode_boxes
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.postprocess import find, shrink
+from pipeline.detection.postprocess import NotFiniteError, find, shrink
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 from pipeline.files import directory_atomic, write_json
@@ -127,16 +127,22 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
     """Run an export and its model on original images ``[H, W]``.
 
     Raises:
-        UserError: it finds another number of boxes, or differs by more than half a pixel or .001 in a score.
+        UserError: it finds another number of boxes, differs by more than half a pixel or .001 in a score, or
+            something that is not finite.
     """
     model, config = load_model(folder)
     run = load_export(exported)
     boxes = scores = 0.0
     for number, image in enumerate(images):
         batch = channels_first([prepare(image, config.preprocessing)])
-        with torch.no_grad():
-            (wanted,) = find(model, torch.from_numpy(batch), config.postprocessing)
+        try:
+            with torch.no_grad():
+                (wanted,) = find(model, torch.from_numpy(batch), config.postprocessing)
+        except NotFiniteError as error:
+            raise UserError(f"{folder}: {error}, for the made image {number}") from None
         found_boxes, found_scores = run(batch)
+        if not (np.isfinite(found_boxes).all() and np.isfinite(found_scores).all()):
+            raise UserError(f"{exported}: its outputs are not finite, for the made image {number}")
         kept = found_scores > config.postprocessing.score_thresh
         if kept.sum() != len(wanted["scores"]):
             counts = f"{kept.sum()} boxes in image {number}, the model {len(wanted['scores'])}"

@@ -1,19 +1,22 @@
 """A model on disk: ``model.safetensors`` and ``model.json``, all that is needed to rebuild it."""
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import save_file
 
+from pipeline.bounds import CHECKED, Fraction
 from pipeline.data.clahe import Preparation
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.weight_file import read_layouts, read_weights, require_finite, require_layouts
+from pipeline.documents import first_problem, plain, read_json, read_json_object
 from pipeline.errors import UserError
 from pipeline.files import write_atomic, write_json
 
@@ -21,56 +24,86 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
 SEEN_FILE = "seen.json"
 FORMAT_VERSION = 1
+_HASH = re.compile(r"[0-9a-f]{16}")
+_MAX_CONFIG_BYTES = 2**18
+_NO_FILE = "no such file; run `dvc repro train`, or give the folder of a trained model"
+
+
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 
 
 class ModelConfig(BaseModel):
-    """The contents of ``model.json``.
+    """The contents of ``model.json``; its values keep the bounds of ``params.yaml``, and fit each other.
 
     Attributes:
         operating_threshold: detections above it are reported; chosen on the val split.
         best_epoch: 0-based epoch whose weights these are, and ``val_map`` what they reached.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, **CHECKED)
 
     format_version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1)]
     architecture: Architecture
     preprocessing: Preparation
     postprocessing: PostProcessing
-    operating_threshold: float = Field(ge=0, le=1)
-    best_epoch: int
+    operating_threshold: Fraction
+    best_epoch: int = Field(ge=0)
     val_map: float
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Each pair says the same thing twice."""
+        network, channels = self.architecture, len(self.preprocessing.channels)
+        if network.in_channels != channels:
+            raise ValueError(f"architecture.in_channels {network.in_channels}, but preprocessing gives {channels}")
+        if network.num_classes != len(self.classes):
+            raise ValueError(f"architecture.num_classes {network.num_classes}, but {len(self.classes)} classes")
+        if self.postprocessing.score_gate and not network.image_classes:
+            raise ValueError("postprocessing.score_gate needs the image-level head, architecture.image_classes")
+        return self
 
 
 def save_model(folder: Path, model: RetinaNet, config: ModelConfig) -> None:
-    """Write both files, each whole or not at all; the configuration last."""
+    """Write both files, each whole or not at all; the configuration last.
+
+    Raises:
+        UserError: a weight is not finite, or the configuration would not be read again.
+    """
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    require_finite(weights, f"{folder / WEIGHTS_FILE}: not written")
+    _checked(_plain(config), f"{folder / CONFIG_FILE}: not written")
     write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
-    plain = config.model_dump(mode="json") | {
-        "architecture": asdict(config.architecture),
-        "preprocessing": asdict(config.preprocessing),
-        "postprocessing": asdict(config.postprocessing),
-    }
-    write_json(folder / CONFIG_FILE, plain)
+    write_json(folder / CONFIG_FILE, _plain(config))
 
 
 def load_model(folder: Path) -> tuple[RetinaNet, ModelConfig]:
     """Rebuild a model on the CPU, in eval mode.
 
     Raises:
-        UserError: a file is missing or damaged, or the two do not belong together.
+        UserError: a file is missing, damaged or out of bounds, a weight is not finite, or the two do not
+            belong together.
     """
     config = _read_config(folder / CONFIG_FILE)
-    model = RetinaNet(config.architecture)
     path = folder / WEIGHTS_FILE
     try:
-        model.load_state_dict(load_file(path))
+        layouts = read_layouts(path)  # before a network is built that may be of any size
+        model = _build(config.architecture, folder / CONFIG_FILE)
+        require_layouts(layouts, model, f"{path}: damaged, or not of {CONFIG_FILE} beside it")
+        model.load_state_dict(read_weights(path))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro train`, or give the folder of a trained model") from None
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged, or not of {CONFIG_FILE} beside it: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {_NO_FILE}") from None
     return model.eval(), config
+
+
+def _build(layout: Architecture, path: Path) -> RetinaNet:
+    try:
+        return RetinaNet(layout)
+    # timm has hundreds of models, and each refuses in its own way to be a backbone.
+    except Exception as error:  # noqa: BLE001
+        raise UserError(
+            f"{path}: architecture.backbone = {layout.backbone!r}: cannot be built: {plain(str(error))}"
+        ) from None
 
 
 def save_seen(folder: Path, patients: Iterable[str]) -> None:
@@ -86,9 +119,12 @@ def load_seen(folder: Path) -> set[str]:
     """
     path = folder / SEEN_FILE
     try:
-        return {str(one) for one in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        hashes = read_json(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(hashes, list) or not all(isinstance(one, str) and _HASH.fullmatch(one) for one in hashes):
+        raise UserError(f"{path}: must be a JSON list of hashes, 16 hexadecimal digits each")
+    return set(hashes)
 
 
 def patient_hash(patient: str) -> str:
@@ -98,15 +134,24 @@ def patient_hash(patient: str) -> str:
 
 def _read_config(path: Path) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return _checked(read_json_object(path, _MAX_CONFIG_BYTES), str(path))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro train`, or give the folder of a trained model") from None
+        raise UserError(f"{path}: {_NO_FILE}") from None
+
+
+def _checked(values: dict[str, Any], place: str) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path}: {key} = {problem['input']!r}: {problem['msg']}") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{place}: {first_problem(error)}") from None
+
+
+def _plain(config: ModelConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json") | {
+        "architecture": asdict(config.architecture),
+        "preprocessing": asdict(config.preprocessing),
+        "postprocessing": asdict(config.postprocessing),
+    }
 
 
 def pick_device() -> torch.device:

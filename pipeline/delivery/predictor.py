@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.data.clahe import letterbox_scale, prepare
+from pipeline.data.clahe import Levels, letterbox_scale, prepare
 from pipeline.delivery.model_file import load_model, pick_device
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.postprocess import find
+from pipeline.detection.postprocess import NotFiniteError, find
+from pipeline.documents import plain
+from pipeline.errors import UserError
 
-Levels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float64]
 
 
@@ -33,18 +34,29 @@ class Predictor:
     """A trained model with its preprocessing and thresholds."""
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        self._device = device or pick_device()
+        self._folder, self._device = folder, device or pick_device()
         model, self.config = load_model(folder)
         self._model = model.to(self._device)
 
     @torch.no_grad()
-    def predict(self, images: Sequence[Levels], score_thresh: float | None = None) -> list[Prediction]:
-        """Detections above ``score_thresh`` (the model's operating threshold) of images ``[H, W]``, uint8 or uint16."""
+    def predict(
+        self, images: Sequence[Levels], score_thresh: float | None = None, names: Sequence[str] = ()
+    ) -> list[Prediction]:
+        """Detections above ``score_thresh`` (the model's operating threshold) of images ``[H, W]``, uint8 or uint16.
+
+        Raises:
+            UserError: outputs of the model are not finite; the images are named by ``names``, or counted.
+        """
         threshold = self.config.operating_threshold if score_thresh is None else score_thresh
         rules = self.config.preprocessing
         prepared = [prepare(image, rules) for image in images]
         batch = torch.from_numpy(channels_first(prepared)).to(self._device)
-        found = find(self._model, batch, self.config.postprocessing)
+        try:
+            found = find(self._model, batch, self.config.postprocessing)
+        except NotFiniteError as error:
+            which = ", ".join(plain(names[place]) if names else f"image {place + 1}" for place in error.places)
+            what = which if names else f"{which} of the batch"
+            raise UserError(f"{self._folder}: the outputs of the model for {what} are not finite") from None
         return [
             _in_original_pixels(
                 one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, rules.image_size, threshold

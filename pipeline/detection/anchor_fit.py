@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from sklearn.cluster import KMeans
 
+from pipeline.bounds import RATIO_BOUNDS, SCALE_BOUNDS
 from pipeline.detection.anchors import BASE_SIZE, LEVEL_STRIDES, Anchors, Shape
 from pipeline.detection.matching import pairwise_iou
 
@@ -40,9 +41,9 @@ def fit_shapes(boxes: npt.ArrayLike, count: int, seed: int) -> tuple[Shape, ...]
     clusters = min(count, len(np.unique(relative.round(6), axis=0)))
     centres = KMeans(clusters, n_init=10, random_state=seed).fit(relative).cluster_centers_
     widths, heights = np.exp(centres).T
-    shapes = sorted(
-        (float(scale), float(ratio)) for scale, ratio in zip(np.sqrt(widths * heights), heights / widths, strict=True)
-    )
+    # Much smaller or longer ones would have no area once their corners are whole pixels.
+    scales, ratios = np.sqrt(widths * heights).clip(*SCALE_BOUNDS), (heights / widths).clip(*RATIO_BOUNDS)
+    shapes = sorted((float(scale), float(ratio)) for scale, ratio in zip(scales, ratios, strict=True))
     return tuple((round(scale, 4), round(ratio, 4)) for scale, ratio in shapes)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline.detection.dataset import Batch, DetectionDataset, EpochBatches, Example, make_loader
-from pipeline.detection.postprocess import Detections, PostProcessing, find
+from pipeline.detection.postprocess import Detections, NotFiniteError, PostProcessing, find
 from pipeline.detection.retinanet import RetinaNet
+from pipeline.errors import UserError
 
 
 @torch.no_grad()
@@ -26,24 +27,48 @@ def predict(
 
     Of several processes each takes its part, and all get all of it. ``on_batch`` is called after each
     batch; what it raises ends the work.
+
+    Raises:
+        UserError: outputs of the model are not finite; in every process, if in one.
     """
     was_training = model.training
     model.eval()
     own = EpochBatches(len(data), batch_size, 0, False, fabric.global_rank, fabric.world_size)
     results: list[Detections] = []
     places: list[Tensor] = []
+    bad: list[int] = []
     for batch in _batches(make_loader(data, own, workers=0)):
         images = batch.images.to(fabric.device)
-        with fabric.autocast():
-            found = find(model, images, rules)
+        try:
+            with fabric.autocast():
+                found = find(model, images, rules)
+        except NotFiniteError as error:
+            bad += batch.indices[error.places].tolist()
+            found = [{} for _ in images]
         results += [{name: value.cpu() for name, value in one.items()} for one in found]
         places.append(batch.indices)
         if on_batch:
             on_batch()
     model.train(was_training)
+    _require_none(fabric, data, bad)
     if fabric.world_size == 1:
         return results
     return _gathered(fabric, results, torch.cat(places), len(data), rules.detections_per_img)
+
+
+def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> None:
+    """Asked once all are through: a process that left earlier would leave the others waiting."""
+    count = torch.tensor(float(len(bad)))
+    if fabric.world_size > 1:
+        summed = fabric.all_reduce(count.to(fabric.device), reduce_op="sum")
+        assert isinstance(summed, Tensor)  # as what was given
+        count = summed
+    if count > 0:
+        names = ", ".join(data.names_of(bad[:5])) or "those of another process"
+        raise UserError(
+            f"the outputs of the model are not finite for {int(count)} of {len(data)} studies: {names}; where it is"
+            " being trained, lower train.lr, or set train.precision to 32-true"
+        )
 
 
 def _gathered(fabric: Fabric, found: list[Detections], places: Tensor, count: int, most: int) -> list[Detections]:

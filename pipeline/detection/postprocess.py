@@ -3,9 +3,20 @@
 from dataclasses import dataclass
 
 import torch
+from pydantic import with_config
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+from pipeline.bounds import (
+    CHECKED,
+    BoxShrink,
+    DetectionsPerImage,
+    Fraction,
+    OpenFraction,
+    SoftNmsSigma,
+    Suppression,
+    TopCandidates,
+)
 from pipeline.detection.anchors import Anchors, decode_boxes
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.detection.suppression import Candidates, non_maximum, soft_non_maximum, weighted_fusion
@@ -15,6 +26,7 @@ Detections = dict[str, Tensor]
 _OTHER_FINDING_SHARE = 0.1
 
 
+@with_config(CHECKED)
 @dataclass(frozen=True)
 class PostProcessing:
     """What counts as a detection; the names are torchvision's where it has one.
@@ -32,22 +44,47 @@ class PostProcessing:
             ``sqrt(score (p_opacity + .1 p_not_normal))``.
     """
 
-    score_thresh: float
-    nms_thresh: float
-    detections_per_img: int
-    topk_candidates: int
-    suppression: str = "nms"
-    soft_nms_sigma: float = 0.5
+    score_thresh: Fraction
+    nms_thresh: OpenFraction
+    detections_per_img: DetectionsPerImage
+    topk_candidates: TopCandidates
+    suppression: Suppression = "nms"
+    soft_nms_sigma: SoftNmsSigma = 0.5
     flip: bool = False
-    box_shrink: float = 0.0
+    box_shrink: BoxShrink = 0.0
     score_gate: bool = False
 
 
+class NotFiniteError(ValueError):
+    """The model gave a NaN or an infinity, from which no threshold is passed: it must not read as "nothing found".
+
+    Attributes:
+        places: of the images in their batch.
+    """
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__("the outputs of the model are not finite")
+        self.places = places
+
+
 def find(model: RetinaNet, images: Tensor, rules: PostProcessing) -> list[Detections]:
-    """Detections of a batch of images ``[B, C, H, W]``; see `detect`."""
+    """Detections of a batch of images ``[B, C, H, W]``; see `detect`.
+
+    Raises:
+        NotFiniteError: an output is not finite.
+    """
     size = (images.shape[-2], images.shape[-1])
     mirrored = model(images.flip(3)) if rules.flip else None
-    return detect(model(images), model.anchors_for(images), size, rules, mirrored)
+    outputs = model(images)
+    _require_finite([outputs] if mirrored is None else [outputs, mirrored])
+    return detect(outputs, model.anchors_for(images), size, rules, mirrored)
+
+
+def _require_finite(views: list[HeadOutputs]) -> None:
+    parts = [part for one in views for part in (one.logits, one.deltas, one.image_class) if part is not None]
+    sound = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)  # (B,)
+    if not sound.all():
+        raise NotFiniteError((~sound).nonzero().flatten().tolist())
 
 
 def detect(

@@ -4,13 +4,27 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field, with_config
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from pipeline.bounds import (
+    CHECKED,
+    MAX_SHAPES,
+    AnchorRatio,
+    AnchorScale,
+    BackboneName,
+    FpnChannels,
+    HeadConvs,
+    HeadNorm,
+    Norm,
+    OpenFraction,
+    P6Source,
+)
 from pipeline.detection.anchors import Anchors, make_anchors
 from pipeline.detection.backbones import Backbone, group_norm
 
@@ -18,6 +32,7 @@ from pipeline.detection.backbones import Backbone, group_norm
 PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
 
 
+@with_config(CHECKED)
 @dataclass(frozen=True)
 class Architecture:
     """All that is needed to rebuild a model; stored beside its weights.
@@ -37,18 +52,18 @@ class Architecture:
         image_classes: classes of the auxiliary image-level head; 0 means that there is none.
     """
 
-    backbone: str
-    norm: str
-    fpn_channels: int
-    p6_source: str
-    head_convs: int
-    head_norm: str
-    anchor_shapes: tuple[tuple[float, float], ...]
-    prior_probability: float
-    num_classes: int = 1
-    in_channels: int = 1
+    backbone: BackboneName
+    norm: Norm
+    fpn_channels: FpnChannels
+    p6_source: P6Source
+    head_convs: HeadConvs
+    head_norm: HeadNorm
+    anchor_shapes: Annotated[tuple[tuple[AnchorScale, AnchorRatio], ...], Field(min_length=1, max_length=MAX_SHAPES)]
+    prior_probability: OpenFraction
+    num_classes: Annotated[int, Field(ge=1, le=100)] = 1
+    in_channels: Annotated[int, Field(ge=1, le=16)] = 1
     mask_head: bool = False
-    image_classes: int = 0
+    image_classes: Annotated[int, Field(ge=0, le=100)] = 0
 
 
 class HeadOutputs(NamedTuple):

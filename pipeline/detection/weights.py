@@ -17,13 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
 from pipeline.detection.backbones import FoldedConv2d
 from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.weight_file import read_weights
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -123,8 +122,8 @@ def _adapt_stem(model: RetinaNet, state: dict[str, Tensor]) -> None:
 def _load_path(model: RetinaNet, path: Path) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
     try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
+        state = read_weights(file)
+    except (OSError, UserError) as error:
         raise UserError(
             f"model.weights = {str(path)!r}: not a readable safetensors file ({error}); give none, imagenet, coco or"
             " the path of a trained model"

@@ -1,0 +1,101 @@
+"""Read weights that may be damaged: a safetensors file whose header is looked at before its contents, all finite."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.documents import plain
+from pipeline.errors import UserError
+
+# About 100 bytes a tensor: thousands of tensors fit.
+_MAX_HEADER_BYTES = 2**20
+_TYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """Type and shape of a tensor."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+def read_layouts(path: Path) -> dict[str, Layout]:
+    """Name -> layout of the tensors in a file, from its header alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no safetensors file, or a damaged one.
+    """
+    with _named_errors(path):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > _MAX_HEADER_BYTES:
+            raise UserError(f"{path}: damaged: its header says that it has {size} bytes, at most {_MAX_HEADER_BYTES}")
+        with safe_open(path, "pt") as content:
+            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118 - it is no dict
+            return {name: Layout(_TYPES.get(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no safetensors file, a damaged one, or a value is not finite.
+    """
+    read_layouts(path)
+    with _named_errors(path):
+        weights = load_file(path)
+    require_finite(weights, str(path))
+    return weights
+
+
+def require_finite(weights: Mapping[str, Tensor], place: str) -> None:
+    """Refuse weights with a NaN or an infinity: they make a model that finds nothing, in silence.
+
+    Raises:
+        UserError: the first such tensor is named, with ``place`` before it.
+    """
+    for name, value in weights.items():
+        # A sum is not finite if a value is not, and costs less; it can also overflow, hence the second look.
+        if value.is_floating_point() and not value.sum().isfinite():
+            bad = int((~value.isfinite()).sum())
+            if bad:
+                raise UserError(f"{place}: {plain(name)} has {bad} of {value.numel()} values that are not finite")
+
+
+def require_layouts(found: Mapping[str, Layout], model: torch.nn.Module, place: str) -> None:
+    """Refuse weights that are not exactly those of ``model``.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or of another shape or type.
+    """
+    wanted = {name: Layout(value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()}
+    for name, layout in wanted.items():
+        if name not in found:
+            raise UserError(f"{place}: {name} ({layout}) is missing")
+        if found[name] != layout:
+            raise UserError(f"{place}: {name} is {found[name]}, must be {layout}")
+    for name in found:
+        if name not in wanted:
+            raise UserError(f"{place}: {plain(name)} is no part of the model")
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged, or no safetensors file: {plain(str(error))}") from None
