@@ -23,6 +23,7 @@ PATIENCE = "PNEUMOFLOW_MLFLOW_PATIENCE"
 _PATIENCE_SECONDS = 20.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
 _REFUSED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
+FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _SHOWN = 200
 Answer = TypeVar("Answer")
 
@@ -55,7 +56,7 @@ def ask(what: str, call: Callable[[], Answer]) -> Answer:
         except FAILURES as error:
             if is_missing(error):
                 raise MissingError(reason(error)) from None
-            if time.monotonic() + pause > deadline:
+            if _is_final(error) or time.monotonic() + pause > deadline:
                 raise UserError(f"MLFLOW_TRACKING_URI = {shown_uri()}: {what}: {reason(error)}") from None
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -85,6 +86,11 @@ def patience() -> float:
 def is_missing(error: BaseException) -> bool:
     """Whether the store says that there is no such thing. No other error means that."""
     return isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether the store has understood the request and will never take it."""
+    return isinstance(error, MlflowException) and error.error_code in FINAL
 
 
 def reason(error: BaseException) -> str:

@@ -12,16 +12,13 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from pipeline.redaction import redact
+from pipeline.tracking.asking import FINAL
 from pipeline.tracking.spool import Entry, Spool, left_behind
 from pipeline.tracking.store import open_client
 
 logger = logging.getLogger(__name__)
 
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
-
-
-# The store has read the request and will never take it.
-_REFUSED_FOR_GOOD = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 def deliver(client: mlflow.MlflowClient, spool: Spool) -> int:
@@ -43,7 +40,7 @@ def _send(client: mlflow.MlflowClient, spool: Spool, run_id: str, entries: list[
         try:
             _send_alike(client, run_id, part, is_metric=is_metric)
         except MlflowException as error:
-            if error.error_code not in _REFUSED_FOR_GOOD:
+            if error.error_code not in FINAL:
                 raise
             if len(part) > 1:
                 for entry in part:

@@ -2,8 +2,9 @@
 
 import base64
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
-from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version
+from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, require_alias
 
 # What the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
@@ -122,9 +123,13 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
     Raises:
         UserError: there is no such model.
     """
-    open_client()
+    require_alias(uri)
     folder = folder or Path(tempfile.mkdtemp(prefix="pneumoflow-"))
-    local = Path(_download(uri, lambda: mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))))
+    try:
+        fetch = partial(mlflow.artifacts.download_artifacts, uri, dst_path=str(folder))
+        local = Path(ask(f"fetching {uri}", fetch))
+    except MissingError as error:
+        raise UserError(f"{uri}: no such model in {shown_uri()}: {error}") from None
     found = sorted(local.rglob("model.json"))
     if not found:
         raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
@@ -137,15 +142,11 @@ def download_artifact(run_id: str, name: str, folder: Path) -> Path:
     Raises:
         UserError: there is no such run or file, or the store cannot be asked.
     """
-    what = f"{name} of MLflow run {run_id}"
-    return Path(_download(what, lambda: open_client().download_artifacts(run_id, name, str(folder))))
-
-
-def _download(what: str, call: Callable[[], str]) -> str:
     try:
-        return ask(f"fetching {what}", call)
+        fetch = partial(open_client().download_artifacts, run_id, name, str(folder))
+        return Path(ask(f"fetching {name} of MLflow run {run_id}", fetch))
     except MissingError as error:
-        raise UserError(f"{what}: not in {shown_uri()}: {error}") from None
+        raise UserError(f"{name}: not among the files of MLflow run {run_id}: {error}") from None
 
 
 def _signature() -> ModelSignature:

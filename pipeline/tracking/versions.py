@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+from pipeline.errors import UserError
 from pipeline.tracking.asking import BrokenAnswerError, MissingError, ask
+from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
 
 MODEL_NAME = "rsna-retinanet"
@@ -54,23 +56,38 @@ class Registered:
         return f"models:/{MODEL_NAME}/{self.version}"
 
 
-def read_model() -> RegisteredModel | None:
-    """The registered model with its aliases and tags; None where the store has none of that name.
+def read_model(name: str = MODEL_NAME) -> RegisteredModel | None:
+    """A registered model with its aliases and tags; None where the store has none of that name.
 
     Raises:
         UserError: the store cannot be asked.
     """
 
     def call() -> RegisteredModel:
-        found = open_client().get_registered_model(MODEL_NAME)
-        if found.name != MODEL_NAME:
-            raise BrokenAnswerError(f"an answer without the model {MODEL_NAME}")
+        found = open_client().get_registered_model(name)
+        if found.name != name:
+            raise BrokenAnswerError(f"an answer without the model {name}")
         return found
 
     try:
-        return ask(f"looking for the model {MODEL_NAME}", call)
+        return ask(f"looking for the model {name}", call)
     except MissingError:
         return None
+
+
+def require_alias(uri: str) -> None:
+    """See that the alias of a ``models:/name@alias`` is there; MLflow's own error would not tell it from others.
+
+    Raises:
+        UserError: it is not, or the store cannot be asked.
+    """
+    open_client()
+    name, sign, alias = uri.removeprefix("models:/").partition("@")
+    if not sign or not uri.startswith("models:/"):
+        return
+    model = read_model(name)
+    if model is None or alias not in model.aliases:
+        raise UserError(f"{uri}: no such model in {shown_uri()}: {name} has no alias {alias}")
 
 
 def read_version(number: str) -> Registered | None:
