@@ -236,6 +236,44 @@ def promote(
 
 
 @app.command()
+def register() -> None:
+    """Enter models/ and its results into this store of MLflow, if they came from another one (dvc pull)."""
+    from pipeline.params import load_params
+    from pipeline.stages.evaluate import REPORTS
+    from pipeline.stages.registration import register as run_registration
+    from pipeline.stages.train import MODELS
+    from pipeline.tracking import shown_uri
+
+    version = run_registration(load_params(), MODELS, REPORTS)
+    typer.echo(f"version {version.version} in {shown_uri()}, of run {version.run_id}")
+
+
+@app.command()
+def doctor(
+    relocate: Annotated[
+        bool, typer.Option("--relocate", help="Make mlruns, beside MLflow's database, the place of all its files.")
+    ] = False,
+) -> None:
+    """See whether runs and models can be written and read here, and set right where a moved store looks for files."""
+    from pipeline.tracking import (
+        open_client,
+        open_experiment,
+        registered_champion,
+        require_registry,
+        shown_uri,
+        tracking_uri,
+    )
+    from pipeline.tracking import relocate as set_places
+
+    if relocate:
+        typer.echo(f"{set_places(tracking_uri())} places were set in {shown_uri()}")
+    open_experiment(open_client())
+    require_registry()
+    champion = registered_champion()
+    typer.echo(f"{shown_uri()} can be used; champion: {f'version {champion.version}' if champion else 'none yet'}")
+
+
+@app.command()
 def ablate(
     out: Annotated[Path, typer.Option(help="Folder for results; what is there is not trained again.")] = Path(
         "ablation"
@@ -291,12 +329,12 @@ def sweep(
 @app.command()
 def sync() -> None:
     """Deliver metrics that runs of this folder could not, because MLflow did not answer."""
-    from pipeline.tracking import sync_left_behind, tracking_uri
+    from pipeline.tracking import shown_uri, sync_left_behind
 
     delivered, waiting = sync_left_behind()
-    typer.echo(f"{delivered} entries delivered to {tracking_uri()}")
+    typer.echo(f"{delivered} entries delivered to {shown_uri()}")
     if waiting:
-        raise UserError(f"{tracking_uri()}: what {waiting} runs have left could not be delivered; it waits on")
+        raise UserError(f"{shown_uri()}: what {waiting} runs have left could not be delivered; it waits on")
 
 
 def _report_writer(folder: Path) -> "Writer":

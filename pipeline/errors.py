@@ -2,10 +2,13 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from pipeline.ranks import forget_stray_ranks, rank
+from pipeline.redaction import redact
 
 
 class UserError(ValueError):
@@ -22,7 +25,7 @@ def fail(message: str) -> NoReturn:
     Of several processes of one run the first speaks for all; what the others say is marked as theirs.
     """
     # A file's name may hold characters that command a terminal.
-    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
+    shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in redact(message))
     print(f"{f'process {rank()}' if rank() else 'error'}: {shown}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
@@ -34,6 +37,7 @@ class Killed(BaseException):
 def run_main(main: Callable[[], None]) -> None:
     """Run a process's ``main``; bad input, a refused file or a signal ends it with one line, not a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    hide_passwords()
     forget_stray_ranks()
     try:
         main()
@@ -47,3 +51,21 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
         fail(f"{place}{error.strerror or error}")
+
+
+def hide_passwords() -> None:
+    """From here on no log record and no traceback of this process shows a password."""
+    logging.setLogRecordFactory(_RedactedRecord)
+    sys.excepthook = _print_redacted
+
+
+class _RedactedRecord(logging.LogRecord):
+    """A log record, of whatever library, whose message is redacted."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return redact(super().getMessage())
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    lines = traceback.format_exception(kind, error, place)
+    print(redact("".join(lines)), file=sys.stderr, end="", flush=True)

@@ -53,17 +53,28 @@ def _git_reason(said: str) -> str:
     return next(iter(said.splitlines()), "git says nothing").removeprefix("fatal: ")
 
 
-def input_hashes(lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> dict[str, str]:
-    """DVC's hashes of what is trained on: raw data from ``data/*.dvc``, what was made of it from ``dvc.lock``."""
+def input_hashes(raw: str, lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> dict[str, str]:
+    """DVC's hashes of what is trained on: the raw data in ``raw``, and what was made of them in ``folder``.
+
+    That of the raw data is the one that the stage ``preprocess`` has used. Where it was started without DVC,
+    it is that of the ``.dvc`` file of just this folder, if there is one.
+    """
     hashes = {}
-    for file in sorted(folder.glob("*.dvc")):
-        for out in _yaml(file).get("outs", []):
-            hashes[f"{file.parent / out['path']}"] = str(out.get("md5", ""))
-    if lock.exists():
-        for stage in (_yaml(lock).get("stages") or {}).values():
-            outs = {out["path"]: str(out.get("md5", "")) for out in stage.get("outs", [])}
-            hashes |= {path: value for path, value in outs.items() if Path(path).is_relative_to(folder)}
+    stages = (_yaml(lock).get("stages") or {}) if lock.exists() else {}
+    used = {dep["path"]: str(dep.get("md5", "")) for dep in stages.get("preprocess", {}).get("deps", [])}
+    known = [value for path, value in used.items() if Path(path).resolve() == Path(raw).resolve()]
+    if found := known or _recorded(raw, folder):
+        hashes[raw] = found[0]
+    for stage in stages.values():
+        outs = {out["path"]: str(out.get("md5", "")) for out in stage.get("outs", [])}
+        hashes |= {path: value for path, value in outs.items() if Path(path).is_relative_to(folder)}
     return hashes
+
+
+def _recorded(raw: str, folder: Path) -> list[str]:
+    """What ``dvc add`` has recorded of a folder."""
+    outs = [(file.parent / out["path"], out) for file in folder.glob("*.dvc") for out in _yaml(file).get("outs", [])]
+    return [str(out.get("md5", "")) for path, out in outs if Path(path).resolve() == Path(raw).resolve()]
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -10,13 +10,15 @@ import numpy as np
 from pipeline.data.dicom import Radiograph
 from pipeline.delivery.model_file import load_seen, patient_hash
 from pipeline.delivery.predictor import Predictor
+from pipeline.errors import UserError
 from pipeline.evaluation.comparison import Comparison, compare
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.files import temporary_folder
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
 from pipeline.stages.originals import read_originals
-from pipeline.tracking import CHAMPION, download_model, registered
+from pipeline.stages.registration import weights_digest
+from pipeline.tracking import ChampionGoneError, Registered, download_model, registered_champion
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +30,38 @@ class AgainstChampion:
     """The comparison with version ``champion``, on the test studies of patients that it has not ``seen``."""
 
     champion: str
+    champion_run_id: str
+    champion_weights_sha256: str
     seen: int
     comparison: Comparison
 
 
+def champion_to_compare() -> Registered | None:
+    """The champion; None, and a warning, where it is gone: what a new model finds does not hang on that."""
+    try:
+        return registered_champion()
+    except ChampionGoneError as error:
+        logger.warning("no comparison: %s", error)
+        return None
+
+
 def compare_with_champion(
-    params: Params, test: SplitData, results: Sequence[ImageResult], threshold: float
-) -> AgainstChampion | None:
-    """Score the champion on the test studies and compare; None where there is no champion yet.
+    params: Params, test: SplitData, results: Sequence[ImageResult], threshold: float, champion: Registered
+) -> AgainstChampion:
+    """Score the champion on the test studies and compare.
 
     The champion reads the DICOM files as it would in use, with its own preprocessing. Studies of patients
     that it was trained on are left out, should the data have been split anew since.
+
+    Raises:
+        UserError: its files cannot be fetched, or are not those that were registered.
     """
-    champion = registered(CHAMPION)
-    if champion is None:
-        return None
     logger.info("comparing with the champion, version %s", champion.version)
     with temporary_folder() as folder:
         model = download_model(champion.uri, folder)
+        digest = weights_digest(model)
+        if champion.weights_sha256 not in ("", digest):
+            raise UserError(f"{champion.uri}: its weights are not those that were registered; fetched in part?")
         seen = load_seen(model)
         unseen = [place for place, group in enumerate(test.index["groupId"]) if patient_hash(group) not in seen]
         predictor = Predictor(model)
@@ -59,7 +75,8 @@ def compare_with_champion(
         params.evaluate.bootstrap_draws,
         params.seed,
     )
-    return AgainstChampion(champion.version, len(test.index) - len(unseen), comparison)
+    left_out = len(test.index) - len(unseen)
+    return AgainstChampion(champion.version, champion.run_id, digest, left_out, comparison)
 
 
 def predict_results(

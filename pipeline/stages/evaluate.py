@@ -1,6 +1,5 @@
 """Stage ``evaluate``: model and splits -> metrics, predictions, plots, the report; all into the MLflow run."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,22 +7,29 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.sample import example_dicom
 from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.delivery.predictor import to_original
 from pipeline.detection.device import make_fabric
 from pipeline.detection.inference import predict
-from pipeline.errors import UserError, run_main
+from pipeline.errors import run_main
 from pipeline.evaluation.report import Page, render_report
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.subgroups import subgroup_table
 from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
 from pipeline.files import write_json, write_text
 from pipeline.params import Params, load_params
-from pipeline.stages.champion import compare_with_champion
+from pipeline.stages.champion import champion_to_compare, compare_with_champion
 from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.monitor import REFERENCE, reference_table
+from pipeline.stages.registration import (
+    REGISTERED,
+    describe,
+    format_metrics,
+    read_run_id,
+    register_results,
+    registered_file,
+)
 from pipeline.stages.reporting import (
     data_card,
     example_pictures,
@@ -32,31 +38,30 @@ from pipeline.stages.reporting import (
     training_curves,
     write_plots,
 )
-from pipeline.stages.run_log import data_version, log_datasets, run_tags
-from pipeline.stages.train import MODELS, RUN_FILE
+from pipeline.stages.run_log import log_datasets, run_tags
+from pipeline.stages.train import MODELS
 from pipeline.submission import read_submission, submission_table
-from pipeline.tracking import MODEL_NAME, TrackedRun, log_model, tracked_run
+from pipeline.tracking import TrackedRun, tracked_run
 
 logger = logging.getLogger(__name__)
 
 REPORTS = Path("reports")
-DETECTIONS, REGISTERED = "detections.csv", "registered.json"
+DETECTIONS = "detections.csv"
 EVALUATED = ("val", "test")
-COUNTS = ("images", "patients", "boxes")
-INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
 
 
 def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> None:
     """Score the model on val and test and write everything under ``reports``."""
     splits = read_inputs(params.preprocess)
-    with tracked_run(_run_id(models), run_tags(params)) as run:
+    with tracked_run(read_run_id(models), run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
         config = load_model(models)[1]
         found = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)
         metrics = _metrics(params, found, splits, config)
         write_json(reports / "metrics.json", metrics)
         subgroups = _write_tables(params, found, splits, config, reports)
-        against = compare_with_champion(params, splits["test"], found["test"], config.operating_threshold)
+        champion, threshold = champion_to_compare(), config.operating_threshold
+        against = champion and compare_with_champion(params, splits["test"], found["test"], threshold, champion)
         write_json(reports / "comparison.json", asdict(against) if against else None)
         training = training_curves(run, params, len(splits["train"].index))
         evaluated = {name: found[name] for name in EVALUATED}
@@ -67,7 +72,7 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
             write_plots(reports / "plots", evaluated, splits["test"], config, training),
             example_pictures(found["test"], splits["test"], config),
             data_card(splits),
-            origin(run, config),
+            origin(run, config, params.data.dir),
             params_text(params),
         )
         write_text(reports / "report.html", render_report(page))
@@ -150,32 +155,6 @@ def _subgroups(
     return table
 
 
-def format_metrics(metrics: Mapping[str, Summary]) -> str:
-    """The headline numbers as one line per split."""
-    lines = []
-    for split, summary in metrics.items():
-        parts = [
-            f"{key} {summary[key]:.3f} ({summary[f'{key}_low']:.3f} to {summary[f'{key}_high']:.3f})"
-            for key in ("rsna_score", "map", "map_50", "auroc")
-            if summary[key] is not None and summary[f"{key}_low"] is not None
-        ]
-        lines.append(f"{split}: " + "  ".join(parts))
-    if LEAKED in metrics:
-        gains = [f"{key} {gain:+.3f}" for key in INFLATED if (gain := metrics[LEAKED][f"{key}_inflation"]) is not None]
-        lines.append("a leak would have added: " + "  ".join(gains))
-    return "\n".join(lines)
-
-
-def _run_id(models: Path) -> str:
-    path = models / RUN_FILE
-    try:
-        return str(json.loads(path.read_text())["run_id"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro train` first") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a JSON object with a run_id; run `dvc repro train`") from None
-
-
 def _predictions(found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig) -> str:
     """Val and test in one file, in the challenge's format, above the operating threshold."""
     results = [result for name in EVALUATED for result in found[name]]
@@ -195,21 +174,16 @@ def _log(
     reports: Path,
 ) -> None:
     log_datasets(run, params, splits)
-    # Each metric is a chart: counts and the intervals of all metrics are left to metrics.json and the report.
-    shown = [name for name in metrics["test"] if not name.endswith(("_low", "_high")) and name not in COUNTS]
-    shown += INTERVALS_SHOWN
-    test = {f"test/{name}": metrics["test"][name] for name in shown}
     if LEAKED in metrics:
         gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in INFLATED}
         run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=params.train.epochs)
     for name in ("metrics.json", "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
-    description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
+    description = describe(metrics)
     run.describe(f"{description}\n\nThe report and the pictures are among the artifacts.")
-    epochs, data = params.train.epochs, data_version(params)
-    version = log_model(run.run_id, models, test, epochs, example_dicom(), description, data)
-    write_json(reports / REGISTERED, {"model": MODEL_NAME, "version": version})
+    version = register_results(params, models, run.run_id, run.run_id, metrics["test"], description)
+    write_json(reports / REGISTERED, registered_file(version))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pipeline.files import temporary_folder, write_json, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData
 from pipeline.stages.originals import read_originals
-from pipeline.tracking import CHAMPION, download_artifact, registered
+from pipeline.tracking import download_artifact, registered_champion
 
 REFERENCE = "reference.csv"
 DRIFT_PAGE, DRIFT = "drift.html", "drift.json"
@@ -59,7 +59,7 @@ def monitor(params: Params, scored: Path, out: Path) -> Monitored:
         UserError: there is no champion, no table of its studies, or there are too few.
     """
     rules = params.monitor
-    champion = registered(CHAMPION)
+    champion = registered_champion()
     if champion is None:
         raise UserError("no registered model has the alias champion; run `pneumoflow promote` first")
     new = _new_studies(scored / SCORED, rules.last)

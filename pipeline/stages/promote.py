@@ -1,6 +1,5 @@
 """Champion or not: the registry's aliases, by rules in the params."""
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,26 +11,37 @@ from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.stages.champion import AgainstChampion, compare_with_champion
-from pipeline.stages.evaluate import DETECTIONS, REGISTERED, REPORTS
+from pipeline.stages.evaluate import DETECTIONS, REPORTS
 from pipeline.stages.inputs import SplitData, read_inputs
+from pipeline.stages.registration import own_version, register
 from pipeline.stages.train import MODELS
 from pipeline.submission import read_submission
-from pipeline.tracking import CHALLENGER, CHAMPION, Registered, make_champion, note_decision, registered
+from pipeline.tracking import (
+    ChampionChangedError,
+    ChampionGoneError,
+    Registered,
+    make_champion,
+    note_decision,
+    registered_champion,
+)
 
 logger = logging.getLogger(__name__)
 
 PROMOTION = "promotion.json"
 _FEWEST = 10  # test studies, for a comparison that means anything
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of the newest version, and why."""
+    """What became of the model that the results are of, and why; both versions by their number in this store."""
 
     challenger: str
     champion: str | None
     promoted: bool
     reasons: list[str]
+    run_id: str
+    weights_sha256: str
 
     def __str__(self) -> str:
         what = f"version {self.champion} stays champion, not {self.challenger}"
@@ -41,42 +51,65 @@ class Decision:
 
 
 def promote(params: Params, models: Path = MODELS, reports: Path = REPORTS, force: str | None = None) -> Decision:
-    """Compare the newest registered model with the champion on the test split, and decide.
+    """Compare the model in ``models`` with the champion on the test split, and decide.
 
     The first model becomes champion. With ``force``, a reason, no comparison is asked. Writes
-    ``reports/promotion.json``, and the reasons into the registry.
+    ``reports/promotion.json``, and the reasons into the registry. Should somebody else change the champion
+    in the meantime, the new one is what is compared with.
 
     Raises:
-        UserError: there is no registered model, or ``models`` and ``reports`` are of another one.
+        UserError: the store does not have the model, ``models`` and ``reports`` do not belong together, the
+            champion was deleted, or the store cannot be asked; nothing was changed.
     """
-    challenger, champion = registered(CHALLENGER), registered(CHAMPION)
-    if challenger is None:
-        raise UserError("no registered model has the alias challenger; run `dvc repro evaluate` first")
-    decision = _decide(params, challenger, champion, models, reports, force)
-    if decision.promoted and (champion is None or champion.version != challenger.version):
-        make_champion(challenger.version, "; ".join(decision.reasons))
-    elif not decision.promoted:
-        note_decision(challenger.version, "; ".join(decision.reasons), promoted=False)
-    write_json(reports / PROMOTION, asdict(decision))
-    return decision
+    own = own_version(models, reports)
+    for _ in range(_ROUNDS):
+        champion = _champion(force)
+        decision = _decide(params, own, champion, models, reports, force)
+        try:
+            _carry_out(decision, own, champion)
+        except ChampionChangedError as error:
+            logger.info("%s meanwhile; comparing again", error)
+            continue
+        write_json(reports / PROMOTION, asdict(decision))
+        return decision
+    raise UserError(f"the champion was changed {_ROUNDS} times in the meantime; `pneumoflow promote` tries again")
+
+
+def _champion(force: str | None) -> Registered | None:
+    try:
+        return registered_champion()
+    except ChampionGoneError:
+        if force is None:
+            raise
+        return None
+
+
+def _carry_out(decision: Decision, own: Registered, champion: Registered | None) -> None:
+    reasons = "; ".join(decision.reasons)
+    if not decision.promoted:
+        note_decision(own.version, reasons, promoted=False)
+    elif champion is None or champion.version != own.version:
+        make_champion(own, reasons, champion)
 
 
 def _decide(
-    params: Params, challenger: Registered, champion: Registered | None, models: Path, reports: Path, force: str | None
+    params: Params, own: Registered, champion: Registered | None, models: Path, reports: Path, force: str | None
 ) -> Decision:
     former = champion.version if champion else None
-    if champion is not None and champion.version == challenger.version:
-        return Decision(challenger.version, former, True, ["it was so before"])
+
+    def decision(promoted: bool, reasons: list[str]) -> Decision:
+        return Decision(own.version, former, promoted, reasons, own.run_id, own.weights_sha256)
+
+    if champion is not None and champion.version == own.version:
+        return decision(True, ["it was so before"])
     if force:
-        return Decision(challenger.version, former, True, [f"by hand: {force}"])
+        return decision(True, [f"by hand: {force}"])
     if champion is None:
-        return Decision(challenger.version, former, True, ["the first model"])
+        return decision(True, ["the first model"])
     test = read_inputs(params.preprocess)["test"]
-    results, config = _own_results(challenger, test, models, reports)
-    against = compare_with_champion(params, test, results, config.operating_threshold)
-    assert against is not None
-    promoted, reasons = _judge(params, against)
-    return Decision(challenger.version, former, promoted, reasons)
+    results, config = _own_results(test, models, reports)
+    against = compare_with_champion(params, test, results, config.operating_threshold, champion)
+    return decision(*_judge(params, against))
 
 
 def _judge(params: Params, against: AgainstChampion) -> tuple[bool, list[str]]:
@@ -90,14 +123,8 @@ def _judge(params: Params, against: AgainstChampion) -> tuple[bool, list[str]]:
     return promoted, reasons
 
 
-def _own_results(
-    challenger: Registered, test: SplitData, models: Path, reports: Path
-) -> tuple[list[ImageResult], ModelConfig]:
+def _own_results(test: SplitData, models: Path, reports: Path) -> tuple[list[ImageResult], ModelConfig]:
     """What the evaluation found with this model."""
-    file = reports / REGISTERED
-    version = json.loads(file.read_text())["version"] if file.exists() else None
-    if version != challenger.version:
-        raise UserError(f"{file}: version {version}, but the challenger is {challenger.version}; run `dvc repro` first")
     found = read_submission(reports / DETECTIONS)
     lacking = [key for key in test.index["patientId"] if key not in found]
     if lacking:
@@ -107,8 +134,10 @@ def _own_results(
 
 
 def main() -> None:
-    """Decide by ``params.yaml``."""
-    logger.info("%s", promote(load_params()))
+    """Decide by ``params.yaml``; a model that DVC has restored, and this store does not have, is entered first."""
+    params = load_params()
+    register(params, MODELS, REPORTS)
+    logger.info("%s", promote(params))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pipeline.evaluation.results import ImageResult
 from pipeline.evaluation.rsna_score import rsna_scores
 from pipeline.files import directory_atomic
 from pipeline.params import Params
+from pipeline.redaction import redact
 from pipeline.stages.inputs import SplitData
 from pipeline.tracking import TrackedRun
 
@@ -103,9 +104,9 @@ def data_card(splits: Mapping[str, SplitData]) -> list[dict[str, object]]:
     return rows
 
 
-def origin(run: TrackedRun, config: ModelConfig) -> dict[str, str]:
+def origin(run: TrackedRun, config: ModelConfig, raw: str) -> dict[str, str]:
     """Run, commit, data versions, model."""
-    hashes = {f"DVC {path}": value for path, value in provenance.input_hashes().items()}
+    hashes = {f"DVC {path}": value for path, value in provenance.input_hashes(raw).items()}
     state = provenance.git_state()
     flow_run = os.environ.get("PNEUMOFLOW_FLOW_RUN_ID")
     return {
@@ -121,4 +122,4 @@ def origin(run: TrackedRun, config: ModelConfig) -> dict[str, str]:
 
 def params_text(params: Params) -> str:
     """The whole params, as YAML."""
-    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False)
+    return redact(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))

@@ -124,12 +124,17 @@ def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) 
 def data_version(params: Params) -> DataVersion:
     """The raw data, as DVC knows them."""
     raw = params.data.dir
-    return DataVersion(Path(raw).name, provenance.input_hashes().get(raw, ""), raw)
+    return DataVersion(Path(raw).name, provenance.input_hashes(raw).get(raw, ""), raw)
 
 
 def run_tags(params: Params) -> dict[str, str]:
     """Which code, which data, and which flow made the run."""
-    tags = provenance.git_state() | {f"dvc.{path}": value for path, value in provenance.input_hashes().items()}
+    raw = params.data.dir
+    hashes = provenance.input_hashes(raw)
+    # MLflow takes no key that begins with a slash or leads upwards.
+    outside = Path(raw).is_absolute() or ".." in Path(raw).parts
+    tags = provenance.git_state()
+    tags |= {"dvc.raw_data" if path == raw and outside else f"dvc.{path}": value for path, value in hashes.items()}
     if flow_run := os.environ.get("PNEUMOFLOW_FLOW_RUN_ID"):
         tags["prefect_flow_run_id"] = flow_run
     loss, size = params.loss.classification, params.preprocess.image_size

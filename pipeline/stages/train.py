@@ -38,7 +38,7 @@ from pipeline.stages.preprocess import PREPARED, preparation
 from pipeline.stages.run_log import epoch_hooks, log_start, run_tags
 from pipeline.stages.split import SPLITS_FILE
 from pipeline.stopping import stop_signals
-from pipeline.tracking import tracked_run
+from pipeline.tracking import require_registry, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     if not folder.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         logger.info("%s: of other params, data or code; this run starts afresh", checkpoints)
     former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+    require_registry()
     with tracked_run(former, run_tags(params)) as run:
         write_json(run_file, {"run_id": run.run_id})
         log_start(run, params, layout, splits)

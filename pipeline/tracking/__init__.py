@@ -1,30 +1,34 @@
 """MLflow: the one package, besides ``delivery``, that imports it.
 
-Its store (`store`), a run and what it notes (`run`), one that holds others (`group`), the way there
-over a disk (`spool`, `courier`), registered models (`registry`), and those on this disk (`model_cache`).
+Its store (`place`, `store`, `locations`), requests to it (`asking`), a run and what it notes (`run`, `heartbeat`,
+`system_metrics`), one that holds others (`group`), the way there over a disk (`spool`, `courier`), and registered
+models (`registry`, `versions`, `champions`, `lease`), of which
+`model_cache` keeps those in use on this disk.
 """
 
+from pipeline.tracking.champions import (
+    ChampionChangedError,
+    ChampionGoneError,
+    make_champion,
+    note_decision,
+    registered_champion,
+    roll_back,
+)
 from pipeline.tracking.courier import sync_left_behind
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.group import PARENT, RunGroup, run_group
+from pipeline.tracking.locations import relocate
 from pipeline.tracking.model_cache import download_model
-from pipeline.tracking.registry import (
-    CHALLENGER,
-    CHAMPION,
-    MODEL_NAME,
-    Registered,
-    download_artifact,
-    log_model,
-    make_champion,
-    note_decision,
-    registered,
-    roll_back,
-)
+from pipeline.tracking.place import shown_uri, tracking_uri
+from pipeline.tracking.registry import LoggedModel, download_artifact, log_model, require_registry
 from pipeline.tracking.run import TrackedRun, tracked_run
-from pipeline.tracking.store import run_place, tracking_uri
+from pipeline.tracking.store import open_client, open_experiment, run_place
+from pipeline.tracking.versions import CHALLENGER, CHAMPION, MODEL_NAME, Identity, Registered, find_version
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "DataVersion", "Registered", "RunGroup", "TrackedRun",
-    "download_artifact", "download_model", "log_model", "make_champion", "note_decision", "registered",
-    "roll_back", "run_group", "run_place", "sync_left_behind", "tracked_run", "tracking_uri",
+    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "ChampionChangedError", "ChampionGoneError", "DataVersion",
+    "Identity", "LoggedModel", "Registered", "RunGroup", "TrackedRun", "download_artifact", "download_model",
+    "find_version", "log_model", "make_champion", "note_decision", "open_client", "open_experiment",
+    "registered_champion", "relocate", "require_registry", "roll_back", "run_group", "run_place", "shown_uri",
+    "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

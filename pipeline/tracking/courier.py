@@ -1,5 +1,6 @@
 """Delivers what runs note on this disk."""
 
+import json
 import logging
 import threading
 import time
@@ -10,6 +11,8 @@ import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from pipeline.redaction import redact
+from pipeline.tracking.asking import FINAL
 from pipeline.tracking.spool import Entry, Spool, left_behind
 from pipeline.tracking.store import open_client
 
@@ -18,14 +21,40 @@ logger = logging.getLogger(__name__)
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
 
-def _send(client: mlflow.MlflowClient, run_id: str, entries: list[Entry]) -> None:
+def deliver(client: mlflow.MlflowClient, spool: Spool) -> int:
+    """Deliver what waits in a spool; entries that the store refuses for what they are, are put aside.
+
+    Returns:
+        How many entries were delivered.
+
+    Raises:
+        MlflowException, OSError: the store does not answer, or does not let this process write.
+    """
+    return spool.deliver(partial(_send, client, spool))
+
+
+def _send(client: mlflow.MlflowClient, spool: Spool, run_id: str, entries: list[Entry]) -> None:
     """Log entries in their order. MLflow keeps a metric of the same time, step and value once: sent twice is fine."""
-    for is_metric, part in groupby(entries, key=lambda entry: "key" in entry):
-        if is_metric:
-            client.log_batch(run_id, metrics=[Metric(**entry) for entry in part])
-        else:
-            for entry in part:
-                client.set_terminated(run_id, entry["status"])
+    for is_metric, group in groupby(entries, key=lambda entry: "key" in entry):
+        part = list(group)
+        try:
+            _send_alike(client, run_id, part, is_metric=is_metric)
+        except MlflowException as error:
+            if error.error_code not in FINAL:
+                raise
+            if len(part) > 1:
+                for entry in part:
+                    _send(client, spool, run_id, [entry])
+            else:
+                spool.put_aside([json.dumps(part[0]).encode()], "is refused by the store")
+
+
+def _send_alike(client: mlflow.MlflowClient, run_id: str, entries: list[Entry], *, is_metric: bool) -> None:
+    if is_metric:
+        client.log_batch(run_id, metrics=[Metric(**entry) for entry in entries])
+    else:
+        for entry in entries:
+            client.set_terminated(run_id, entry["status"])
 
 
 class Courier:
@@ -43,7 +72,7 @@ class Courier:
         while True:
             ending = self._ending.wait(pause)
             try:
-                self._spool.deliver(partial(_send, self._client))
+                deliver(self._client, self._spool)
                 pause = _PAUSE_SECONDS
                 if ending:
                     self._arrived = True
@@ -71,9 +100,9 @@ def sync_left_behind(client: mlflow.MlflowClient | None = None) -> tuple[int, in
     delivered = waiting = 0
     for spool in left_behind():
         try:
-            delivered += spool.deliver(partial(_send, client))
+            delivered += deliver(client, spool)
         except (MlflowException, OSError) as error:
-            logger.warning("MLflow run %s: %s", spool.run_id, " ".join(str(error).split())[:200])
+            logger.warning("MLflow run %s: %s", spool.run_id, redact(" ".join(str(error).split()))[:200])
             waiting += 1
         spool.close(remove=True)
     return delivered, waiting

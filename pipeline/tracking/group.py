@@ -1,15 +1,17 @@
 """A run that holds others, such as those of a sweep; several processes may work under it at once."""
 
-import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import RunTag
 
 from pipeline.errors import Killed
-from pipeline.tracking.run import HOST, PID, open_run
+from pipeline.redaction import redact
+from pipeline.tracking.asking import tell
+from pipeline.tracking.heartbeat import Heartbeat, identity
+from pipeline.tracking.run import open_run
 from pipeline.tracking.store import open_client, open_experiment
 
 PARENT = "mlflow.parentRunId"
@@ -37,8 +39,9 @@ def run_group(run_id: str | None, tags: Mapping[str, str]) -> Iterator[RunGroup]
     client = open_client()
     run = open_run(client, open_experiment(client), run_id)
     group = RunGroup(client, run.info.run_id)
-    for key, value in {**tags, PID: str(os.getpid()), HOST: socket.gethostname()}.items():
-        client.set_tag(group.run_id, key, value)
+    known = [RunTag(key, redact(value)) for key, value in {**tags, **identity()}.items()]
+    tell("tags", lambda: client.log_batch(group.run_id, tags=known))
+    heartbeat = Heartbeat(client, run)
     status = "FAILED"
     try:
         yield group
@@ -47,4 +50,5 @@ def run_group(run_id: str | None, tags: Mapping[str, str]) -> Iterator[RunGroup]
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(group.run_id, status)
+        heartbeat.stop()
+        tell("closing the run", lambda: client.set_terminated(group.run_id, status))

@@ -11,14 +11,16 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
 from filelock import FileLock
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
 from pipeline.files import (
@@ -29,7 +31,10 @@ from pipeline.files import (
     temporary_folder,
     write_json,
 )
-from pipeline.tracking.store import open_client, tracking_uri
+from pipeline.tracking.asking import MissingError, ask
+from pipeline.tracking.place import shown_uri
+from pipeline.tracking.store import open_client
+from pipeline.tracking.versions import require_alias
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ _DIGESTS, _USES, _LOCK = "digests.json", "uses.json", ".lock"
 # So many URIs are remembered. Whoever compares versions by number does not fetch them in turns.
 _KEPT = 4
 _OF_REGISTRY = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
-_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
     Raises:
         UserError: there is no such model, or it cannot be fetched.
     """
-    mlflow.set_tracking_uri(tracking_uri())
+    open_client()
     if folder is not None:
         return _fetch(uri, folder)
     version = _resolve(uri)
@@ -79,15 +84,21 @@ def _resolve(uri: str) -> _Version | None:
     match = _OF_REGISTRY.fullmatch(uri)
     if match is None:
         return None
+    require_alias(uri)
     client, name = open_client(), match["name"]
-    try:
-        if match["alias"]:
-            found = client.get_model_version_by_alias(name, match["alias"])
-        else:
-            found = client.get_model_version(name, match["version"])
-    except (MlflowException, OSError) as error:
-        raise _refusal(uri, error) from None
+    if match["alias"]:
+        find = partial(client.get_model_version_by_alias, name, match["alias"])
+    else:
+        find = partial(client.get_model_version, name, match["version"])
+    found = _ask(uri, find)
     return _Version(f"models:/{name}/{found.version}", _key(name, found))
+
+
+def _ask(uri: str, call: Callable[[], Answer]) -> Answer:
+    try:
+        return ask(f"fetching {uri}", call)
+    except MissingError as error:
+        raise UserError(f"{uri}: no such model in {shown_uri()}: {error}") from None
 
 
 def _key(name: str, found: ModelVersion) -> str:
@@ -163,17 +174,9 @@ def _folder_until_exit() -> Path:
 
 
 def _fetch(uri: str, folder: Path) -> Path:
-    try:
-        local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-    except (MlflowException, OSError) as error:
-        raise _refusal(uri, error) from None
+    require_alias(uri)
+    local = Path(_ask(uri, partial(mlflow.artifacts.download_artifacts, uri, dst_path=str(folder))))
     found = sorted(local.rglob("model.json"))
     if not found:
         raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
     return found[0].parent
-
-
-def _refusal(uri: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    missing = not isinstance(error, MlflowException) or error.error_code in _MISSING
-    return UserError(f"{uri}: {'no such model in' if missing else 'cannot be fetched from'} {tracking_uri()}: {reason}")

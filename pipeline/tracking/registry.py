@@ -1,10 +1,9 @@
-"""Models in MLflow's registry."""
+"""Models into MLflow's registry, and out of it."""
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,19 +11,17 @@ import mlflow
 import mlflow.pyfunc
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 from pipeline.errors import UserError
+from pipeline.redaction import redact
+from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.store import open_client
+from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version
 
-MODEL_NAME = "rsna-retinanet"
-CHALLENGER, CHAMPION = "challenger", "champion"
-_HISTORY = "champions"
-# MLflow takes tags of 5,000 characters.
-_TAG_LENGTH, _CHAMPIONS_KEPT = 1000, 20
 # What the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
     "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
@@ -37,125 +34,98 @@ _MODEL_DESCRIPTION = (
 )
 
 
-def log_model(
-    run_id: str,
-    folder: Path,
-    metrics: Mapping[str, float | None],
-    step: int,
-    example: bytes,
-    description: str,
-    data: DataVersion,
-) -> str:
-    """Log and register the model in ``folder`` as a pyfunc of the run; returns its version.
+@dataclass(frozen=True)
+class LoggedModel:
+    """A model as it is to be registered.
 
-    ``metrics`` are logged at ``step`` for the run and the model, and linked to the test split of ``data``.
-    ``example`` is a DICOM file that shows what the model takes; it is stored beside it. ``description``
-    (Markdown) goes to the registered version.
+    Attributes:
+        folder: its files.
+        metrics: logged at ``step`` for the run and the model, and linked to the test split of ``data``.
+        example: a DICOM file that shows what the model takes; it is stored beside it.
+        description: Markdown, for the registered version.
     """
-    code = Path(__file__).resolve().parents[1]
-    with mlflow.start_run(run_id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(code / "delivery" / "mlflow_model.py"),
-            artifacts={"model": str(folder)},
-            code_paths=[str(code)],
-            signature=_signature(),
-            input_example=pd.DataFrame({"dicom": [base64.b64encode(example).decode()]}),
-            pip_requirements=_pinned(_SERVING_PACKAGES),
-            registered_model_name=MODEL_NAME,
-            metadata={"format": "safetensors"},
-        )
-        known = {key: value for key, value in metrics.items() if value is not None}
-        mlflow.log_metrics(known, step=step, model_id=info.model_id, dataset=data.split("test"))
-    number = str(info.registered_model_version)
+
+    folder: Path
+    identity: Identity
+    metrics: Mapping[str, float | None]
+    step: int
+    example: bytes
+    description: str
+    data: DataVersion
+
+
+def require_registry() -> None:
+    """See that models can be registered here, before hours are spent on one.
+
+    Raises:
+        UserError: the store cannot be asked, or does not let this process write.
+    """
     client = open_client()
-    client.update_registered_model(MODEL_NAME, _MODEL_DESCRIPTION)
-    client.update_model_version(MODEL_NAME, number, description)
-    client.set_registered_model_alias(MODEL_NAME, CHALLENGER, number)
-    return number
+
+    def call() -> None:
+        try:
+            client.create_registered_model(MODEL_NAME, description=_MODEL_DESCRIPTION)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            client.update_registered_model(MODEL_NAME, _MODEL_DESCRIPTION)
+
+    tell(f"writing the model {MODEL_NAME}", call)
+
+
+def log_model(run_id: str, model: LoggedModel) -> Registered:
+    """Log and register a model as a pyfunc of the run, unless it is registered already.
+
+    Raises:
+        UserError: the store cannot be asked, or does not take the model.
+    """
+    require_registry()
+    found = tell("registering the model", lambda: _find_or_log(run_id, model))
+    client, text = open_client(), redact(model.description)
+    tell("describing the model", lambda: client.update_model_version(MODEL_NAME, found.version, text))
+    tell("naming the challenger", lambda: client.set_registered_model_alias(MODEL_NAME, CHALLENGER, found.version))
+    return found
+
+
+def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
+    # A kill, or an answer that was lost, may have left it registered already.
+    found = find_version(model.identity.weights_sha256, model.identity.results_run, model.identity.package)
+    if found is not None:
+        return found
+    code = Path(__file__).resolve().parents[1]
+    # As mlflow.pyfunc.log_model, which takes the run from `with start_run` alone; that would end the run.
+    info = Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=mlflow.pyfunc,
+        run_id=run_id,
+        python_model=str(code / "delivery" / "mlflow_model.py"),
+        artifacts={"model": str(model.folder)},
+        code_paths=[str(code)],
+        signature=_signature(),
+        input_example=pd.DataFrame({"dicom": [base64.b64encode(model.example).decode()]}),
+        pip_requirements=_pinned(_SERVING_PACKAGES),
+        registered_model_name=MODEL_NAME,
+        metadata={"format": "safetensors"},
+        tags=model.identity.tags(),
+    )
+    known = {key: value for key, value in model.metrics.items() if value is not None}
+    test = model.data.split("test")
+    mlflow.log_metrics(known, step=model.step, run_id=run_id, model_id=info.model_id, dataset=test)
+    return Registered(str(info.registered_model_version), run_id, model.identity.weights_sha256)
 
 
 def download_artifact(run_id: str, name: str, folder: Path) -> Path:
     """Fetch a file of a run into ``folder``.
 
     Raises:
-        UserError: there is no such run or file.
+        UserError: there is no such run or file, or the store cannot be asked.
     """
     try:
-        return Path(open_client().download_artifacts(run_id, name, str(folder)))
-    except (MlflowException, OSError) as error:
-        raise UserError(
-            f"{name}: not among the files of MLflow run {run_id}: {' '.join(str(error).split())[:200]}"
-        ) from None
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A version of the registered model."""
-
-    version: str
-    run_id: str
-
-    @property
-    def uri(self) -> str:
-        """Where `download_model` finds it."""
-        return f"models:/{MODEL_NAME}/{self.version}"
-
-
-def registered(alias: str) -> Registered | None:
-    """The version that has an alias; None where there is none."""
-    try:
-        found = open_client().get_model_version_by_alias(MODEL_NAME, alias)
-    except MlflowException:
-        return None
-    return Registered(str(found.version), str(found.run_id))
-
-
-def history() -> list[dict[str, str]]:
-    """The champions so far: ``version``, ``at`` and ``why``, the present one last."""
-    try:
-        tags = open_client().get_registered_model(MODEL_NAME).tags
-    except MlflowException:
-        return []
-    champions: list[dict[str, str]] = json.loads(tags.get(_HISTORY, "[]"))
-    return champions
-
-
-def make_champion(version: str, why: str) -> None:
-    """Give a version the alias `CHAMPION`, and note why."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    _set_champions([*history(), {"version": version, "at": now, "why": why}])
-    note_decision(version, why, promoted=True)
-
-
-def note_decision(version: str, why: str, *, promoted: bool) -> None:
-    """Write on a version's page what was decided."""
-    client = open_client()
-    client.set_model_version_tag(MODEL_NAME, version, "promotion", "promoted" if promoted else "not promoted")
-    client.set_model_version_tag(MODEL_NAME, version, "promotion_reasons", why[:_TAG_LENGTH])
-
-
-def roll_back() -> tuple[str, str]:
-    """Make the champion before this one the champion again; returns both versions, the former first.
-
-    Raises:
-        UserError: there is none before it.
-    """
-    champions = history()
-    if len(champions) < 2:
-        raise UserError(f"{MODEL_NAME}: has had {len(champions)} champions; there is none to go back to")
-    dropped, back = champions[-1]["version"], champions[-2]["version"]
-    _set_champions(champions[:-1])
-    note_decision(dropped, f"rolled back to version {back}", promoted=False)
-    return dropped, back
-
-
-def _set_champions(champions: list[dict[str, str]]) -> None:
-    client = open_client()
-    # The history first: an alias that it does not know could not be rolled back.
-    kept = champions[-_CHAMPIONS_KEPT:]
-    client.set_registered_model_tag(MODEL_NAME, _HISTORY, json.dumps(kept))
-    client.set_registered_model_alias(MODEL_NAME, CHAMPION, champions[-1]["version"])
+        fetch = partial(open_client().download_artifacts, run_id, name, str(folder))
+        return Path(ask(f"fetching {name} of MLflow run {run_id}", fetch))
+    except MissingError as error:
+        raise UserError(f"{name}: not among the files of MLflow run {run_id}: {error}") from None
 
 
 def _signature() -> ModelSignature:

@@ -2,32 +2,33 @@
 
 import json
 import logging
-import os
-import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import psutil
 from filelock import Timeout
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from pipeline.errors import Killed, UserError
 from pipeline.files import temporary_folder
+from pipeline.redaction import redact
 from pipeline.stopping import Stopping, stop_signals
+from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.courier import Courier, sync_left_behind
 from pipeline.tracking.datasets import DataVersion
+from pipeline.tracking.heartbeat import Heartbeat, close_silent_runs, identity
+from pipeline.tracking.place import shown_uri
 from pipeline.tracking.spool import SPOOL, Spool
-from pipeline.tracking.store import open_client, open_experiment, tracking_uri
+from pipeline.tracking.store import find_run, open_client, open_experiment
+from pipeline.tracking.system_metrics import measure_system
 
 logger = logging.getLogger(__name__)
 
-PID, HOST = "pneumoflow.pid", "pneumoflow.host"
 _PARAM_LENGTH = 500
 # Seconds for the last metrics to arrive; who asked a process to end does not want to wait.
 _LAST_WAIT = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 5.0}
@@ -45,9 +46,9 @@ class TrackedRun:
     """
 
     def __init__(self, client: mlflow.MlflowClient, run: Run, spool: Spool, stopping: Stopping) -> None:
-        self._client, self.run_id, self._experiment = client, run.info.run_id, run.info.experiment_id
+        self._client, self.run_id = client, run.info.run_id
         self.stopping = stopping
-        self._spool, self._courier = spool, Courier(client, spool)
+        self._spool, self._courier, self._heartbeat = spool, Courier(client, spool), Heartbeat(client, run)
         self._params = dict(run.data.params)
         # A resumed run repeats the steps since its last checkpoint; those are noted already.
         stored = {key: _last_step(client, run.info.run_id, key) for key in run.data.metrics}
@@ -56,9 +57,9 @@ class TrackedRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log nested values under dotted keys; what the run has already is left alone."""
-        flat = {key: str(value)[:_PARAM_LENGTH] for key, value in _flatten(params)}
+        flat = {key: redact(str(value))[:_PARAM_LENGTH] for key, value in _flatten(params)}
         new = [Param(key, value) for key, value in flat.items() if key not in self._params]
-        self._client.log_batch(self.run_id, params=new)
+        self._write("params", lambda: self._client.log_batch(self.run_id, params=new))
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Note metrics, to be sent soon. None and steps that were noted before are passed over."""
@@ -73,7 +74,7 @@ class TrackedRun:
 
     def history(self, key: str) -> list[tuple[int, float]]:
         """The values of a metric that have arrived, with their steps, in order."""
-        found = self._client.get_metric_history(self.run_id, key)
+        found = tell(f"the history of {key}", lambda: self._client.get_metric_history(self.run_id, key))
         return sorted((metric.step, metric.value) for metric in found)
 
     def flush(self) -> None:
@@ -82,27 +83,37 @@ class TrackedRun:
 
     def close(self, status: str) -> None:
         """Note the run's end and wait a little for all to arrive; say so where it does not."""
+        self._heartbeat.stop()
         self._spool.append([{"status": status}])
         arrived = self._courier.finish(_LAST_WAIT[status])
         if not arrived:
             logger.warning(
                 "MLflow at %s does not answer: the run's metrics wait in %s; `pneumoflow sync` delivers them",
-                tracking_uri(), SPOOL,
+                shown_uri(), SPOOL,
             )  # fmt: skip
         self._spool.close(remove=arrived)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing former values."""
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        known = [RunTag(key, redact(value)) for key, value in tags.items()]
+        self._write("tags", lambda: self._client.log_batch(self.run_id, tags=known))
 
     def log_files(self, path: Path, artifact_path: str = "") -> None:
         """Log a file, or the files of a folder."""
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        log(self.run_id, str(path), artifact_path or None)
+        self._write(path.name, lambda: log(self.run_id, str(path), artifact_path or None))
 
     def log_text(self, text: str, name: str) -> None:
         """Log ``text`` as the artifact ``name``."""
-        self._client.log_text(self.run_id, text, name)
+        self._write(name, lambda: self._client.log_text(self.run_id, redact(text), name))
+
+    def _write(self, name: str, call: Callable[[], object]) -> None:
+        """Write what the run cannot do without.
+
+        Raises:
+            UserError: the store does not take it, after some tries.
+        """
+        tell(f"writing {name} of run {self.run_id}", call)
 
     def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
         """Log pictures, artifact name -> bytes; a server that does not take them is no reason to stop."""
@@ -116,22 +127,21 @@ class TrackedRun:
             except (MlflowException, OSError) as error:
                 logger.warning("MLflow does not take %s (%s)", ", ".join(pictures), type(error).__name__)
 
-    @contextmanager
-    def system_metrics(self) -> Iterator[None]:
+    def system_metrics(self) -> AbstractContextManager[None]:
         """Inside the block, log load and memory of CPU and GPU every ten seconds, as ``system/...``."""
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # says that there is no GPU
-        monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=True)
-        monitor.start()
-        try:
-            yield
-        finally:
-            monitor.finish()
+        first = 1 + max((step for key, step in self._logged.items() if key.startswith("system/")), default=-1)
+        return measure_system(self.run_id, self.log_metrics, first)
 
     def log_dataset(self, version: DataVersion, contexts: Mapping[str, int]) -> None:
         """Record which version of a data set each split was taken from, and how many studies it has."""
-        with mlflow.start_run(self.run_id):
-            for context, studies in contexts.items():
-                mlflow.log_input(version.split(context), context=context, tags={"studies": str(studies)})
+        inputs = [
+            DatasetInput(
+                version.split(context)._to_mlflow_entity(),
+                [InputTag(MLFLOW_DATASET_CONTEXT, context), InputTag("studies", str(studies))],
+            )
+            for context, studies in contexts.items()
+        ]
+        self._write("data sets", lambda: self._client.log_inputs(self.run_id, datasets=inputs))
 
     def describe(self, text: str) -> None:
         """Set the description (Markdown) that the run's page shows."""
@@ -143,18 +153,21 @@ def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Tracked
     """Open a run, new or by its id, and close it as what it became.
 
     FINISHED only when the block ends; KILLED on SIGTERM and SIGINT; FAILED on any other exception.
-    Runs of this machine that are RUNNING though their process is gone are closed as FAILED first.
+    Runs that are RUNNING though their process is gone are closed as FAILED first.
+
+    Raises:
+        UserError: the store cannot be used, or does not let this process write.
     """
     client = open_client()
     experiment = open_experiment(client)
     sync_left_behind(client)
-    _close_stale_runs(client, experiment)
+    close_silent_runs(client, experiment)
     run = open_run(client, experiment, run_id)
     with stop_signals() as stopping:
         tracked = TrackedRun(client, run, _own_spool(run.info.run_id), stopping)
-        tracked.set_tags({**tags, PID: str(os.getpid()), HOST: socket.gethostname()})
         status = "FAILED"
         try:
+            tracked.set_tags({**tags, **identity()})
             yield tracked
             status = "FINISHED"
         except (Killed, KeyboardInterrupt):
@@ -172,25 +185,22 @@ def _own_spool(run_id: str) -> Spool:
 
 
 def open_run(client: mlflow.MlflowClient, experiment: str, run_id: str | None) -> Run:
-    """The run, RUNNING again; a new one where there is no id, or the store does not know it."""
+    """The run, RUNNING again; a new one where there is no id, or the store does not know it.
+
+    Raises:
+        UserError: the store cannot be asked, or does not let this process write.
+    """
     if run_id is not None:
         try:
-            run = client.get_run(run_id)
-            client.update_run(run_id, status="RUNNING")
+            run = find_run(client, run_id)
+            # First the signs of life: a run that is RUNNING without them looks dead.
+            ask("tags", lambda: client.log_batch(run_id, tags=[RunTag(*tag) for tag in identity().items()]))
+            ask("opening the run again", lambda: client.update_run(run_id, status="RUNNING"))
             return run
-        except MlflowException:
+        except MissingError:
             # A model restored from DVC's cache may come from another machine's store.
-            logger.warning("MLflow run %s is not in %s; a new run takes its place", run_id, tracking_uri())
-    return client.create_run(experiment)
-
-
-def _close_stale_runs(client: mlflow.MlflowClient, experiment: str) -> None:
-    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
-    for run in running:
-        tags = run.data.tags
-        if tags.get(HOST) == socket.gethostname() and not psutil.pid_exists(int(tags.get(PID, "0"))):
-            logger.warning("MLflow run %s: its process is gone; closed as FAILED", run.info.run_id)
-            client.set_terminated(run.info.run_id, "FAILED")
+            logger.warning("MLflow run %s is not in %s; a new run takes its place", run_id, shown_uri())
+    return tell("making a run", lambda: client.create_run(experiment, tags=identity()))
 
 
 def _last_step(client: mlflow.MlflowClient, run_id: str, key: str) -> int:

@@ -2,12 +2,15 @@
 
 .pneumoflow/spool/<run id>/entries.jsonl   one entry a line, in order
 .pneumoflow/spool/<run id>/delivered       how many bytes of it have arrived
+.pneumoflow/spool/<run id>/damaged.jsonl   lines that are no entries, or that the store refuses for good
 .pneumoflow/spool/<run id>/lock            held by the process that writes or delivers
 """
 
 import json
+import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,14 @@ from filelock import FileLock, Timeout
 
 from pipeline.files import write_text
 
+logger = logging.getLogger(__name__)
+
 SPOOL = Path(".pneumoflow/spool")
-_ENTRIES, _DELIVERED, _LOCK = "entries.jsonl", "delivered", "lock"
+_ENTRIES, _DELIVERED, _DAMAGED, _LOCK = "entries.jsonl", "delivered", "damaged.jsonl", "lock"
 _BATCH = 1000  # as many metrics as MLflow takes in one request
 Entry = dict[str, Any]
+_ENDS = ("FINISHED", "FAILED", "KILLED")
+_METRIC: dict[str, type | tuple[type, ...]] = {"key": str, "value": (int, float), "timestamp": int, "step": int}
 
 
 class Spool:
@@ -35,6 +42,7 @@ class Spool:
         self._lock = FileLock(self._folder / _LOCK, timeout=0)
         self._lock.acquire()
         self._path = self._folder / _ENTRIES
+        self._writing = threading.Lock()
         self._drop_half_a_line()
         self._file = self._path.open("a", encoding="utf-8")
 
@@ -47,8 +55,9 @@ class Spool:
 
     def append(self, entries: list[Entry]) -> None:
         """Add entries; they survive the end of this process from here on."""
-        self._file.writelines(json.dumps(entry) + "\n" for entry in entries)
-        self._file.flush()
+        with self._writing:
+            self._file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            self._file.flush()
 
     def sync(self) -> None:
         """Wait until the entries are on the disk: they survive a power failure from here on."""
@@ -58,19 +67,21 @@ class Spool:
     def last_steps(self) -> dict[str, int]:
         """Metric -> its last step that is here."""
         steps: dict[str, int] = {}
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if "key" in entry:
+        for line in self._path.read_bytes().splitlines():
+            entry = _entry(line)
+            if entry and "key" in entry:
                 steps[entry["key"]] = max(steps.get(entry["key"], -1), entry["step"])
         return steps
 
     @property
     def waiting(self) -> int:
         """Bytes that have not arrived."""
-        return self._path.stat().st_size - self._delivered()
+        return max(0, self._path.stat().st_size - self._delivered())
 
     def deliver(self, send: Callable[[str, list[Entry]], None]) -> int:
         """Give ``send`` the run's id and its entries, in order and in batches; what it raises ends the delivery.
+
+        Lines that are no entries, as a damaged disk leaves them, are put aside.
 
         A batch counts as delivered when ``send`` returns. If this process ends just before that is
         noted, the batch is sent again: ``send`` must not mind.
@@ -80,7 +91,8 @@ class Spool:
         """
         count = 0
         for entries, end in self._batches():
-            send(self.run_id, entries)
+            if entries:
+                send(self.run_id, entries)
             write_text(self._folder / _DELIVERED, str(end))
             count += len(entries)
         return count
@@ -94,19 +106,29 @@ class Spool:
                 if not lines:
                     return
                 place += sum(len(line) for line in lines)
-                yield [json.loads(line) for line in lines], place
+                entries = [_entry(line) for line in lines]
+                if damaged := [line for line, entry in zip(lines, entries, strict=True) if entry is None]:
+                    self.put_aside(damaged, "is no entry")
+                yield [entry for entry in entries if entry is not None], place
                 file.seek(place)
+
+    def put_aside(self, lines: list[bytes], why: str) -> None:
+        """Keep lines that cannot be delivered, and say so."""
+        path = self._folder / _DAMAGED
+        with path.open("ab") as file:
+            file.writelines(line.rstrip(b"\n") + b"\n" for line in lines)
+        logger.warning("%s: what MLflow run %s noted %s in %d places; put aside", path, self.run_id, why, len(lines))
 
     def _delivered(self) -> int:
         try:
-            return int((self._folder / _DELIVERED).read_text())
+            return max(0, int((self._folder / _DELIVERED).read_text()))
         except (FileNotFoundError, ValueError):
             return 0
 
     def close(self, *, remove: bool) -> None:
-        """Let go of the spool; remove it where all has arrived and nothing more will come."""
+        """Let go of the spool; remove it where all has arrived, none was put aside and nothing more will come."""
         self._file.close()
-        if remove and not self.waiting:
+        if remove and not self.waiting and not (self._folder / _DAMAGED).exists():
             shutil.rmtree(self._folder)
         self._lock.release()
 
@@ -114,8 +136,26 @@ class Spool:
 def left_behind(root: Path = SPOOL) -> Iterator[Spool]:
     """The spools that no process holds, of runs that ended before all had arrived."""
     for folder in sorted(root.glob("*")) if root.is_dir() else []:
+        if not (folder / _ENTRIES).is_file():
+            continue
         try:
             spool = Spool(folder.name, root)
         except Timeout:
             continue
+        except OSError as error:
+            logger.warning("%s: cannot be read: %s", folder, error.strerror)
+            continue
         yield spool
+
+
+def _entry(line: bytes) -> Entry | None:
+    """What a line holds: a metric or the run's end; None where it is neither."""
+    try:
+        entry: Entry = json.loads(line)
+        if set(entry) == {"status"}:
+            return entry if entry["status"] in _ENDS else None
+        if set(entry) != set(_METRIC) or not all(isinstance(entry[key], kind) for key, kind in _METRIC.items()):
+            return None
+        return entry
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        return None

@@ -1,4 +1,4 @@
-"""Where runs are kept."""
+"""A client of the store of runs, and the experiment that they belong to."""
 
 import logging
 import os
@@ -11,30 +11,35 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # MLflow would try for minutes; what must not be lost waits on disk instead.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# It would print the server's address at the end of each run.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # No model of ours is a pickle, and none is loaded.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 import mlflow
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
+from pipeline.tracking.asking import BrokenAnswerError, MissingError, ask, reason, tell
+from pipeline.tracking.locations import mend_locations, new_location, require_location
+from pipeline.tracking.place import shown_uri, tracking_uri
 
 EXPERIMENT = "rsna-pneumonia"
-DEFAULT_URI = "sqlite:///mlflow.db"
 # Without it MLflow's pages open on tools for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
-def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or a database in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
-
-
 def open_client() -> mlflow.MlflowClient:
-    """A client of the store."""
-    mlflow.set_tracking_uri(tracking_uri())
+    """A client of the store; the files of a local store are where the store is, also after a move.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration of a new database
+    mlflow.set_tracking_uri(tracking_uri())
+    mend_locations(tracking_uri())
     return mlflow.MlflowClient(tracking_uri())
 
 
@@ -42,26 +47,63 @@ def open_experiment(client: mlflow.MlflowClient) -> str:
     """The id of the experiment ``MLFLOW_EXPERIMENT_NAME``, which is made if need be.
 
     Raises:
-        UserError: the store cannot be used.
+        UserError: the store cannot be used, or someone has deleted the experiment.
     """
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    try:
-        found = client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else client.create_experiment(name, tags=_EXPERIMENT_TAGS)
-    except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"MLFLOW_TRACKING_URI = {tracking_uri()}: cannot be used: {reason}") from None
-    mlflow.set_experiment(experiment_id=experiment)
-    return str(experiment)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    found = tell("looking for the experiment", lambda: _find_or_make(client, name))
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"{shown_uri()}: experiment {name} was deleted there; `mlflow experiments restore --experiment-id"
+            f" {found.experiment_id}` brings it back, and MLFLOW_EXPERIMENT_NAME names another one"
+        )
+    require_location(tracking_uri(), name, str(found.artifact_location))
+    tell("looking for the experiment", lambda: mlflow.set_experiment(experiment_id=found.experiment_id))
+    return str(found.experiment_id)
+
+
+def _find_or_make(client: mlflow.MlflowClient, name: str) -> Experiment:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            made = client.create_experiment(name, new_location(tracking_uri(), name), _EXPERIMENT_TAGS)
+            found = client.get_experiment(made)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found is None or found.name != name:
+        raise BrokenAnswerError(f"an answer without the experiment {name}")
+    return found
+
+
+def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:
+    """A run that is not deleted.
+
+    Raises:
+        MissingError: the store does not have it, or someone has deleted it.
+        UserError: the store cannot be asked.
+    """
+
+    def call() -> Run:
+        found = client.get_run(run_id)
+        if found.info.run_id != run_id:
+            raise BrokenAnswerError(f"an answer without the run {run_id}")
+        return found
+
+    found = ask(f"looking for run {run_id}", call)
+    if found.info.lifecycle_stage != "active":
+        raise MissingError(f"run {run_id} was deleted")
+    return found
 
 
 def run_place(run_id: str) -> str:
     """How to open a run: its URL on a tracking server, or the command that starts one."""
-    client = open_client()
     try:
-        experiment = client.get_run(run_id).info.experiment_id
-    except MlflowException:
-        return f"run {run_id} is not in {tracking_uri()}"
+        experiment = find_run(open_client(), run_id).info.experiment_id
+    except MissingError:
+        return f"run {run_id} is not in {shown_uri()}"
+    except UserError as error:
+        return f"run {run_id}; {reason(error)}"
     if tracking_uri().startswith("http"):
-        return f"{tracking_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-    return f"run {run_id} in {tracking_uri()}; `make ui` shows it at #/experiments/{experiment}/runs/{run_id}"
+        return f"{shown_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return f"run {run_id} in {shown_uri()}; `make ui` shows it at #/experiments/{experiment}/runs/{run_id}"

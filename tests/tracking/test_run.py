@@ -7,21 +7,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
 import psutil
 import pytest
 
 from flows.servers import mlflow_server
 from pipeline.errors import UserError
-from pipeline.tracking import MODEL_NAME, download_model, run_place, tracked_run
-from pipeline.tracking.courier import _send
+from pipeline.tracking import MODEL_NAME, DataVersion, download_model, run_place, tracked_run
+from pipeline.tracking.courier import deliver
+from pipeline.tracking.spool import Spool
 
 TAGS = {"git_commit": "abc"}
-
-
-@pytest.fixture
-def client(tmp_path):
-    return mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_run_that_ends_is_finished(client):
@@ -217,7 +212,116 @@ def test_what_a_run_could_not_deliver_is_delivered_by_sync(server, client, run, 
 def test_a_store_that_got_a_batch_twice_has_each_metric_once(client):
     with tracked_run(None, {}) as run:
         pass
-    entries = [{"key": "train/loss", "value": 0.5 * step, "timestamp": 1000 + step, "step": step} for step in range(5)]
+    spool = Spool(run.run_id)
+    spool.append(
+        [{"key": "train/loss", "value": 0.5 * step, "timestamp": 1000 + step, "step": step} for step in range(5)]
+    )
     for _ in range(2):
-        _send(client, run.run_id, entries)
+        assert deliver(client, spool) == 5
+        (Path(".pneumoflow/spool") / run.run_id / "delivered").unlink()
+    spool.close(remove=False)
     assert len(steps_of(client, run.run_id)) == 5
+
+
+def test_what_a_store_refuses_for_good_is_put_aside(client, caplog):
+    with tracked_run(None, {}) as run:
+        pass
+    spool = Spool(run.run_id)
+    spool.append([{"key": key, "value": 1.0, "timestamp": 1, "step": 0} for key in ("a", "no\nkey", "b")])
+    spool.append([{"status": "FAILED"}])
+    deliver(client, spool)
+    assert spool.waiting == 0
+    spool.close(remove=True)
+    stored = client.get_run(run.run_id)
+    assert stored.data.metrics == {"a": 1.0, "b": 1.0}
+    assert stored.info.status == "FAILED"
+    assert "is refused by the store" in caplog.text
+    assert b"no" in (Path(".pneumoflow/spool") / run.run_id / "damaged.jsonl").read_bytes()
+    with tracked_run(None, {}):
+        pass
+
+
+def test_a_run_is_running_until_it_ends(client):
+    with tracked_run(None, TAGS) as run:
+        run.log_dataset(DataVersion("rsna", "abc.dir", "data/rsna"), {"train": 3, "val": 2})
+        with run.system_metrics():
+            assert client.get_run(run.run_id).info.status == "RUNNING"
+            wait_for(lambda: "system/cpu_utilization_percentage" in client.get_run(run.run_id).data.metrics)
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    found = {one.dataset.name: {tag.key: tag.value for tag in one.tags} for one in stored.inputs.dataset_inputs}
+    assert found["rsna train"] == {"mlflow.data.context": "train", "studies": "3"}
+    with tracked_run(run.run_id, TAGS) as again, again.system_metrics():
+        wait_for(lambda: len(client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")) > 1)
+    steps = [one.step for one in client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")]
+    assert sorted(steps) == list(range(len(steps)))
+
+
+@pytest.mark.parametrize(("age", "status"), [(5, "RUNNING"), (1000, "FAILED")])
+def test_a_run_of_another_container_is_judged_by_its_heartbeat(client, age, status):
+    """The same host name and process number, and the number is in use here."""
+    with tracked_run(None, {}) as run:
+        pass
+    client.update_run(run.run_id, status="RUNNING")
+    beat = int(time.time()) - age
+    tags = {"pid": os.getppid(), "processes": "another boot pid:[7]", "heartbeat": beat}
+    for key, value in tags.items():
+        client.set_tag(run.run_id, f"pneumoflow.{key}", str(value))
+    with tracked_run(None, {}):
+        pass
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == status
+    if status == "FAILED":
+        assert stored.info.end_time == beat * 1000
+
+
+def test_a_run_that_was_taken_for_dead_is_running_again(client, monkeypatch):
+    monkeypatch.setattr("pipeline.tracking.heartbeat._BEAT_SECONDS", 0.2)
+    with tracked_run(None, {}) as run:
+        client.set_terminated(run.run_id, "FAILED")
+        wait_for(lambda: client.get_run(run.run_id).info.status == "RUNNING")
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_run_closes_silent_ones_while_it_works(client, monkeypatch):
+    monkeypatch.setattr("pipeline.tracking.heartbeat._BEAT_SECONDS", 0.1)
+    with tracked_run(None, {}) as run:
+        pass
+    with tracked_run(None, {}):
+        client.set_tag(run.run_id, "pneumoflow.processes", "another boot pid:[7]")
+        client.set_tag(run.run_id, "pneumoflow.heartbeat", "1000")
+        client.update_run(run.run_id, status="RUNNING")
+        wait_for(lambda: client.get_run(run.run_id).info.status == "FAILED")
+
+
+def test_a_deleted_experiment_is_one_line_and_can_be_restored(client):
+    with tracked_run(None, {}) as run:
+        pass
+    experiment = client.get_run(run.run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    with (
+        pytest.raises(UserError, match=f"was deleted there; `mlflow experiments restore --experiment-id {experiment}`"),
+        tracked_run(None, {}),
+    ):
+        pass
+    client.restore_experiment(experiment)
+    with tracked_run(None, {}):
+        pass
+
+
+def test_a_deleted_run_gets_a_new_one(client, caplog):
+    with tracked_run(None, {}) as run:
+        pass
+    client.delete_run(run.run_id)
+    with tracked_run(run.run_id, {}) as other:
+        pass
+    assert other.run_id != run.run_id
+    assert "is not in" in caplog.text
+
+
+def test_an_empty_address_is_none(client, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    with tracked_run(None, {}) as run:
+        pass
+    assert client.get_run(run.run_id).info.status == "FINISHED"

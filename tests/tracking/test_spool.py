@@ -79,6 +79,38 @@ def test_a_batch_that_arrived_but_was_not_noted_is_sent_again(tmp_path, monkeypa
     assert store.entries == [metric(0), metric(0)]
 
 
+DAMAGE = [
+    b"\x00" * 40, b"\xff\xfe{", b"{}", b"[1, 2]", b"null", b'"text"', b'{"key": "loss"}', b'{"status": "DONE"}',
+    b'{"key": "loss", "value": "1", "timestamp": 1, "step": 0}', b"[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_is_put_aside_and_stops_nobody(tmp_path, damage, caplog):
+    spool, store = Spool("run", tmp_path), Store()
+    spool.append([metric(0)])
+    spool.close(remove=False)
+    with (tmp_path / "run/entries.jsonl").open("ab") as file:
+        file.write(damage + b"\n")
+    spool = Spool("run", tmp_path)
+    assert spool.last_steps() == {"loss": 0}
+    spool.append([metric(1)])
+    assert spool.deliver(store.send) == 2
+    assert store.entries == [metric(0), metric(1)]
+    spool.close(remove=True)
+    assert (tmp_path / "run/damaged.jsonl").read_bytes() == damage + b"\n"
+    assert "is no entry" in caplog.text
+    for later in left_behind(tmp_path):
+        assert later.deliver(store.send) == 0
+        later.close(remove=True)
+
+
+def test_what_is_no_spool_stops_nobody(tmp_path):
+    (tmp_path / "a file").write_text("x")
+    (tmp_path / "a folder").mkdir()
+    assert list(left_behind(tmp_path)) == []
+
+
 def test_what_waits_is_not_removed_and_one_process_has_it(tmp_path):
     spool = Spool("run", tmp_path)
     spool.append([metric(0)])

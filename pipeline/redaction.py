@@ -1,0 +1,33 @@
+"""Text without passwords: what goes to a log, a page, a tag or another program."""
+
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+HIDDEN = "***"
+# The credentials of a URL end at the last @ before its path.
+_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'\"<>]*@")
+_IN_A_QUERY = re.compile(r"((?:password|passwd|pwd|token|secret|api_key)=)[^\s&'\"<>]+", re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^\s:/@]*:([^\s]+)@")
+_SECRET_NAMES = ("PASSWORD", "TOKEN", "SECRET", "API_KEY", "ACCESS_KEY")
+# A shorter word stands in other words too.
+_SHORTEST = 4
+
+
+def redact(text: str) -> str:
+    """``text`` with ``***`` for the credentials of its URLs, and for every password in this process's environment."""
+    text = _CREDENTIALS.sub(rf"\1{HIDDEN}@", text)
+    text = _IN_A_QUERY.sub(rf"\1{HIDDEN}", text)
+    for secret in _known_secrets():
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _known_secrets() -> Iterator[str]:
+    for name, value in os.environ.items():
+        found = _PASSWORD.findall(value)
+        if name.endswith(_SECRET_NAMES):
+            found.append(value)
+        for secret in found:
+            yield from (word for word in {secret, unquote(secret)} if len(word) >= _SHORTEST)

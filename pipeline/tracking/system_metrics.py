@@ -1,0 +1,42 @@
+"""Load and memory of CPU and GPU while a run is at work, as MLflow's monitors measure them."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+_FIRST_SECONDS, _SECONDS = 1.0, 10
+Note = Callable[[Mapping[str, float | None], int], None]
+
+
+class _Monitor(SystemMetricsMonitor):
+    """Measures as MLflow's does, but leaves it to ``note`` to deliver: MLflow's ends at the first server error."""
+
+    def __init__(self, run_id: str, note: Note, first_step: int) -> None:
+        super().__init__(run_id, sampling_interval=_SECONDS)  # type: ignore[no-untyped-call]
+        self._note, self._step = note, first_step
+
+    def monitor(self) -> None:
+        """Measure until the end is asked for."""
+        pause = min(_FIRST_SECONDS, self.sampling_interval)
+        while not self._shutdown_event.wait(pause):
+            self.collect_metrics()  # type: ignore[no-untyped-call]
+            measured = self.aggregate_metrics()  # type: ignore[no-untyped-call]
+            self._note({f"system/{key}": value for key, value in measured.items()}, self._step)
+            for one in self.monitors:
+                one.clear_metrics()
+            self._step += 1
+            pause = self.sampling_interval
+
+
+@contextmanager
+def measure_system(run_id: str, note: Note, first_step: int) -> Iterator[None]:
+    """Inside the block, give ``note`` measurements and their number, a second after its start and every ten seconds."""
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # says that there is no GPU
+    monitor = _Monitor(run_id, note, first_step)
+    monitor.start()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        monitor.finish()  # type: ignore[no-untyped-call]

@@ -1,0 +1,138 @@
+"""Versions of the registered model: which there are, and which of them is ours.
+
+Only the store's own "does not exist" means that there is none. Anything else is asked again, then an error.
+A version is known by the digest of its weights and by its run; its number means something in one store only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+from pipeline.errors import UserError
+from pipeline.tracking.asking import BrokenAnswerError, MissingError, ask
+from pipeline.tracking.place import shown_uri
+from pipeline.tracking.store import open_client
+
+MODEL_NAME = "rsna-retinanet"
+CHALLENGER, CHAMPION = "challenger", "champion"
+WEIGHTS, PACKAGE, RESULTS_RUN = (f"pneumoflow.{name}" for name in ("weights_sha256", "package", "results_run"))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two registered models the same.
+
+    Attributes:
+        weights_sha256: the digest of the weights.
+        package: the digest of all that is logged with them.
+        results_run: the run that the results are of.
+    """
+
+    weights_sha256: str
+    package: str
+    results_run: str
+
+    def tags(self) -> dict[str, str]:
+        """As a version carries it."""
+        return {WEIGHTS: self.weights_sha256, PACKAGE: self.package, RESULTS_RUN: self.results_run}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of the registered model.
+
+    Attributes:
+        weights_sha256: the digest of its weights; empty for versions of before there were digests.
+    """
+
+    version: str
+    run_id: str
+    weights_sha256: str = ""
+
+    @property
+    def uri(self) -> str:
+        """Where `download_model` finds it."""
+        return f"models:/{MODEL_NAME}/{self.version}"
+
+
+def read_model(name: str = MODEL_NAME) -> RegisteredModel | None:
+    """A registered model with its aliases and tags; None where the store has none of that name.
+
+    Raises:
+        UserError: the store cannot be asked.
+    """
+
+    def call() -> RegisteredModel:
+        found = open_client().get_registered_model(name)
+        if found.name != name:
+            raise BrokenAnswerError(f"an answer without the model {name}")
+        return found
+
+    try:
+        return ask(f"looking for the model {name}", call)
+    except MissingError:
+        return None
+
+
+def require_alias(uri: str) -> None:
+    """See that the alias of a ``models:/name@alias`` is there; MLflow's own error would not tell it from others.
+
+    Raises:
+        UserError: it is not, or the store cannot be asked.
+    """
+    open_client()
+    name, sign, alias = uri.removeprefix("models:/").partition("@")
+    if not sign or not uri.startswith("models:/"):
+        return
+    model = read_model(name)
+    if model is None or alias not in model.aliases:
+        raise UserError(f"{uri}: no such model in {shown_uri()}: {name} has no alias {alias}")
+
+
+def read_version(number: str) -> Registered | None:
+    """A version by its number; None where there is none, or someone has deleted it.
+
+    Raises:
+        UserError: the store cannot be asked.
+    """
+
+    def call() -> ModelVersion:
+        found = open_client().get_model_version(MODEL_NAME, number)
+        if (found.name, str(found.version)) != (MODEL_NAME, number):
+            raise BrokenAnswerError(f"an answer without version {number}")
+        return found
+
+    try:
+        return _registered(ask(f"looking for version {number}", call))
+    except MissingError:
+        return None
+
+
+def find_version(weights_sha256: str, run_id: str, package: str | None = None) -> Registered | None:
+    """The newest version with these weights and of this run, or whose results are of this run.
+
+    With ``package`` it must hold this code too (`Identity`).
+
+    Raises:
+        UserError: the store cannot be asked.
+    """
+    # An answer that was cut off to nothing would read as "no version": first see that the model is there.
+    if read_model() is None:
+        return None
+    condition = f"name = '{MODEL_NAME}' and tags.`{WEIGHTS}` = '{weights_sha256}'"
+    found = ask("looking for versions", lambda: list(open_client().search_model_versions(condition)))
+    ours = [one for one in found if _belongs(one.tags, weights_sha256, str(one.run_id), run_id, package)]
+    return _registered(max(ours, key=lambda one: int(one.version))) if ours else None
+
+
+def _belongs(tags: Mapping[str, str], weights_sha256: str, its_run: str, run_id: str, package: str | None) -> bool:
+    return (
+        tags.get(WEIGHTS) == weights_sha256
+        and run_id in (its_run, tags.get(RESULTS_RUN))
+        and package in (None, tags.get(PACKAGE))
+    )
+
+
+def _registered(found: ModelVersion) -> Registered:
+    return Registered(str(found.version), str(found.run_id), found.tags.get(WEIGHTS, ""))

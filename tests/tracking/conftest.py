@@ -1,0 +1,121 @@
+"""Stores that are made once, and a way to them that fails when asked to."""
+
+import http.server
+import re
+import shutil
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import mlflow
+import pytest
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory):
+    """An SQLite store with MLflow's tables and nothing in them; making the tables takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _made_store(_own_folder, _empty_store, tmp_path):
+    shutil.copy(_empty_store, tmp_path / "mlflow.db")
+
+
+@pytest.fixture
+def client(tmp_path):
+    return mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+class FaultyProxy(http.server.ThreadingHTTPServer):
+    """Passes requests on; those that match ``pattern`` fail, ``times`` times, in the way that ``kind`` names."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = upstream
+        self.clear()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def clear(self):
+        self.pattern, self.kind, self.times, self.hits = None, "", 0, 0
+
+    def fail(self, pattern, kind, times=10**6):
+        self.pattern, self.kind, self.times, self.hits = re.compile(pattern), kind, times, 0
+
+    def handle_error(self, request, client_address):
+        """A client that has gone is no news."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def _pass(self):
+        proxy = self.server
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+        failing = proxy.times and proxy.pattern.search(f"{self.command} {self.path} {(body or b'')[:300]!r}")
+        kind = proxy.kind if failing else ""
+        if failing:
+            proxy.times -= 1
+            proxy.hits += 1
+        if kind == "cut off":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if kind == "slow":
+            time.sleep(3)
+        if kind.isdigit():
+            self._answer(int(kind), {}, b"")
+            return
+        headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "connection")}
+        request = urllib.request.Request(proxy.upstream + self.path, body, headers, method=self.command)
+        try:
+            answer = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            answer = error
+        content = answer.read()
+        passed = {key: value for key, value in answer.headers.items() if key.lower() == "content-type"}
+        self._answer(answer.status, passed, *_damaged(content, kind))
+
+    def _answer(self, status, headers, content, length=None):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass  # noqa: N815
+
+    def log_message(self, *_):
+        """Not a word."""
+
+
+def _damaged(content, kind):
+    """What arrives of an answer, and how long it says it is."""
+    if kind == "empty":
+        return b"", 0
+    if kind == "half":
+        return content[: len(content) // 2], len(content) // 2
+    if kind == "truncated":
+        return content[: len(content) // 2], len(content)
+    return content, len(content)
+
+
+@pytest.fixture
+def make_proxy():
+    """Put a `FaultyProxy` before a server."""
+    made = []
+
+    def make(upstream):
+        proxy = FaultyProxy(upstream)
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        made.append(proxy)
+        return proxy
+
+    yield make
+    for proxy in made:
+        proxy.shutdown()
+        proxy.server_close()

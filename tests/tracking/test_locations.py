@@ -1,0 +1,146 @@
+"""Files stay with their database: moved, copied, made from a copy, in folders of any name."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.tracking import relocate, tracked_run
+from pipeline.tracking.place import project_folder, tracking_uri
+
+TEXT = "of the run"
+
+
+def write_run(run_id=None):
+    with tracked_run(run_id, {}) as run:
+        run.log_text(TEXT, "note.txt")
+    return run.run_id
+
+
+def read_run(run_id):
+    return Path(mlflow.MlflowClient(tracking_uri()).download_artifacts(run_id, "note.txt")).read_text()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a store; ``project(name)`` makes it the working folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    def enter(name):
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "mlflow.db").exists():
+            shutil.copy(tmp_path / "mlflow.db", folder)
+        monkeypatch.chdir(folder)
+        return folder
+
+    return enter
+
+
+def notes(folder):
+    return [path for path in folder.rglob("note.txt") if path.read_text() == TEXT]
+
+
+@pytest.mark.parametrize("name", ["plain", "mit Umlaut äö", "50%", "a%20b", "what?", "no #1", "a;b"])
+def test_folders_of_any_name(project, name, tmp_path):
+    folder = project(name)
+    run = write_run()
+    assert read_run(run) == TEXT
+    assert [path.is_relative_to(folder / "mlruns") for path in notes(tmp_path)] == [True]
+    assert {path.name for path in tmp_path.iterdir()} <= {name, "mlflow.db"}
+
+
+def test_a_folder_that_was_moved(project, monkeypatch, tmp_path, caplog):
+    first = project("old")
+    run = write_run()
+    monkeypatch.chdir(tmp_path)
+    first.rename(tmp_path / "new 100%")
+    folder = project("new 100%")
+    other = write_run()
+    assert "MLflow's files have moved with their database" in caplog.text
+    assert (read_run(run), read_run(other)) == (TEXT, TEXT)
+    assert len(notes(folder)) == 2
+    assert not first.exists()
+    caplog.clear()
+    write_run()
+    assert "have moved" not in caplog.text
+
+
+def test_a_folder_that_was_copied(project, monkeypatch, tmp_path):
+    first = project("old")
+    run = write_run()
+    shutil.copytree(first, tmp_path / "copy")
+    folder = project("copy")
+    write_run()
+    assert (len(notes(first)), len(notes(folder))) == (1, 2)
+    shutil.rmtree(first)
+    assert read_run(run) == TEXT
+
+
+def test_a_link_to_a_folder_is_that_folder(project, tmp_path, monkeypatch, caplog):
+    folder = project("real")
+    write_run()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/link/mlflow.db")
+    write_run()
+    assert len(notes(folder)) == 2
+    assert "have moved" not in caplog.text
+
+
+def test_a_store_whose_first_use_is_in_a_copy(project, monkeypatch):
+    """As `dvc exp run --queue` does it: the copy goes, its run stays."""
+    folder = project("p")
+    copy = folder / ".dvc/tmp/exps/tmpabc"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert project_folder() == folder
+    run = write_run()
+    monkeypatch.chdir(folder)
+    shutil.rmtree(copy)
+    assert read_run(run) == TEXT
+
+
+def test_a_store_that_a_copy_has_spoiled(project, client):
+    folder = project("p")
+    gone = folder / ".dvc/tmp/exps/tmpabc/mlruns/1"
+    own = mlflow.MlflowClient(tracking_uri())
+    experiment = own.create_experiment("rsna-pneumonia", str(gone))
+    lost = own.create_run(experiment).info.run_id
+    write_run()
+    assert len(notes(folder / "mlruns")) == 1
+    assert not gone.exists()
+    assert own.get_run(lost).info.artifact_uri.startswith(str(folder / "mlruns"))
+
+
+def test_files_on_a_disk_that_is_not_there_are_not_made_anew(project, tmp_path):
+    folder = project("p")
+    disk = tmp_path / "disk"
+    own = mlflow.MlflowClient(tracking_uri())
+    experiment = own.create_experiment("rsna-pneumonia", str(disk / "files"))
+    run = write_run()
+    assert len(notes(disk)) == 1
+    disk.rename(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="is not there .*`pneumoflow doctor --relocate`"):
+        write_run()
+    assert not disk.exists()
+    (tmp_path / "unmounted").rename(disk)
+    assert read_run(run) == TEXT
+    shutil.rmtree(disk)
+    assert relocate(tracking_uri()) > 1
+    write_run()
+    assert len(notes(folder / "mlruns")) == 1
+    assert own.get_experiment(experiment).artifact_location == str(folder / "mlruns/rsna-pneumonia")
+
+
+def test_only_a_file_can_be_relocated():
+    with pytest.raises(UserError, match="only an SQLite file") as caught:
+        relocate("http://me:GeHeim1@localhost")
+    assert "GeHeim1" not in str(caught.value)
+
+
+def test_a_damaged_database_is_one_line(project):
+    (project("p") / "mlflow.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="cannot be used as MLflow's store"):
+        write_run()
