@@ -9,22 +9,19 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flows import guard
+from flows.folder_lock import held_locks
+from flows.loopback import without_proxy
 from pipeline.errors import UserError
 
 RAW_DATA = "data/rsna"
-# How long the group has to end after SIGINT (a stage closes its MLflow run), then after SIGTERM.
-_GRACE_SECONDS = ((signal.SIGINT, 12.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 5.0))
-
-# Started in the background by a script, this process ignores SIGINT, and what it starts would too.
-_INTERRUPTIBLE_DVC = (
-    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    " runpy.run_module('dvc', run_name='__main__')"
-)
+# The guard's own time, and a little more.
+_STOP_SECONDS = sum(seconds for _, seconds in guard.GRACE_SECONDS) + 2
 
 
 def run_dvc(arguments: list[str], on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> None:
     """Run ``dvc`` and give each line of its output to ``on_line``; see `run_command`."""
-    run_command(f"dvc {' '.join(arguments)}", ["-c", _INTERRUPTIBLE_DVC, *arguments], on_line, env)
+    run_command(f"dvc {' '.join(arguments)}", ["-m", "dvc", *arguments], on_line, env)
 
 
 def run_command(
@@ -32,20 +29,23 @@ def run_command(
 ) -> None:
     """Run this Python with ``arguments`` and give each line of its output to ``on_line``.
 
-    DVC and the stage that it starts have a session of their own, since a SIGTERM to DVC would
-    leave the stage alive. Whatever exception arrives here, a signal's included, ends them all.
+    The command has a session of its own, and a guard in it: whatever exception arrives here, a signal's
+    included, ends all that the command has started, and so does the death of this process. The guard
+    keeps the folder's lock until then.
 
     Raises:
         UserError: it failed; the message is the reason that the stage or DVC gave.
     """
     process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, "-I", "-S", guard.__file__, sys.executable, *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         env=_environment() | dict(env or {}),
         start_new_session=True,
+        pass_fds=held_locks(),
     )
     lines: list[str] = []
     try:
@@ -56,36 +56,33 @@ def run_command(
                 on_line(text)
         code = process.wait()
     except BaseException:
-        stop_group(process)
+        _stop(process)
         raise
+    finally:
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
     if code:
         raise UserError(f"{name} (exit code {code}): {_reason(lines)}")
 
 
-def stop_group(process: subprocess.Popen[str]) -> None:
-    """End a process and all of its group: gently, then firmly."""
-    for number, seconds in _GRACE_SECONDS:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        if _group_ended(process, seconds):
-            return
-
-
-def _group_ended(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Wait for the leader, then see whether its group is empty."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Tell the guard to end the command, and wait until it has."""
+    assert process.stdin is not None
+    process.stdin.close()
     try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment() -> dict[str, str]:
-    # The stages' `python` must be this one, also when the environment was not activated.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
+    # The stages' `python` must be this one, also when the environment was not activated. DVC runs them by
+    # SHELL: a service account's says no to everything, and one that is not there fails.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    own = {"PATH": path, "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
+    return without_proxy(os.environ) | own
 
 
 def _reason(lines: list[str]) -> str:

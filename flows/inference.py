@@ -4,13 +4,16 @@ import argparse
 import csv
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
+from prefect.states import State
 
 from flows.dvc import run_command
-from flows.messages import one_line_errors
-from flows.servers import scheduling_server
+from flows.running import flow_process, run_alone
+from flows.serving import serve_flow
+from flows.showing import show
 from pipeline.errors import run_main
 
 MODEL = "models:/rsna-retinanet@champion"
@@ -25,15 +28,22 @@ def score_new_studies(model: str, folder: str, out: str, study_seconds: float) -
 
 
 @flow(name="inference", validate_parameters=False)
-def inference(folder: str = "inbox", out: str = "scored", model: str = MODEL, study_seconds: float = 60) -> None:
+def inference(
+    folder: str = "inbox", out: str = "scored", model: str = MODEL, study_seconds: float = 60
+) -> State[Any] | None:
     """Score the files of ``folder`` that ``out/scored.csv`` does not have yet, and show the last ones."""
-    one_line_errors()
+    lock = Path(out) / ".flow.lock"
+    return run_alone(lock, "run of the inbox", lambda: _score_and_show(folder, out, model, study_seconds))
+
+
+def _score_and_show(folder: str, out: str, model: str, study_seconds: float) -> None:
     score_new_studies(model, folder, out, study_seconds)
     with (Path(out) / "scored.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     last = [{key: row[key] for key in ("scored_at", "file", "image_score", "problem")} for row in rows[-_SHOWN:]]
     if last:
-        create_table_artifact(table=last, key="scored", description=f"The last of {len(rows)} studies")
+        description = f"The last of {len(rows)} studies"
+        show(lambda: create_table_artifact(table=last, key="scored", description=description))
 
 
 def main() -> None:
@@ -49,10 +59,10 @@ def main() -> None:
         "folder": chosen.folder, "out": chosen.out, "model": chosen.model, "study_seconds": chosen.study_seconds,
     }  # fmt: skip
     if chosen.every is None:
-        inference(**values)
+        with flow_process():
+            inference(**values)
         return
-    with scheduling_server():
-        inference.serve(name="inbox", parameters=values, interval=timedelta(seconds=chosen.every), limit=1)
+    serve_flow(inference, "inbox", interval=timedelta(seconds=chosen.every), parameters=values)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,18 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
+from prefect.states import State
 
 from flows.dvc import run_command
-from flows.messages import one_line_errors
+from flows.reach import wait_for_server
+from flows.running import flow_process, run_alone
+from flows.showing import show
 from pipeline.errors import run_main
 from pipeline.params import load_params
 
 DRIFT_EVENT = "pneumoflow.drift"
 RETRAINING = "training/nightly"
+LOCK = Path(".pneumoflow/monitoring.lock")
 _DRIFT = Path("reports/drift.json")
 
 
@@ -31,32 +35,40 @@ def compare_new_studies(scored: str) -> dict[str, Any]:
 def publish_drift(found: dict[str, Any]) -> None:
     """Show the numbers as an artifact; past the limits, raise an event that automations can act on."""
     rows = [{key: one[key] for key in ("feature", "psi", "ks", "p_value", "past")} for one in found["drifts"]]
-    create_table_artifact(table=rows, key="drift", description=f"{found['studies']} new studies against the reference")
+    description = f"{found['studies']} new studies against the reference"
+    show(lambda: create_table_artifact(table=rows, key="drift", description=description))
     if not found["past"]:
         return
     moved = [one["feature"] for one in found["drifts"] if one["past"]]
     resource = {"prefect.resource.id": "pneumoflow.studies", "prefect.resource.name": "new studies"}
-    emit_event(DRIFT_EVENT, resource=resource, payload={"features": moved, "studies": found["studies"]})
+    payload = {"features": moved, "studies": found["studies"]}
+    show(lambda: emit_event(DRIFT_EVENT, resource=resource, payload=payload))
     text = f"Past the limits: **{', '.join(moved)}**. The page is `{_DRIFT.with_suffix('.html').resolve()}`."
-    create_markdown_artifact(markdown=text, key="drift-alarm", description="New studies differ from the reference")
+    alarm = "New studies differ from the reference"
+    show(lambda: create_markdown_artifact(markdown=text, key="drift-alarm", description=alarm))
 
 
 @flow(name="monitoring", validate_parameters=False)
-def monitoring(scored: str = "scored") -> bool:
+def monitoring(scored: str = "scored") -> bool | State[Any]:
     """Compare, publish, and retrain if ``monitor.retrain`` says so; returns whether anything is past its limits."""
-    one_line_errors()
+    return run_alone(LOCK, "run of monitoring", lambda: _monitor(scored))
+
+
+def _monitor(scored: str) -> bool:
     rules = load_params().monitor
     found = compare_new_studies(scored)
     publish_drift(found)
     if found["past"] and rules.retrain:
         get_run_logger().info("past the limits: running %s", RETRAINING)
+        wait_for_server()
         run_deployment(RETRAINING, timeout=0)  # starts it, and does not wait
     return bool(found["past"])
 
 
 def main() -> None:
     """Check once."""
-    monitoring()
+    with flow_process():
+        monitoring()
 
 
 if __name__ == "__main__":

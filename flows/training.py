@@ -1,16 +1,12 @@
 """The training flow: raw data from DVC, then every stage that has something to do."""
 
 import json
-import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -21,8 +17,9 @@ from prefect.artifacts import (
 from prefect.states import Completed, State
 
 from flows.dvc import RAW_DATA, changed, raw_data_state, run_command, run_dvc
-from flows.messages import one_line_errors
-from pipeline.errors import Killed, UserError, run_main
+from flows.running import flow_process, run_alone
+from flows.showing import show
+from pipeline.errors import UserError, run_main
 from pipeline.params import load_params
 
 STAGES = ("preprocess", "split", "train", "evaluate")
@@ -63,6 +60,9 @@ class _Progress:
         # A line within an epoch is of one that is not over.
         done = int(found[1]) - (found[3] is not None)
         share = 100 * done / int(found[2])
+        show(lambda: self._show(share, text))
+
+    def _show(self, share: float, text: str) -> None:
         if self._artifact is None:
             artifact = create_progress_artifact(share, key="training-progress", description="Epochs")
             self._artifact = artifact if isinstance(artifact, UUID) else None
@@ -77,11 +77,10 @@ def publish_results() -> None:
     rows = [
         {"metric": key, **{split: _with_interval(summary, key) for split, summary in metrics.items()}} for key in _SHOWN
     ]
-    create_table_artifact(
-        table=rows, key="metrics", description="Metrics with their 95 % intervals (patient bootstrap)"
-    )
-    lines = [f"- MLflow: {_mlflow_place()}", f"- Report: `{REPORT.resolve()}`"]
-    create_markdown_artifact(markdown="\n".join(lines), key="results", description="Where the results lie")
+    description = "Metrics with their 95 % intervals (patient bootstrap)"
+    show(lambda: create_table_artifact(table=rows, key="metrics", description=description))
+    text = f"- MLflow: {_mlflow_place()}\n- Report: `{REPORT.resolve()}`"
+    show(lambda: create_markdown_artifact(markdown=text, key="results", description="Where the results lie"))
 
 
 @task(name="promote")
@@ -91,22 +90,18 @@ def promote() -> None:
     decision = json.loads(PROMOTION.read_text())
     what = "is the champion" if decision["promoted"] else f"does not replace version {decision['champion']}"
     lines = [f"Version {decision['challenger']} {what}.", "", *(f"- {reason}" for reason in decision["reasons"])]
-    create_markdown_artifact(markdown="\n".join(lines), key="promotion", description="Champion or not, and why")
+    text = "\n".join(lines)
+    show(lambda: create_markdown_artifact(markdown=text, key="promotion", description="Champion or not, and why"))
 
 
 @flow(name="training", validate_parameters=False)
 def training() -> State[Any] | None:
     """Pull the raw data, run the stages that have something to do, publish the results, promote the model."""
-    one_line_errors()
-    load_params()  # a wrong key is reported before anything is fetched
-    try:
-        with FileLock(LOCK, timeout=0):
-            return _run_pipeline()
-    except Timeout:
-        raise UserError(f"{LOCK}: another training run holds it; wait for that run or end it") from None
+    return run_alone(LOCK, "training run", _run_pipeline)
 
 
 def _run_pipeline() -> State[Any] | None:
+    load_params()  # a wrong key is reported before anything is fetched
     state = raw_data_state()
     if state == "changed":
         raise UserError(
@@ -146,17 +141,12 @@ def _mlflow_place() -> str:
     return run_place(json.loads(Path("models/mlflow_run.json").read_text())["run_id"])
 
 
-def _raise_killed(number: int, _: FrameType | None) -> None:
-    raise Killed(f"signal {number}")
-
-
 def main() -> None:
     """Run the flow once and say what came out."""
-    signal.signal(signal.SIGTERM, _raise_killed)
-    training()
+    with flow_process():
+        training()
     print(summary(), flush=True)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     run_main(main)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from flows.loopback import bypass_proxy
+from flows.running import stop_on_signals
 from flows.servers import PREFECT_PORT, mlflow_server, prefect_server
 from pipeline.errors import run_main
 
@@ -21,7 +23,8 @@ def serve(
 
 def main() -> None:
     """Serve the pages."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_signals()
+    bypass_proxy()
     typer.run(serve)
 
 

@@ -1,0 +1,72 @@
+"""Which deployments on a server are of this folder; those of another folder are not taken over.
+
+`prefect deploy` replaces a deployment of the same name without a word. Run as a build step of
+`prefect.yaml`, this file refuses instead.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.responses import DeploymentResponse
+
+from flows.loopback import bypass_proxy
+from flows.reach import require_server
+from pipeline.errors import UserError, run_main
+
+_TAG = "folder:"
+_DIRECTORY = "prefect.deployments.steps.set_working_directory"
+
+
+def folder_tag() -> str:
+    """A tag for served deployments, whose path says nothing of the folder."""
+    return f"{_TAG}{Path.cwd()}"
+
+
+def folder_of(deployment: DeploymentResponse) -> str | None:
+    """The folder that a deployment runs in, as far as it says."""
+    for tag in deployment.tags:
+        if tag.startswith(_TAG):
+            return tag.removeprefix(_TAG)
+    for step in deployment.pull_steps or []:
+        if _DIRECTORY in step:
+            return str(step[_DIRECTORY]["directory"])
+    return None
+
+
+def own_deployments(client: SyncPrefectClient) -> list[UUID]:
+    """The ids of the deployments that run in this folder."""
+    return [one.id for one in client.read_deployments() if folder_of(one) == str(Path.cwd())]
+
+
+def refuse_takeover(names: Sequence[str]) -> None:
+    """See that no deployment of one of these names belongs to another folder.
+
+    Raises:
+        UserError: one does.
+    """
+    wanted = DeploymentFilter(name=DeploymentFilterName(any_=list(names)))
+    with get_client(sync_client=True) as client:
+        for found in client.read_deployments(deployment_filter=wanted):
+            folder = folder_of(found)
+            if folder not in (None, str(Path.cwd())):
+                flow = client.read_flow(found.flow_id).name
+                raise UserError(
+                    f"{flow}/{found.name} at {client.api_url}: belongs to {folder}; deploy to another server, change"
+                    f" the name, or `prefect deployment delete {flow}/{found.name}` if that folder is no longer used"
+                )
+
+
+def main() -> None:
+    """Check the names in ``prefect.yaml``."""
+    bypass_proxy()
+    require_server()
+    listed = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    refuse_takeover([one["name"] for one in listed])
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,86 @@
+"""One run at a time in a folder: a lock that lives exactly as long as the processes that work under it."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from pipeline.errors import UserError
+
+# What a killed run had started ends within this time; see `flows.guard`.
+_ORPHAN_SECONDS = 30.0
+_held: list[int] = []
+
+
+class BusyError(UserError):
+    """Another run is at work here."""
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock ``path`` inside the block; ``what`` names in a message who else might hold it.
+
+    Raises:
+        BusyError: another run holds it. One whose process is gone is waited for: what it had started is ending.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _acquire(descriptor, path, what)
+        _write(descriptor, {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")})
+        _held.append(descriptor)
+        yield
+        _write(descriptor, None)
+    finally:
+        if descriptor in _held:
+            _held.remove(descriptor)
+        os.close(descriptor)
+
+
+def held_locks() -> tuple[int, ...]:
+    """File descriptors of the locks that this process holds, for a guard to hold them too."""
+    return tuple(_held)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process, if no other process has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _acquire(descriptor: int, path: Path, what: str) -> None:
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while not try_lock(descriptor):
+        pid, since = _holder(descriptor)
+        if pid is None:
+            raise BusyError(f"{path}: another {what} holds it; wait for that run or end it")
+        if psutil.pid_exists(pid):
+            raise BusyError(
+                f"{path}: another {what} holds it: process {pid}, since {since}; wait for that run or end it"
+            )
+        if time.monotonic() > deadline:
+            raise BusyError(f"{path}: another {what} holds it: what process {pid} has left behind; end it")
+        time.sleep(0.5)
+
+
+def _holder(descriptor: int) -> tuple[int | None, str]:
+    try:
+        found = json.loads(os.pread(descriptor, 200, 0))
+        return int(found["pid"]), str(found["since"])
+    except (ValueError, KeyError, TypeError):
+        return None, ""  # just locked, or by another program
+
+
+def _write(descriptor: int, holder: dict[str, object] | None) -> None:
+    os.ftruncate(descriptor, 0)
+    if holder is not None:
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)

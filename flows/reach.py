@@ -1,0 +1,68 @@
+"""Prefect's server: whether it answers, and waiting for it."""
+
+import logging
+import time
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+_OUTAGE_SECONDS = 3600.0
+_POLL_SECONDS = 2.0
+
+
+def require_server() -> None:
+    """See that the server of ``PREFECT_API_URL`` answers.
+
+    Raises:
+        UserError: it does not, after a few tries.
+    """
+    reason = ""
+    for attempt in range(_TRIES):
+        if not (reason := _what_is_wrong()):
+            return
+        if attempt + 1 < _TRIES:
+            time.sleep(1)
+    raise UserError(
+        f"PREFECT_API_URL = {PREFECT_API_URL.value()}: no Prefect server answers ({reason}); start it (`make ui` or"
+        " `prefect server start`), or unset the variable or the profile's setting to do without"
+    )
+
+
+def wait_for_server() -> None:
+    """Wait until the server answers, for an hour at most: a run's end is only told to one that does."""
+    deadline = time.monotonic() + _OUTAGE_SECONDS
+    warned = False
+    while reason := _what_is_wrong():
+        if time.monotonic() > deadline:
+            return
+        if not warned:
+            logger.warning("Prefect at %s does not answer (%s); waiting to tell it", PREFECT_API_URL.value(), reason)
+            warned = True
+        time.sleep(_POLL_SECONDS)
+
+
+def server_answers() -> bool:
+    """Whether it answers at once."""
+    return not _what_is_wrong()
+
+
+def _what_is_wrong() -> str:
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _client() as client:
+            client.api_version()
+    except httpx.HTTPStatusError as error:
+        return f"HTTP status {error.response.status_code}"
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ""
+
+
+def _client() -> SyncPrefectClient:
+    # One of its own, since the flow's keeps connections to a server that may be gone.
+    return get_client(sync_client=True, httpx_settings={"timeout": 10.0})

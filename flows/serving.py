@@ -1,0 +1,64 @@
+"""Serving a flow: register its deployment and run what falls due, until stopped."""
+
+import logging
+import signal
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect import Flow
+from prefect.schedules import Cron
+
+from flows.deployments import folder_tag, refuse_takeover
+from flows.folder_lock import only_one
+from flows.loopback import bypass_proxy
+from flows.messages import calm_logs
+from flows.reach import require_server, server_answers, wait_for_server
+from flows.running import stop_on_signals
+from flows.servers import scheduling_server
+
+logger = logging.getLogger(__name__)
+
+# One at work, and one that finds the folder's lock taken and ends as Skipped.
+_PROCESSES = 2
+
+
+def serve_flow(
+    flow: Flow[..., Any],
+    name: str,
+    schedule: Cron | None = None,
+    interval: timedelta | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> None:
+    """Serve a flow on a schedule.
+
+    Prefect's own limits are not used: after a power cut its database still counts the runs that were
+    killed. The folder's lock sees to it that one run works at a time.
+
+    Raises:
+        UserError: no server answers, or the deployment is of another folder or served already.
+    """
+    stop_on_signals()
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        # Prefect's runner knows SIGTERM, and ends its runs in order.
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    bypass_proxy()
+    calm_logs()
+    with only_one(Path(f".pneumoflow/serve-{name}.lock"), f"process that serves {name!r}"), scheduling_server():
+        require_server()
+        refuse_takeover([name])
+        while not _served(flow, name, schedule=schedule, interval=interval, parameters=parameters):
+            wait_for_server()
+
+
+def _served(flow: Flow[..., Any], name: str, **options: Any) -> bool:
+    """Serve until stopped, which is True, or until Prefect gives up on a server that is away."""
+    try:
+        flow.serve(name=name, tags=[folder_tag()], limit=_PROCESSES, print_starting_message=False, **options)
+    except (httpx.HTTPError, RuntimeError) as error:
+        if server_answers():
+            raise
+        logger.warning("%s; serving goes on when the server is back", error)
+        return False
+    return True

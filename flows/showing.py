@@ -1,0 +1,35 @@
+"""Artifacts and events: they show what works, and never end or hold it up."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+_PAUSE_SECONDS = 30.0
+_quiet_until = 0.0
+
+
+def show(call: Callable[[], Result]) -> Result | None:
+    """Call something that tells Prefect's server; None where that fails, with one warning for each outage."""
+    global _quiet_until
+    if time.monotonic() < _quiet_until:
+        return None
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            result = call()
+    except (httpx.HTTPError, OSError, PrefectException) as error:
+        if not _quiet_until:
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("Prefect does not take what would be shown (%s: %s)", type(error).__name__, reason)
+        # Each try may take as long as a request's time-out.
+        _quiet_until = time.monotonic() + _PAUSE_SECONDS
+        return None
+    _quiet_until = 0.0
+    return result
