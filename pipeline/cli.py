@@ -29,7 +29,9 @@ def sample(
     size: Annotated[int, typer.Option(min=128, max=2048, help="Side of the images in pixels.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Which data set.")] = 17,
     opacity_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of studies with boxes.")] = 0.225,
-    labels: Annotated[Path | None, typer.Option(help="Render pixels for this label file instead.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Render pixels for this label table, of any name, instead.")
+    ] = None,
     workers: Workers = 0,
 ) -> None:
     """Render a synthetic data set in the challenge's format."""
@@ -59,18 +61,30 @@ def download(
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set in the challenge's layout.")],
     report: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/data.html"),
-    study_seconds: StudySeconds = 60,
+    study_seconds: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="A study that takes longer is unusable; without it, data.study_seconds, or 60."),
+    ] = None,
     shown: Annotated[int, typer.Option(min=0, help="Studies to name for each finding.")] = 20,
     workers: Workers = 0,
 ) -> None:
-    """Compare tables, files and pixels of a data set, and draw a page; exit code 1 if any study is unusable."""
-    from pipeline.data.checks import check_dataset
+    """Compare tables, files and pixels of a data set, and draw a page; exit code 1 if any study is unusable.
+
+    Studies are prepared as params.yaml says, where there is one.
+    """
+    from pipeline.data.checks import SMALLEST, check_dataset
     from pipeline.data.data_page import findings_text, render_data_page
     from pipeline.data.parallel import Workers as Processes
     from pipeline.files import write_text
+    from pipeline.params import load_params
+    from pipeline.stages.preprocess import preparation
 
-    found = check_dataset(folder, Processes(workers), study_seconds)
-    write_text(report, render_data_page(found, study_seconds))
+    where, rules, seconds = Processes(workers), SMALLEST, 60.0
+    if Path("params.yaml").exists():
+        params = load_params()
+        rules, seconds = preparation(params), params.data.study_seconds
+    found = check_dataset(folder, where, study_seconds or seconds, rules)
+    write_text(report, render_data_page(found, study_seconds or seconds))
     typer.echo(found.summary())
     for line in findings_text(found, shown):
         typer.echo(line)
@@ -187,7 +201,7 @@ def monitor(
 def score(
     predictions: Annotated[Path, typer.Argument(help="A submission: patientId,PredictionString.")],
     labels: Annotated[
-        Path, typer.Argument(help="stage_2_train_labels.csv, patient_groups.csv beside it if there is one.")
+        Path, typer.Argument(help="A label table of any name, with patient_groups.csv beside it if there is one.")
     ],
     against: Annotated[
         Path | None, typer.Option(help="Another submission of the same studies: print by how much the first is better.")
@@ -202,15 +216,19 @@ def score(
 ) -> None:
     """Score a submission file. Prints JSON."""
     import json
+    from math import isfinite
 
-    from pipeline.stages.scoring import compare_submissions, score_submission
+    from pipeline.stages.scoring import EVERYTHING, compare_submissions, score_submission
 
     found: object
+    if score_thresh is not None and not isfinite(score_thresh):
+        raise typer.BadParameter("must be a number", param_hint="--score-thresh")
+    threshold = EVERYTHING if score_thresh is None else score_thresh
+    part = (splits, split) if split else None
     if against:
-        found, note = compare_submissions(predictions, against, labels, draws, seed)
+        found, note = compare_submissions(predictions, against, labels, draws, seed, threshold, part)
     else:
-        part = (splits, split) if split else None
-        found, note = score_submission(predictions, labels, draws, seed, score_thresh, part)
+        found, note = score_submission(predictions, labels, draws, seed, threshold, part)
     typer.echo(note, err=True)
     typer.echo(json.dumps(found, indent=2))
 

@@ -21,6 +21,11 @@ def printable(value: object, limit: int = 200) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
 
 
+def quoted(value: object, limit: int = 60) -> str:
+    """`printable` text in quotes, as a message shows what it found."""
+    return f"'{printable(value, limit)}'"
+
+
 def safe_cell(value: object) -> str:
     """A table's cell that no spreadsheet takes for a formula; `original_cell` gives back what was there.
 

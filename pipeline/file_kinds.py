@@ -16,7 +16,6 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
     (0, b"\x00\x00\x00\x0cjP  \r\n", "a JPEG 2000 image"),
     (0, b"GIF8", "a GIF image"),
-    (0, b"BM", "a BMP image"),
     (0, b"II*\x00", "a TIFF image"),
     (0, b"MM\x00*", "a TIFF image"),
     (8, b"WEBP", "a WebP image"),
@@ -24,7 +23,9 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"PK\x05\x06", "an empty zip archive"),
     (0, b"\x1f\x8b", "gzip-compressed data"),
-    (0, b"BZh", "bzip2-compressed data"),
+    (4, b"1AY&SY", "bzip2-compressed data"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office document"),
+    (0, b"PAR1", "a Parquet file"),
     (0, b"\xfd7zXZ\x00", "xz-compressed data"),
     (0, b"\x28\xb5\x2f\xfd", "zstd-compressed data"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
@@ -78,6 +79,8 @@ def file_kind(head: bytes) -> str:
         return _DICOMDIR if _DIRECTORY_CLASS in head else _DICOM
     if not head.strip(b"\0"):
         return "a file of zero bytes only"
+    if head.startswith(b"BM") and head[6:10] == bytes(4):  # two letters alone may begin a text
+        return "a BMP image"
     for place, magic, kind in _MAGIC:
         if head.startswith(magic, place):
             return kind

@@ -84,7 +84,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON; a NaN, which JSON has not, is an error."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 @contextmanager

@@ -8,6 +8,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.errors import UserError
+from pipeline.escaping import printable, quoted
+from pipeline.tables import is_missing, read_table
+
+_FORMAT = "PredictionString must be confidence x y width height, repeated"
 
 
 def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike, digits: tuple[int, int] = (4, 1)) -> str:
@@ -28,33 +32,34 @@ def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Raises:
         UserError: the file is missing, not such a table, or a line is malformed; names the line.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
-    for column in ("patientId", "PredictionString"):
-        if column not in table:
-            raise UserError(f"{path}: column {column!r} is missing; needs patientId, PredictionString")
+    table = read_table(path, ["patientId", "PredictionString"])
+    place = printable(path)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for line, (key, text) in enumerate(zip(table["patientId"], table["PredictionString"], strict=True), start=2):
+    for line, key, text in zip(table.index, table["patientId"], table["PredictionString"], strict=True):
+        if not key:
+            raise UserError(f"{place} line {line}: no patientId; the id of a study is needed")
         if key in found:
-            raise UserError(f"{path} line {line}: {key[:60]!r} is there twice; one line per study")
-        found[key] = _parse(f"{path} line {line}", text)
+            raise UserError(f"{place} line {line}: {quoted(key)} is there twice; one line per study")
+        found[key] = _parse(f"{place} line {line}", "" if is_missing(text) else text)
     return found
 
 
 def _parse(place: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     try:
+        if "_" in text or not text.isascii():  # Python reads 1_0 as 10, and digits of any script
+            raise ValueError
         numbers = np.array(text.split(), np.float64)
     except ValueError:
-        raise UserError(f"{place}: {text[:60]!r}: numbers only, confidence x y width height repeated") from None
+        raise UserError(
+            f"{place}: {quoted(text)}: numbers only; PredictionString is confidence x y width height, repeated"
+        ) from None
     if len(numbers) % 5:
-        raise UserError(f"{place}: {len(numbers)} numbers; must be confidence x y width height, repeated")
+        raise UserError(
+            f"{place}: {len(numbers)} numbers; PredictionString must be confidence x y width height, repeated"
+        )
     rows = numbers.reshape(-1, 5)
     if not np.isfinite(rows).all() or (rows[:, 3:] <= 0).any():
-        raise UserError(f"{place}: {text[:60]!r}: finite numbers with positive width and height only")
+        raise UserError(f"{place}: {quoted(text)}: finite numbers with positive width and height only; {_FORMAT}")
     boxes = np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:]], 1)
     return boxes, rows[:, 0]
 

@@ -4,7 +4,7 @@ Boxes are x, y (top left), width, height in pixels of the original image, as the
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,11 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from pipeline.data.findings import RULES, Finding, unusable
+from pipeline.data.findings import NORMAL, NOT_NORMAL, OPACITY, RULES, Finding, unusable
+from pipeline.data.suggestions import likely_cause
 from pipeline.errors import UserError
+from pipeline.escaping import printable, quoted
+from pipeline.tables import as_number, is_missing, read_table, table_exists
 
 IMAGES = "stage_2_train_images"
 LABELS = "stage_2_train_labels.csv"
@@ -22,7 +25,6 @@ CLASSES = "stage_2_detailed_class_info.csv"
 GROUPS = "patient_groups.csv"
 
 BOX = ["x", "y", "width", "height"]
-OPACITY, NOT_NORMAL, NORMAL = "Lung Opacity", "No Lung Opacity / Not Normal", "Normal"
 
 # Ids end up in file names, tables and pages; they must be plain words.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -61,57 +63,60 @@ def xyxy(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
-def read_annotations(folder: Path) -> Annotations:
+def read_annotations(folder: Path, labels: Path | None = None, *, with_classes: bool = True) -> Annotations:
     """Read the label, class and group tables of a data set in the challenge's layout.
 
+    Args:
+        folder: of the tables; those of classes and groups are optional.
+        labels: the label table, if it has another name or place.
+        with_classes: whether the class table matters to whoever asks.
+
     Raises:
-        UserError: the folder or the label table is missing or empty, a column is missing, or an
+        UserError: the folder or the label table is missing or empty, a table cannot be read, or an
             id is not a plain word. What is wrong with single studies is returned, not raised.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run `dvc pull`, or put a data set in the RSNA layout there")
-    labels = read_table(folder / LABELS, ["patientId", *BOX, "Target"])
-    if labels.empty:
-        raise UserError(f"{folder / LABELS}: has no rows; one row per box or study is needed")
-    _require_plain_ids(folder / LABELS, labels["patientId"])
-    labels, has_box = _with_numbers(labels)
-    ids = pd.Series(labels["patientId"].drop_duplicates().to_list())
-    positive = labels["Target"] == "1"
-    targets = dict.fromkeys(labels["patientId"], 0) | dict.fromkeys(labels["patientId"][positive], 1)
-    findings = list(_broken(_LABEL_RULES, labels, LABELS))
+    path = labels or folder / LABELS
+    table = read_table(path, ["patientId", *BOX, "Target"], numbers=[*BOX, "Target"])
+    if table.empty:
+        raise UserError(f"{path}: has no rows; one row per box or study is needed")
+    _require_plain_ids(path, "patientId", table["patientId"])
+    rows, has_box = _with_numbers(table)
+    ids = rows["patientId"].drop_duplicates().to_list()
+    positive = rows["Target"] == "1"
+    targets = dict.fromkeys(rows["patientId"], 0) | dict.fromkeys(rows["patientId"][positive], 1)
+    findings = list(_broken(_LABEL_RULES, rows, path.name, table))
     groups = _read_groups(folder / GROUPS, ids, findings)
-    classes = _read_classes(folder / CLASSES, ids, targets, findings)
-    studies = pd.DataFrame({"patientId": ids, "groupId": groups, "class": classes, "target": ids.map(targets)})
-    boxes = labels.loc[has_box, ["patientId", *BOX]].reset_index(drop=True)
-    return Annotations(studies, boxes, findings, (folder / GROUPS).exists())
+    classes = _read_classes(folder / CLASSES if with_classes else None, ids, targets, findings)
+    target = [targets[key] for key in ids]
+    studies = pd.DataFrame({"patientId": ids, "groupId": groups, "class": classes, "target": target})
+    boxes = rows.loc[has_box, ["patientId", *BOX]].reset_index(drop=True)
+    return Annotations(studies, boxes, findings, table_exists(folder / GROUPS))
 
 
-def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """Read a CSV file as strings and require ``columns``."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a table with the columns {', '.join(columns)} is needed") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a CSV table: {' '.join(str(error).split())}") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise UserError(f"{path}: column {missing[0]!r} is missing; needs {', '.join(columns)}")
-    return table
-
-
-def _require_plain_ids(path: Path, ids: pd.Series) -> None:
-    for line, value in enumerate(ids, start=2):
+def _require_plain_ids(path: Path, column: str, ids: pd.Series) -> None:
+    for line, value in ids.items():
         if not _PLAIN_ID.fullmatch(value):
-            raise UserError(f"{path} line {line}: id {value[:60]!r}: letters, digits, '.', '_' and '-' only")
+            raise UserError(
+                f"{path} line {line}: id {quoted(value)}: letters, digits, '.', '_' and '-' only,"
+                f" at most 128, the first a letter or a digit (column {column!r})"
+            )
 
 
-def _with_numbers(labels: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+def _with_numbers(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """The label table with its boxes as numbers, and which rows have a whole box."""
-    numbers = labels[BOX].apply(pd.to_numeric, errors="coerce").astype(np.float64)
-    whole = np.asarray(np.isfinite(numbers.to_numpy()).all(1))
-    blank = (labels[BOX] == "").all(axis=1)
-    return labels.drop(columns=BOX).join(numbers).assign(whole=whole, blank=blank), whole
+    numbers = table[BOX].map(as_number).astype(np.float64)
+    whole = np.isfinite(numbers.to_numpy()).all(1)
+    blank = (table[BOX] == "").all(axis=1)
+    made = numbers.assign(patientId=table["patientId"], Target=table["Target"].map(_target), whole=whole, blank=blank)
+    return made, whole
+
+
+def _target(cell: str) -> str:
+    """``0`` or ``1`` where the cell can mean nothing else, such as 1.0 and TRUE; else the cell."""
+    word = {"true": "1", "false": "0"}.get(cell.lower())
+    return word or {0.0: "0", 1.0: "1"}.get(as_number(cell), cell)
 
 
 def _rule(name: str, holds: Callable[[pd.DataFrame], pd.Series]) -> pa.Check:
@@ -140,44 +145,83 @@ _CLASS_RULES = pa.DataFrameSchema(
     ],
 )
 _GROUP_RULES = pa.DataFrameSchema(checks=[_one_value("one_group", "groupId")])
+_CLASS_RULE = f"Target 1 goes with {OPACITY!r}, Target 0 with {NOT_NORMAL!r} or {NORMAL!r}"
+# The columns whose values show that a rule is broken, and what would be accepted.
+_ACCEPTED: Mapping[str, tuple[list[str], str]] = {
+    "target": (["Target"], "0, 1, 0.0, 1.0, FALSE or TRUE is accepted"),
+    "positive_has_box": (BOX, "numbers are accepted"),
+    "negative_has_no_box": (BOX, "empty, NA, NaN, N/A, null and None are accepted"),
+    "box_area": (["width", "height"], "numbers above 0 are accepted"),
+    "box_once": (BOX, "each box has one row"),
+    "one_target": (["Target"], "all rows of a study have one Target"),
+    "class_name": (["class"], _CLASS_RULE),
+    "one_class": (["class"], "all rows of a study have one class"),
+    "one_group": (["groupId"], "a study is of one patient"),
+}
 
 
-def _broken(schema: pa.DataFrameSchema, table: pd.DataFrame, name: str) -> Iterator[Finding]:
-    """Each rule that a row breaks, with the row's line in the file."""
+def _broken(schema: pa.DataFrameSchema, rows: pd.DataFrame, name: str, table: pd.DataFrame) -> Iterator[Finding]:
+    """Each rule that a row breaks, with the row's line in the file and what ``table``, as it was read, has there."""
     try:
-        schema.validate(table, lazy=True)
+        schema.validate(rows, lazy=True)
     except SchemaErrors as errors:
         failures = errors.failure_cases[["check", "index"]].drop_duplicates().sort_values("index", kind="stable")
-        for rule, place in failures.itertuples(index=False):
-            yield Finding(RULES[str(rule)], str(table["patientId"].iloc[int(place)]), f"{name} line {int(place) + 2}")
+        for rule, line in failures.itertuples(index=False):
+            columns, accepted = _ACCEPTED[str(rule)]
+            values = ", ".join(f"{column} {quoted(table.at[line, column], 40)}" for column in columns)
+            detail = f"{name} line {line}: {values}; {accepted}"
+            yield Finding(RULES[str(rule)], str(rows.at[line, "patientId"]), detail)
 
 
-def _read_groups(path: Path, ids: pd.Series, findings: list[Finding]) -> list[str]:
-    if not path.exists():
-        return ids.to_list()  # each image its own patient: all that can be known without the table
+def _read_groups(path: Path, ids: list[str], findings: list[Finding]) -> list[str]:
+    if not table_exists(path):
+        return ids  # each image its own patient: all that can be known without the table
     table = read_table(path, ["patientId", "groupId"])
-    _require_plain_ids(path, table["groupId"])
-    findings += _broken(_GROUP_RULES, table, GROUPS)
-    groups = dict(zip(table["patientId"], table["groupId"], strict=True))
-    findings += _about("group_known", (key for key in ids if key not in groups))
-    findings += _about("group_used", groups.keys() - set(ids))
+    # All studies of an unknown patient are not of one patient.
+    table = table[~table["groupId"].map(is_missing)]
+    _require_plain_ids(path, "groupId", table["groupId"])
+    known = table[table["patientId"].isin(ids)]
+    findings += _broken(_GROUP_RULES, known, path.name, known)
+    groups = dict(zip(known["patientId"], known["groupId"], strict=True))
+    findings += _without("group_known", ids, table["patientId"])
+    findings += _beyond("group_used", ids, table["patientId"])
     return [groups.get(key, key) for key in ids]
 
 
-def _read_classes(path: Path, ids: pd.Series, targets: Mapping[str, int], findings: list[Finding]) -> list[str]:
-    if not path.exists():
+def _read_classes(path: Path | None, ids: list[str], targets: Mapping[str, int], findings: list[Finding]) -> list[str]:
+    if path is None or not table_exists(path):
         return [OPACITY if targets[key] else "No Lung Opacity" for key in ids]
     table = read_table(path, ["patientId", "class"])
-    findings += _broken(_CLASS_RULES, table, CLASSES)
-    classes = dict(zip(table["patientId"], table["class"], strict=True))
-    findings += _about("class_known", (key for key in ids if key not in classes))
+    table = table[~table["class"].map(is_missing)]
+    known = table[table["patientId"].isin(ids)].assign(**{"class": table["class"].map(_class_name)})
+    findings += _broken(_CLASS_RULES, known, path.name, known)
+    classes = dict(zip(known["patientId"], known["class"], strict=True))
+    findings += _without("class_known", ids, table["patientId"])
+    findings += _beyond("class_used", ids, table["patientId"])
     findings += [
-        Finding(RULES["class_fits_target"], key, f"{classes[key][:40]!r}, and Target {targets[key]}")
+        Finding(
+            RULES["class_fits_target"], key, f"{quoted(classes[key], 40)}, and Target {targets[key]}; {_CLASS_RULE}"
+        )
         for key in ids
         if key in classes and (classes[key] == OPACITY) != bool(targets[key])
     ]
     return [classes.get(key, "") for key in ids]
 
 
-def _about(rule: str, studies: Iterable[str]) -> list[Finding]:
-    return [Finding(RULES[rule], key) for key in sorted(studies)]
+def _class_name(cell: str) -> str:
+    """One of the three names, however it is spaced and capitalised; else the cell."""
+    words = " ".join(cell.split()).casefold()
+    return next((name for name in (OPACITY, NOT_NORMAL, NORMAL) if name.casefold() == words), cell)
+
+
+def _without(rule: str, ids: Sequence[str], named: Iterable[str]) -> Iterator[Finding]:
+    """Studies that a table does not name."""
+    names = set(named)
+    lacking = sorted(set(ids) - names)
+    cause = likely_cause(lacking, names - set(ids))
+    return (Finding(RULES[rule], key, cause(key)) for key in lacking)
+
+
+def _beyond(rule: str, ids: Sequence[str], named: Iterable[str]) -> Iterator[Finding]:
+    """What a table names and is no study."""
+    return (Finding(RULES[rule], printable(key, 60)) for key in sorted(set(named) - set(ids)))

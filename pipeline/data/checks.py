@@ -14,10 +14,12 @@ from pipeline.data.duplicates import clusters, same_files, similar_pairs
 from pipeline.data.files_and_ids import compare_files
 from pipeline.data.findings import RULES, Finding, unusable
 from pipeline.data.parallel import Workers
-from pipeline.data.shards import ShardJob, ShardResult, Study, prepare_shards
+from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, prepare_shards
 from pipeline.errors import UserError
 
 _STUDIES_PER_JOB = 64
+# The smallest image and no CLAHE, where it only matters whether studies can be used.
+SMALLEST = Preparation(64, 0, (1, 1))
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination
     studies = inventory.annotations.studies
     rows = pd.DataFrame([row for result in results for row in result.rows])
     if len(rows):
+        # All may be unknown.
+        rows = rows.astype(dict.fromkeys(NUMBERS, "float64"))
         rows = rows.merge(studies, on="patientId", validate="one_to_one")
         pairs = _copies(rows, findings)
         rows["cluster"] = clusters(rows["groupId"].to_list(), pairs)
@@ -142,8 +146,14 @@ def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: 
         )
 
 
-def check_dataset(folder: Path, workers: Workers, study_seconds: float) -> Examination:
-    """Read every table, file and pixel of a data set, as ``preprocess`` would, and write nothing.
+def check_dataset(folder: Path, workers: Workers, study_seconds: float, rules: Preparation = SMALLEST) -> Examination:
+    """Read and prepare every table, file and pixel of a data set, as ``preprocess`` does, and write nothing.
+
+    Args:
+        folder: the data set.
+        workers: where studies are read.
+        study_seconds: a study that takes longer is unusable.
+        rules: how images are prepared.
 
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
@@ -151,6 +161,5 @@ def check_dataset(folder: Path, workers: Workers, study_seconds: float) -> Exami
     inventory = take_inventory(folder)
     size = _STUDIES_PER_JOB
     chunks = [tuple(inventory.studies[start : start + size]) for start in range(0, len(inventory.studies), size)]
-    # The smallest image and no CLAHE: only whether a study can be decoded matters here.
-    jobs = [ShardJob(None, chunk, Preparation(64, 0, (1, 1)), study_seconds) for chunk in chunks]
+    jobs = [ShardJob(None, chunk, rules, study_seconds) for chunk in chunks]
     return examine(inventory, prepare_shards(jobs, workers, "Checking"))

@@ -1,11 +1,25 @@
 """Compare the label table's ids with the files that are there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.data.discovery import Listing
+from pipeline.data.discovery import Listing, study_name
 from pipeline.data.findings import RULES, Finding
-from pipeline.escaping import printable
+from pipeline.data.suggestions import likely_cause
+from pipeline.escaping import printable, quoted
+
+# Ids of a study stand near the start of its header.
+_HEADER_BYTES = 2**14
+_HEADERS_READ = 1000
+_WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Tags that may hold what a label table calls a study, little endian.
+_TAGS = {
+    b"\x08\x00\x18\x00": "SOPInstanceUID", b"\x02\x00\x03\x00": "SOPInstanceUID",
+    b"\x08\x00\x50\x00": "AccessionNumber", b"\x10\x00\x10\x00": "PatientName", b"\x10\x00\x20\x00": "PatientID",
+    b"\x20\x00\x0d\x00": "StudyInstanceUID", b"\x20\x00\x0e\x00": "SeriesInstanceUID", b"\x20\x00\x10\x00": "StudyID",
+}  # fmt: skip
 
 
 def compare_files(ids: Sequence[str], found: Mapping[str, Sequence[Path]], listing: Listing) -> Iterator[Finding]:
@@ -16,14 +30,49 @@ def compare_files(ids: Sequence[str], found: Mapping[str, Sequence[Path]], listi
         found: the files by the names of their studies, as `by_study` gives them.
         listing: what is in the folder.
     """
-    other = {name: (path, kind) for path, kind in [*listing.others.items(), *listing.odd.items()]
-             for name in (path.name, path.stem)}  # fmt: skip
+    known = set(ids)
+    lacking = [key for key in ids if key not in found]
+    unnamed = {name: files for name, files in found.items() if name not in known}
+    hint = _hints(lacking, unnamed, listing)
+    for key in lacking:
+        yield Finding(RULES["image_there"], key, hint(key))
     for key in ids:
-        files = found.get(key, [])
-        if len(files) > 1:
-            yield Finding(RULES["image_once"], key, ", ".join(printable(path.name, 60) for path in files[:3]))
-        if not files:
-            path, kind = other.get(key, (None, ""))
-            yield Finding(RULES["image_there"], key, f"{printable(path.name, 60)} is {kind}" if path else "")
-    for name in sorted(found.keys() - set(ids)):
+        if len(found.get(key, [])) > 1:
+            yield Finding(RULES["image_once"], key, ", ".join(quoted(path.name) for path in found[key][:3]))
+    for name in sorted(unnamed):
         yield Finding(RULES["label_there"], printable(name, 60))
+
+
+def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listing: Listing) -> Callable[[str], str]:
+    """What may have become of the file of a study, as a function of its id."""
+    other = {name: f"{quoted(path.name)} is {kind}" for path, kind in [*listing.others.items(), *listing.odd.items()]
+             for name in (study_name(path), path.name, path.stem)}  # fmt: skip
+    cause = likely_cause(lacking, unnamed.keys())
+    files = [files[0] for files in unnamed.values()]
+    header = "" if not lacking or cause(lacking[0]) else _header_hint(lacking, files)
+    return lambda key: other.get(key) or cause(key) or header
+
+
+def _header_hint(ids: Sequence[str], files: Sequence[Path]) -> str:
+    """Whether the ids are in the headers of files that are named otherwise."""
+    wanted = {key.encode() for key in ids}
+    tags: Counter[str] = Counter()
+    looked = files[:_HEADERS_READ]
+    for path in looked:
+        tags.update(_tags_of(path, wanted))
+    if not tags or 2 * (count := tags.most_common(1)[0][1]) < len(looked):
+        return ""
+    tag = tags.most_common(1)[0][0]
+    return f"{count} of {len(looked)} files have such an id as {tag} in their header; name each file by it"
+
+
+def _tags_of(path: Path, ids: Collection[bytes]) -> set[str]:
+    """The tags of a header whose value is one of the ids; read without a parser, which a hostile file might hold."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEADER_BYTES)
+    except OSError:
+        return set()  # whoever reads the study says so
+    # Before a value stand its tag, and its representation and length in four bytes.
+    starts = [match.start() for match in _WORD.finditer(head) if match[0] in ids]
+    return {_TAGS[tag] for start in starts if (tag := head[start - 8 : start - 4]) in _TAGS}

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+OPACITY, NOT_NORMAL, NORMAL = "Lung Opacity", "No Lung Opacity / Not Normal", "Normal"
+
 
 class Severity(StrEnum):
     """``error``: the study cannot be used. ``warning``: it can, but look at it. ``note``: good to know."""
@@ -37,7 +39,7 @@ RULES: Mapping[str, Rule] = {
         ("box_once", "the same box twice", "remove one of the rows"),
         ("one_target", "Target 0 and Target 1 for one study", "remove the rows that are wrong"),
         ("class_known", "no class for this study", "add the study to the class table, or remove that table"),
-        ("class_fits_target", "the class contradicts Target", "correct one of the two tables"),
+        ("class_fits_target", "the class contradicts Target", "correct a table, or remove that of classes"),
         ("one_class", "two classes for one study", "remove the row that is wrong"),
         ("one_group", "two groups for one study", "a study is of one patient: remove the row that is wrong"),
         ("group_known", "no group for this study, so it might leak between splits", "add it to patient_groups.csv"),
@@ -57,6 +59,7 @@ RULES: Mapping[str, Rule] = {
         Severity.NOTE,
         ("label_there", "no label: the label table has no row for this image", "nothing, unless it should have one"),
         ("view_known", "the view (AP, PA) is not in the header", "splits cannot be balanced by what is not known"),
+        ("class_used", "a class of a study that is not there", "nothing, unless the study should be there"),
         ("group_used", "a group of a study that is not there", "nothing, unless the study should be there"),
     ),
 }  # fmt: skip

@@ -19,6 +19,7 @@ from pipeline.data import annotations as tables
 from pipeline.data.parallel import Workers, map_jobs
 from pipeline.data.phantom import draw_anatomy, render_study
 from pipeline.errors import UserError
+from pipeline.tables import table_exists
 
 CHALLENGE_SIZE = 1024
 JPEG_QUALITY = 75
@@ -119,14 +120,12 @@ def _draw_tables(count: int, size: int, seed: int, opacity_fraction: float) -> t
 
 
 def _tables_from_labels(labels: Path, size: int, seed: int) -> tables.Annotations:
-    if labels.name != tables.LABELS:
-        raise UserError(f"{labels}: must be named {tables.LABELS}")
-    given = tables.read_annotations(labels.parent)
+    given = tables.read_annotations(labels.parent, labels)
     if given.problems:
         key, reason = next(iter(given.problems.items()))
         raise UserError(f"{labels}: {key}: {reason}")
     given.boxes[tables.BOX] = (given.boxes[tables.BOX] * (size / CHALLENGE_SIZE)).round().astype(int)
-    if not (labels.parent / tables.CLASSES).exists():
+    if not table_exists(labels.parent / tables.CLASSES):
         normal = np.random.default_rng([seed, 1]).random(len(given.studies)) >= _NOT_NORMAL_SHARE
         other = np.where(normal, tables.NORMAL, tables.NOT_NORMAL)
         given.studies["class"] = np.where(given.studies["target"] == 1, tables.OPACITY, other)

@@ -5,6 +5,7 @@ the order of the label table, so studies appended to it leave the shards before 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -20,7 +21,12 @@ from pipeline.data.limits import study_limits
 from pipeline.data.looks import describe
 from pipeline.data.parallel import Workers, map_jobs
 from pipeline.errors import BadStudyError, UserError
-from pipeline.files import write_atomic, write_json
+from pipeline.escaping import original_cell
+from pipeline.files import json_text, write_atomic, write_text
+
+# Of a study, where its header has them.
+NUMBERS = ("age", "spacing")
+_ROUNDING = 1e-6
 
 INDEX = "index.csv"
 BOXES = "boxes.csv"
@@ -65,7 +71,8 @@ class ShardResult:
 def write_shard(job: ShardJob) -> ShardResult:
     """Decode and prepare a shard's studies; save them as one array, and the result beside it.
 
-    The result is written last, so that where it is, the shard is complete: see `read_result`.
+    The result is written last, so that where it is, the shard is complete: see `read_result`. A job that writes
+    nothing makes all that would be written, so that it meets the same problems.
     """
     images: list[Image] = []
     rows: list[dict[str, object]] = []
@@ -77,22 +84,30 @@ def write_shard(job: ShardJob) -> ShardResult:
         except BadStudyError as error:
             problems[study.patient_id] = str(error)
             continue
+        except OSError as error:  # it is gone, or locked: since the folder was listed
+            problems[study.patient_id] = f"it cannot be read ({error.strerror})"
+            continue
         rows.append(row | {"row": len(images)})
         images.append(image)
-    result = ShardResult(rows, problems)
+    text = json_text(asdict(ShardResult(rows, problems)))
+    array = np.stack(images) if images else None
     if job.target:
-        if images:
-            write_atomic(job.target, lambda path: np.save(path, np.stack(images)))
-        write_json(_result_file(job.target), asdict(result))
-    return result
+        if array is not None:
+            write_atomic(job.target, lambda path: np.save(path, array))
+        write_text(_result_file(job.target), text)
+    return _result(text)
 
 
 def read_result(target: Path) -> ShardResult | None:
     """What `write_shard` returned for ``target`` before; None if it never finished."""
     try:
-        return ShardResult(**json.loads(_result_file(target).read_text(encoding="utf-8")))
+        return _result(_result_file(target).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _result(text: str) -> ShardResult:
+    return ShardResult(**json.loads(text))
 
 
 def _result_file(target: Path) -> Path:
@@ -135,27 +150,42 @@ def _without_culprits(job: ShardJob, workers: Workers) -> ShardResult:
     culprits = sorted({study.patient_id for study in job.studies} - {study.patient_id for study in sound})
     result = ShardResult(again.rows, again.problems | dict.fromkeys(culprits, reason))
     if job.target:
-        write_json(_result_file(job.target), asdict(result))
+        write_text(_result_file(job.target), json_text(asdict(result)))
     return result
 
 
 def _prepare_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object]]:
     radiograph = read_radiograph(study.path)
     height, width = radiograph.pixels.shape
-    _require_inside(study.boxes, height, width)
+    fit_boxes(study.boxes, height, width)
     image = prepare(radiograph.levels, job.rules)
     row: dict[str, object] = {"patientId": study.patient_id, "height": height, "width": width}
-    row |= {name: getattr(radiograph, name) for name in ("view", "sex", "age", "spacing")}
+    row |= {name: getattr(radiograph, name) for name in ("view", "sex")}
+    # JSON has no NaN.
+    row |= {name: None if math.isnan(value := getattr(radiograph, name)) else value for name in NUMBERS}
     return image, row | describe(study.path, radiograph.pixels)
 
 
-def _require_inside(boxes: np.ndarray, height: int, width: int) -> None:
-    for x, y, box_width, box_height in boxes:
-        if x < 0 or y < 0 or x + box_width > width or y + box_height > height:
-            raise BadStudyError(
-                f"box {x:g} {y:g} {box_width:g} {box_height:g} (x y width height)"
-                f" reaches outside the image of {width} x {height}"
-            )
+def fit_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes ``[N, 4]`` x, y, width, height, cut where they reach beyond the image by no more than rounding does.
+
+    So much is a millionth of the image's side (albumentations has the same bound).
+
+    Raises:
+        BadStudyError: a box reaches further.
+    """
+    size = np.array([width, height], np.float64)
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    dust = _ROUNDING * size
+    outside = ((low < -dust) | (high > size + dust)).any(1)
+    for x, y, box_width, box_height in boxes[outside]:
+        raise BadStudyError(
+            f"box {x:.10g} {y:.10g} {box_width:.10g} {box_height:.10g} (x y width height)"
+            f" reaches outside the image of {width} x {height}"
+        )
+    low = np.maximum(low, 0)
+    over = low + boxes[:, 2:] > size
+    return np.concatenate([low, np.where(over, size - low, boxes[:, 2:])], 1)
 
 
 class PreparedImages(Sequence[Image]):
@@ -190,8 +220,10 @@ def read_index(folder: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro preprocess` first")
     text = dict.fromkeys(("patientId", "groupId", "cluster", "class", "view", "sex", "shard"), str)
+    types = text | dict.fromkeys(NUMBERS, "float64")
     # Ids and words stay as written: 'NA' is not a missing value, '007' is not 7.
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"age": [""]})
+    index = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
+    return index.assign(**{"class": index["class"].map(original_cell)})
 
 
 def read_boxes(folder: Path, patient_ids: Sequence[str]) -> list[np.ndarray]:

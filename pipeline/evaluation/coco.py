@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.evaluation.matching import IOU_THRESHOLDS
 from pipeline.evaluation.results import ImageResult
 
 # In the order of the library's statistics.
@@ -30,6 +31,7 @@ def coco_metrics(results: Sequence[ImageResult]) -> dict[str, float]:
         # It cannot load an empty list: a detection that nothing can match, below all others, counts for nothing.
         found = truth.loadRes(_detections(results) or [_NOTHING])
         evaluation = COCOeval_faster(truth, found, "bbox", print_function=lambda *_: None)
+        evaluation.params.iouThrs = IOU_THRESHOLDS  # the library's own .9 is not .9
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

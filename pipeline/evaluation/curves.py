@@ -12,7 +12,8 @@ from pipeline.evaluation.ranked import rank_detections
 from pipeline.evaluation.results import ImageResult, has_truth, image_scores
 from pipeline.evaluation.rsna_score import mean_score, scores_by_count
 
-THRESHOLDS = np.linspace(0, 1, 101)
+# Whole numbers divided: each is exactly the number that it is called, which steps of .01 are not.
+THRESHOLDS = np.arange(101) / 100
 
 
 def precision_recall(results: Sequence[ImageResult]) -> pd.DataFrame:
@@ -39,7 +40,9 @@ def roc(results: Sequence[ImageResult]) -> pd.DataFrame:
     positive = has_truth(results)
     if positive.all() or not positive.any():
         return pd.DataFrame({"false_positive_rate": [], "sensitivity": []})
-    false_rate, sensitivity, _ = roc_curve(positive, image_scores(results))
+    # By rank: scikit-learn refuses the -inf of an image without detections.
+    ranks = np.unique(image_scores(results), return_inverse=True)[1]
+    false_rate, sensitivity, _ = roc_curve(positive, ranks)
     return pd.DataFrame({"false_positive_rate": false_rate, "sensitivity": sensitivity}).round(5)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from pipeline.evaluation.results import Bools, Floats, ImageResult, areas, pairwise_iou
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+# Whole numbers divided: each is exactly the number that it is called.
+IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 MAX_DETECTIONS = 100
 # Pixels of the original. COCO's own sizes: an opacity is hardly ever below 'large'.
 AREA_RANGES = {

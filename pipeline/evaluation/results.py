@@ -63,8 +63,8 @@ def hits(result: ImageResult, iou_thresholds: Floats) -> Bools:
 
 
 def image_scores(results: Sequence[ImageResult]) -> Floats:
-    """The score of each image: that of its best detection, 0 where there is none."""
-    return np.array([result.scores[0] if len(result.scores) else 0.0 for result in results])
+    """The score of each image: that of its best detection, and -inf, below every threshold, where there is none."""
+    return np.array([result.scores[0] if len(result.scores) else -np.inf for result in results])
 
 
 def has_truth(results: Sequence[ImageResult]) -> Bools:

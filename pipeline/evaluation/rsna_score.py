@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.evaluation.results import Floats, ImageResult, has_truth, hits
 
-IOU_THRESHOLDS = np.arange(0.40, 0.76, 0.05)
+# Whole numbers divided: .65 is .65, which steps of .05 from .40 do not give.
+IOU_THRESHOLDS = np.arange(40, 80, 5) / 100
 
 
 def scores_by_count(result: ImageResult) -> Floats:
@@ -75,6 +76,8 @@ def best_thresholds(results: Sequence[ImageResult], weights: Floats) -> tuple[Fl
     values = np.where(last_of_score, total / np.maximum(counted, 1), 0)
     best = values.argmax(1)
     # Half-way to the next lower score: as far as possible from what it must keep and drop.
-    below = np.append(ranked[1:], ranked[-1] * 0.9)[best]
+    below = np.append(ranked[1:], ranked[-1] - 0.1 * (abs(ranked[-1]) or 1.0))[best]
+    middle = (ranked[best] + below) / 2
     scores = values.max(1)
-    return np.where(scores > 0, (ranked[best] + below) / 2, 1.0), scores
+    # Between neighbouring numbers there is no middle.
+    return np.where(scores > 0, np.where(middle < ranked[best], middle, below), 1.0), scores

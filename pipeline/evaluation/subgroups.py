@@ -11,12 +11,13 @@ from pipeline.evaluation.results import Bools, ImageResult
 
 METRICS = ("rsna_score", "map_50", "auroc", "sensitivity", "specificity")
 SMALL_IMAGES, SMALL_POSITIVES = 30, 10
+# Half-open, since ages in months are no whole years: at 17.5 one is 17.
 AGE_BANDS = {
-    "0 to 17": (0, 17),
-    "18 to 39": (18, 39),
-    "40 to 59": (40, 59),
-    "60 to 79": (60, 79),
-    "80 to 120": (80, 120),
+    "0 to 17": (0, 18),
+    "18 to 39": (18, 40),
+    "40 to 59": (40, 60),
+    "60 to 79": (60, 80),
+    "80 to 120": (80, 121),
 }
 # Square root of the area over the image's longer side; about thirds of the RSNA challenge's boxes.
 BOX_SIZES = {"below 0.2": (0.0, 0.2), "0.2 to 0.3": (0.2, 0.3), "0.3 and more": (0.3, 10.0)}
@@ -76,7 +77,7 @@ def subgroups(studies: pd.DataFrame) -> Iterator[tuple[str, str, Bools]]:
     age = studies["age"].to_numpy(np.float64)
     known = np.zeros(len(age), bool)
     for name, (low, high) in AGE_BANDS.items():
-        chosen = (age >= low) & (age <= high)
+        chosen = (age >= low) & (age < high)
         known |= chosen
         yield "age", name, chosen
     yield "age", "not known", ~known  # the data have ages of 148 and more

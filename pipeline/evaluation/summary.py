@@ -22,8 +22,8 @@ def summarize(
     Args:
         results: detections and true boxes of each image.
         groups: the patient of each image.
-        score_thresh: detections above it count for the RSNA score, sensitivity and specificity; the other
-            metrics take all.
+        score_thresh: detections above it count for the RSNA score, sensitivity and specificity, -inf for all;
+            the other metrics take all.
         draws: bootstrap draws.
         seed: of the draws.
 
@@ -39,7 +39,7 @@ def summarize(
         "images": len(results),
         "patients": len(set(groups)),
         "boxes": sum(len(result.truth) for result in results),
-        "score_thresh": round(score_thresh, 6),
+        "score_thresh": round(score_thresh, 6) if np.isfinite(score_thresh) else None,
     }
     for name, value in point.items():
         low, high = interval(drawn[name])

@@ -13,6 +13,7 @@ from pipeline.delivery.predictor import to_original
 from pipeline.detection.device import make_fabric
 from pipeline.detection.inference import predict
 from pipeline.errors import run_main
+from pipeline.escaping import safe_table
 from pipeline.evaluation.report import Page, render_report
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.subgroups import subgroup_table
@@ -105,7 +106,7 @@ def _write_tables(
     reference = reference_table(params, splits["val"], found["val"], config.operating_threshold)
     write_text(reports / REFERENCE, reference.to_csv(index=False))
     subgroups = pd.concat([_subgroups(params, found[name], splits[name], config, name) for name in EVALUATED])
-    write_text(reports / "subgroups.csv", subgroups.round(6).to_csv(index=False))
+    write_text(reports / "subgroups.csv", safe_table(subgroups.round(6)).to_csv(index=False))
     return subgroups
 
 

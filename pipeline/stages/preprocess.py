@@ -5,16 +5,18 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipeline import provenance
-from pipeline.data.annotations import BOX
+from pipeline.data.annotations import BOX, Annotations
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
 from pipeline.data.clahe import Preparation
 from pipeline.data.data_page import render_data_page
 from pipeline.data.parallel import Workers
-from pipeline.data.shards import BOXES, INDEX, ShardJob, ShardResult, Study, prepare_shards
+from pipeline.data.shards import BOXES, INDEX, ShardJob, ShardResult, Study, fit_boxes, prepare_shards
 from pipeline.errors import run_main
+from pipeline.escaping import safe_table
 from pipeline.files import directory_atomic, write_text
 from pipeline.params import Params, load_params
 
@@ -102,9 +104,18 @@ def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult
     index = (
         found.rows.assign(shard=found.rows["patientId"].map(names)) if names else pd.DataFrame(columns=INDEX_COLUMNS)
     )
-    index[INDEX_COLUMNS].to_csv(folder / INDEX, index=False)
-    boxes = found.annotations.boxes
-    boxes[boxes["patientId"].isin(index["patientId"])][["patientId", *BOX]].to_csv(folder / BOXES, index=False)
+    safe_table(index[INDEX_COLUMNS]).to_csv(folder / INDEX, index=False)
+    _boxes(index, found.annotations).to_csv(folder / BOXES, index=False)
+
+
+def _boxes(index: pd.DataFrame, annotations: Annotations) -> pd.DataFrame:
+    """The boxes of the prepared studies, inside their images."""
+    each = annotations.boxes_of(index["patientId"].to_list())
+    sizes = zip(each, index["height"], index["width"], strict=True)
+    inside = [fit_boxes(boxes, height, width) for boxes, height, width in sizes]
+    table = pd.DataFrame(np.concatenate([np.zeros((0, 4)), *inside]), columns=BOX)
+    table.insert(0, "patientId", index["patientId"].repeat([len(boxes) for boxes in inside]).to_numpy())
+    return table
 
 
 def _link(source: Path, target: Path) -> None:
@@ -116,7 +127,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _quarantine_table(problems: dict[str, str]) -> str:
     table = pd.DataFrame({"patientId": list(problems), "reason": list(problems.values())})
-    return table.sort_values("patientId").to_csv(index=False)
+    return safe_table(table.sort_values("patientId")).to_csv(index=False)
 
 
 def main() -> None:

@@ -1,19 +1,26 @@
 """Score anyone's submission file against a label table: file I/O around the evaluation."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from pipeline.data.annotations import GROUPS, LABELS, Annotations, read_annotations, xyxy
+from pipeline.data.annotations import GROUPS, Annotations, read_annotations, xyxy
+from pipeline.data.suggestions import likely_cause
 from pipeline.errors import UserError
+from pipeline.escaping import quoted
 from pipeline.evaluation.bootstrap import Metrics, paired_difference
 from pipeline.evaluation.comparison import known
 from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.summary import Summary, summarize
 from pipeline.submission import read_submission
+from pipeline.tables import read_table
+
+Split = tuple[Path, str]
+# Below every score: all that is in a submission counts.
+EVERYTHING = -math.inf
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,8 @@ def score_submission(
     labels: Path,
     draws: int,
     seed: int,
-    score_thresh: float | None = None,
-    split: tuple[Path, str] | None = None,
+    score_thresh: float = EVERYTHING,
+    split: Split | None = None,
 ) -> tuple[Summary, str]:
     """The metrics of a submission, and one line on what was scored.
 
@@ -57,12 +64,17 @@ def score_submission(
     """
     found = read_submission(predictions)
     scored = _scored(predictions, list(found), labels, split)
-    threshold = _below_all(found) if score_thresh is None else score_thresh
-    return summarize(scored.results(found), scored.groups, threshold, draws, seed), scored.note
+    return summarize(scored.results(found), scored.groups, score_thresh, draws, seed), scored.note
 
 
 def compare_submissions(
-    predictions: Path, other: Path, labels: Path, draws: int, seed: int
+    predictions: Path,
+    other: Path,
+    labels: Path,
+    draws: int,
+    seed: int,
+    score_thresh: float = EVERYTHING,
+    split: Split | None = None,
 ) -> tuple[dict[str, dict[str, float | None]], str]:
     """By how much the first submission is better than the other on the studies of both, with 95 % intervals.
 
@@ -72,9 +84,9 @@ def compare_submissions(
     first, second = read_submission(predictions), read_submission(other)
     if first.keys() != second.keys():
         odd = next(iter(first.keys() ^ second.keys()))
-        raise UserError(f"{other}: {odd[:60]!r} is in only one of the two files; both must name the same studies")
-    scored = _scored(predictions, list(first), labels, None)
-    mine, theirs = (Metrics(scored.results(found), _below_all(found)) for found in (first, second))
+        raise UserError(f"{other}: {quoted(odd)} is in only one of the two files; both must name the same studies")
+    scored = _scored(predictions, list(first), labels, split)
+    mine, theirs = (Metrics(scored.results(found), score_thresh) for found in (first, second))
     differences = paired_difference(mine, theirs, scored.groups, draws, seed)
     table = {
         key: dict(zip(("difference", "low", "high"), (known(value) for value in values), strict=True))
@@ -83,38 +95,35 @@ def compare_submissions(
     return table, scored.note
 
 
-def _scored(predictions: Path, keys: list[str], labels: Path, split: tuple[Path, str] | None) -> Scored:
-    if labels.name != LABELS:
-        raise UserError(f"{labels}: must be named {LABELS}")
-    annotations = read_annotations(labels.parent)
+def _scored(predictions: Path, keys: list[str], labels: Path, split: Split | None) -> Scored:
+    # Classes decide nothing here, and may be of other labels in the same folder.
+    annotations = read_annotations(labels.parent, labels, with_classes=False)
     if annotations.problems:
         key, reason = next(iter(annotations.problems.items()))
         raise UserError(f"{labels}: {key}: {reason}")
     groups = dict(zip(annotations.studies["patientId"], annotations.studies["groupId"], strict=True))
-    for key in keys:
-        if key not in groups:
-            raise UserError(f"{predictions}: {key[:60]!r} has no label in {labels}")
+    _require_labels(predictions, keys, groups, labels)
     if split:
         wanted = _of_split(*split)
         keys = [key for key in keys if key in wanted]
     if not keys:
         raise UserError(f"{predictions}: has no rows to score; one line per study is needed")
-    missing = "" if (labels.parent / GROUPS).exists() else f"; no {GROUPS}, so each image counts as a patient"
+    missing = "" if annotations.grouped else f"; no {GROUPS}, so each image counts as a patient"
     note = f"scored {len(keys)} of the {len(groups)} labelled studies{missing}"
     return Scored(keys, [groups[key] for key in keys], annotations, note)
 
 
+def _require_labels(predictions: Path, keys: Sequence[str], groups: Mapping[str, str], labels: Path) -> None:
+    lacking = [key for key in keys if key not in groups]
+    if lacking:
+        hint = likely_cause(lacking, groups.keys() - set(keys))(lacking[0])
+        raise UserError(f"{predictions}: {quoted(lacking[0])} has no label in {labels}{hint and f'; {hint}'}")
+
+
 def _of_split(path: Path, name: str) -> set[str]:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        wanted = set(table.loc[table["split"] == name, "patientId"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a table of splits: {' '.join(str(error).split())}") from None
+    table = read_table(path, ["patientId", "split"])
+    wanted = set(table.loc[table["split"] == name, "patientId"])
     if not wanted:
-        raise UserError(f"{path}: no study is in the split {name!r}")
+        names = ", ".join(quoted(one, 20) for one in sorted(set(table["split"]))[:6])
+        raise UserError(f"{path}: no study is in the split {quoted(name)}; the table has {names or 'no rows'}")
     return wanted
-
-
-def _below_all(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """A threshold that every detection passes: what is in a submission counts."""
-    return min((float(scores.min()) for _, scores in found.values() if len(scores)), default=0.0) - 1.0

@@ -1,0 +1,7 @@
+"""CSV tables as people have them: read where only one reading is possible, and refused in one line elsewhere."""
+
+from pipeline.tables.cells import as_number, is_missing
+from pipeline.tables.reading import LINE, read_table
+from pipeline.tables.text import MAX_BYTES, table_exists
+
+__all__ = ["LINE", "MAX_BYTES", "as_number", "is_missing", "read_table", "table_exists"]

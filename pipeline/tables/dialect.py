@@ -1,0 +1,78 @@
+"""Records of a table's text: separators, quotes, blank lines and the true number of each line."""
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from pipeline.errors import UserError
+
+SEPARATORS = (",", ";", "\t", "|", " ")
+
+# A submission has all detections of an image in one cell.
+_LONGEST_LINE = 16 * 2**20
+# Follows the text; a quote that is never closed would swallow it.
+_END = "\ue000end"
+# The first line by which Excel is told the separator.
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[ \t]*(?:\r\n|\r|\n)', re.I)
+_HEAD = 2**16
+
+Record = tuple[int, list[str]]
+
+
+def read_records(place: str, text: str, columns: Sequence[str]) -> Iterator[Record]:
+    """The lines of a table that have any value: the number of each record's first line, and its stripped cells.
+
+    The separator is the one by which the first record names most of ``columns``.
+
+    Raises:
+        UserError: a line is too long, or a quote is never closed.
+    """
+    start, separators = 1, list(SEPARATORS)
+    told = _SEPARATOR_LINE.match(text)
+    if told:
+        text, start, separators = text[told.end() :], 2, [told[1]]
+    with _long_cells():
+        separator = max(separators, key=lambda one: _named(text[:_HEAD], one, columns))
+        yield from _records(place, text, separator, start)
+
+
+def _named(head: str, separator: str, columns: Sequence[str]) -> int:
+    """How many of ``columns`` the first record names, parted by ``separator``."""
+    rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator, skipinitialspace=True)
+    first = next((row for row in rows if any(cell.strip() for cell in row)), [])
+    return len({name.strip().casefold() for name in first} & {column.casefold() for column in columns})
+
+
+def _records(place: str, text: str, separator: str, start: int) -> Iterator[Record]:
+    lines = itertools.chain(_lines(place, text, start), [_END])
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    offset, row = start, [_END]
+    for row in reader:
+        if row == [_END]:
+            return
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            yield offset, cells
+        offset = start + reader.line_num
+    raise UserError(f'{place} line {offset}: a quote (") is opened and never closed')
+
+
+def _lines(place: str, text: str, start: int) -> Iterator[str]:
+    """Lines that end with LF, CR or both, as they are."""
+    for number, line in enumerate(io.StringIO(text, newline=""), start):
+        if len(line) > _LONGEST_LINE:
+            raise UserError(f"{place} line {number}: {len(line)} characters; a line may have {_LONGEST_LINE}")
+        yield line
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Cells as long as a line may be; the csv module's own limit is the same for the whole process."""
+    before = csv.field_size_limit(2 * _LONGEST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

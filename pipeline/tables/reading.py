@@ -1,0 +1,78 @@
+"""Read a table's columns by their names, whatever else is in it."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.errors import UserError
+from pipeline.escaping import printable, quoted
+from pipeline.tables.alignment import align
+from pipeline.tables.cells import plain_numbers
+from pipeline.tables.dialect import Record, read_records
+from pipeline.tables.text import table_text
+
+LINE = "line"
+# Each takes memory; the challenge has 30,227.
+MAX_ROWS = 2_000_000
+
+
+def read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """Read the ``columns`` of a CSV file as stripped text; the index, ``line``, is where in the file each row begins.
+
+    Commas, semicolons, tabs, bars or spaces may part the values; quotes, blank lines, other columns, another order or
+    case of the header, R's row names and separators at the ends of lines are understood, and so are the encodings and
+    packings of `table_text`. In the columns ``numbers`` decimal commas become points, and NA, NaN, null and the like
+    become empty.
+
+    Raises:
+        UserError: the file is missing or no such table; or a line allows none or several readings: names the line.
+    """
+    try:
+        file, text = table_text(path)
+    except FileNotFoundError:
+        needed = f"a table with the columns {', '.join(columns)} is needed"
+        raise UserError(f"{printable(path)}: no such file; {needed}") from None
+    place = printable(file)
+    records = _bounded(place, read_records(place, text, columns))
+    if not records:
+        raise UserError(f"{place}: not a CSV table: it is empty; needs the columns {', '.join(columns)}")
+    (header_line, header), *records = records
+    places = [_places(f"{place} line {header_line}", column, header, columns) for column in columns]
+    rows = align(place, header, records)
+    lines = [line for line, _ in records]
+    cells = {column: _column(place, column, at, lines, rows) for column, at in zip(columns, places, strict=True)}
+    commas = [cell for column in numbers for cell in cells[column] if "," in cell]
+    for column in numbers:
+        cells[column] = plain_numbers(place, column, dict(zip(lines, cells[column], strict=True)), commas)
+    return pd.DataFrame(cells, index=pd.Index(lines, name=LINE, dtype="int64"), dtype=str)
+
+
+def _bounded(place: str, records: Iterable[Record]) -> list[Record]:
+    kept = []
+    for record in records:
+        kept.append(record)
+        if len(kept) > MAX_ROWS + 1:
+            raise UserError(f"{place} line {record[0]}: more than {MAX_ROWS} rows; a table may have so many")
+    return kept
+
+
+def _places(place: str, column: str, header: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Where in the header the column stands; more than once where its name does."""
+    found = [at for at, name in enumerate(header) if name.casefold() == column.casefold()]
+    if not found:
+        names = ", ".join(quoted(name, 40) for name in header[:12])
+        raise UserError(f"{place}: column {column!r} is missing; needs {', '.join(columns)}; found {names}")
+    return found
+
+
+def _column(place: str, column: str, places: Sequence[int], lines: Sequence[int], rows: list[list[str]]) -> list[str]:
+    first, *others = places
+    for other in others:
+        for line, row in zip(lines, rows, strict=True):
+            if row[first] != row[other]:
+                raise UserError(
+                    f"{place} line {line}: column {column!r} is there {len(places)} times, here with"
+                    f" {quoted(row[first], 40)} and {quoted(row[other], 40)}; keep one of them"
+                )
+    return [row[first] for row in rows]

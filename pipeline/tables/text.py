@@ -1,0 +1,125 @@
+"""The text of a table's file, whatever its encoding and compression, and never more of it than a bound."""
+
+import gzip
+import io
+import re
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import UserError
+from pipeline.escaping import printable
+from pipeline.file_kinds import HEAD_BYTES, file_kind
+
+# Of a table, unpacked. The label table of the challenge, with 26,684 studies, has 1.5 MB.
+MAX_BYTES = 256 * 2**20
+
+_TEXT_KINDS = ("a text file", "a script", "a file of an unknown kind")
+_PACKED = (".gz", ".zip")
+
+
+def table_exists(path: Path) -> bool:
+    """Whether there is such a table, plain or packed."""
+    return _file_of(path).exists()
+
+
+def table_text(path: Path) -> tuple[Path, str]:
+    """The file that holds the table, and its text.
+
+    The file may be packed by gzip or zip, whatever its name; where there is no ``path``, ``path.gz`` and
+    ``path.zip`` are looked for. UTF-8, UTF-16 and Windows's Latin-1 are told apart.
+
+    Raises:
+        UserError: there is no such file, it holds no text, or more than `MAX_BYTES`.
+    """
+    file = _file_of(path)
+    content = _unpacked(file, _bounded(file))
+    kind = file_kind(content[:HEAD_BYTES])
+    if kind not in _TEXT_KINDS:
+        raise UserError(f"{printable(file)}: not a CSV table but {kind}")
+    text = _decoded(content)
+    place = text.find("\0")
+    if place >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise UserError(f"{printable(file)} line {line}: not a CSV table: it has a zero byte, which no text has")
+    return file, text
+
+
+def _file_of(path: Path) -> Path:
+    if path.exists():
+        return path
+    packed = [one for one in (path.with_name(path.name + suffix) for suffix in _PACKED) if one.exists()]
+    if len(packed) > 1:
+        raise UserError(f"{printable(packed[0])}: {packed[1].name} lies beside it; keep one of the two")
+    return packed[0] if packed else path
+
+
+def _bounded(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return _not_more(file, stream.read(MAX_BYTES + 1))
+    except IsADirectoryError:
+        raise UserError(f"{printable(file)}: a folder; a CSV table is needed") from None
+
+
+def _not_more(file: Path, content: bytes) -> bytes:
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{printable(file)}: more than {MAX_BYTES} bytes of text; a table may have so many")
+    return content
+
+
+def _unpacked(file: Path, content: bytes) -> bytes:
+    if not content.startswith((b"\x1f\x8b", b"PK")):
+        return content
+    try:
+        if content.startswith(b"PK"):
+            return _of_zip(file, content)
+        return _not_more(file, gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1))
+    # What gzip and zipfile raise for damaged data, an unknown method and a password.
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{printable(file)}: cannot be unpacked ({type(error).__name__})") from None
+
+
+def _of_zip(file: Path, content: bytes) -> bytes:
+    """The one table of an archive."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return content  # text that begins so
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = [one for one in archive.infolist() if not one.is_dir() and not _hidden(one.filename)]
+        if any(one.filename == "[Content_Types].xml" or one.filename == "mimetype" for one in members):
+            raise UserError(f"{printable(file)}: a spreadsheet, not a CSV table; save it as CSV")
+        if len(members) != 1:
+            names = ", ".join(printable(one.filename, 40) for one in members[:3])
+            raise UserError(f"{printable(file)}: has {len(members)} files ({names}); an archive of one table is needed")
+        with archive.open(members[0]) as member:
+            return _not_more(file, member.read(MAX_BYTES + 1))
+
+
+def _hidden(name: str) -> bool:
+    """What macOS adds to archives."""
+    parts = PurePosixPath(name).parts
+    return parts[:1] == ("__MACOSX",) or any(part.startswith(".") for part in parts[-1:])
+
+
+def _decoded(content: bytes) -> str:
+    encoding = _wide_encoding(content)
+    if encoding:
+        return content.decode(encoding, errors="replace").removeprefix("\ufeff")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        # Any bytes are Latin-1; Windows's has quotes and dashes where that has control characters.
+        return content.decode("latin-1" if re.search(rb"[\x81\x8d\x8f\x90\x9d]", content) else "cp1252")
+
+
+def _wide_encoding(content: bytes) -> str:
+    """UTF-32 or UTF-16, by its mark or, without one, by the zero bytes of its ASCII characters; else nothing."""
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "utf-32"
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    head = content[:HEAD_BYTES]
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if max(even, odd) * 4 > len(head) and min(even, odd) == 0:
+        return "utf-16-be" if even else "utf-16-le"
+    return ""
