@@ -1,75 +1,195 @@
-"""The size that a compressed image gives itself: known before a decoder allocates memory for it."""
+"""How a JPEG or JPEG-LS image is built up (ITU-T T.81 annex B, T.87 annex C): all of it, before a decoder sees it."""
 
+import re
 import struct
+from dataclasses import dataclass, field
 
-# Start-of-frame markers of JPEG, JPEG lossless and JPEG-LS: C0 to CF without DHT, JPG and DAC, and F7.
-_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_JPEG_2000 = b"\xff\x4f\xff\x51"
-_JP2_FILE = b"\x00\x00\x00\x0cjP  "
+from pipeline.errors import BadStudyError
+
+SEQUENTIAL, PROGRESSIVE, LOSSLESS, JPEG_LS = frozenset({0xC0, 0xC1}), 0xC2, 0xC3, 0xF7
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+_DHT, _DAC, _EOI, _SOS, _DQT, _DNL, _DRI = 0xC4, 0xCC, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
+_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {_DHT, 0xC8, _DAC})
+# Application data and comments; only the JFIF marker among them is looked at.
+_SKIPPED = frozenset({*range(0xE0, 0xF0), 0xFE})
+_LSE = 0xF8
+
+# A marker that ends entropy-coded data. In JPEG, FF 00 is a byte of data, and the restart markers D0 to D7 are
+# among the data; in JPEG-LS, data have a 0 bit after FF.
+_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+_NEXT_MARKER_LS = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
+
+# The usual scripts of encoders have 6 to 14. Each scan of a progressive image costs a pass over all of it.
+_MOST_SCANS = 32
 
 
-def codestream_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and samples per pixel of a JPEG, JPEG-LS or JPEG 2000 image; None if it is none of these.
+@dataclass(frozen=True)
+class Component:
+    """One colour of the frame: its sampling factors tell how many of its blocks make up a coded unit."""
 
-    Markers: ITU-T T.81 table B.1, T.87 annex C; SIZ of JPEG 2000: T.800 annex A.5.1.
+    identifier: int
+    horizontal: int
+    vertical: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One pass over some components.
+
+    Attributes:
+        components: their places in the frame.
+        tables: the segments DHT that define the tables in force, and which of them each component uses, (DC, AC).
+        selection: Ss and Se: the coefficients of the scan; in lossless JPEG Ss is the predictor.
+        approximation: Ah and Al.
+        interval: coded units between restart markers; 0 for none.
+        data: the entropy-coded bytes.
     """
+
+    components: tuple[int, ...]
+    tables: tuple[tuple[int, int], ...]
+    huffman: dict[int, bytes]
+    selection: tuple[int, int]
+    approximation: tuple[int, int]
+    interval: int
+    data: memoryview
+
+
+@dataclass
+class Jpeg:
+    """A whole JPEG image that has been walked to its end.
+
+    Attributes:
+        process: the start-of-frame marker's second byte.
+        segments: the bytes that decode it, in their order, without application data.
+        length: how many bytes of the frame it takes.
+    """
+
+    process: int = 0
+    precision: int = 0
+    rows: int = 0
+    columns: int = 0
+    components: tuple[Component, ...] = ()
+    scans: list[Scan] = field(default_factory=list)
+    is_jfif: bool = False
+    length: int = 0
+    segments: list[bytes | memoryview] = field(default_factory=list)
+    huffman: dict[int, bytes] = field(default_factory=dict)
+    interval: int = 0
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Rows, columns and samples per pixel."""
+        return self.rows, self.columns, len(self.components)
+
+
+def read_jpeg(frame: bytes) -> Jpeg:
+    """Walk through a JPEG or JPEG-LS image from its first to its last marker.
+
+    Bytes after the end-of-image marker are no part of it.
+
+    Raises:
+        BadStudyError: it is cut off, has no or two frames, or more scans than an encoder writes.
+    """
+    if frame[:2] != _START:
+        raise BadStudyError("the compressed image is not of the kind that the header says")
+    image, view, place = Jpeg(), memoryview(frame), 2
     try:
-        if frame[:4] == _JPEG_2000 or frame[:8] == _JP2_FILE:
-            return _jpeg_2000_size(frame)
-        return _jpeg_size(frame) if frame[:2] == b"\xff\xd8" else None
+        while (marker := _marker(frame, place)) != _EOI:
+            place = _take(image, marker, frame, view, _skip_fill(frame, place))
     except (struct.error, IndexError):
-        return None
+        raise BadStudyError("the JPEG image is truncated") from None
+    image.length = _skip_fill(frame, place) + 2
+    if not image.scans or frame[image.length :].lstrip(b"\0")[:3] == b"\xff\xd8\xff":
+        raise BadStudyError("the JPEG data must be one image")
+    return image
 
 
-def rle_fits(frame: bytes, plane_bytes: int) -> bool:
-    """Whether each segment of a DICOM RLE frame unpacks to one byte plane, and not to more (PS3.5 annex G).
+def rebuilt(image: Jpeg, segments: list[bytes | memoryview], *, is_ycc: bool) -> bytes:
+    """An image of segments that were walked through and nothing else, with its colour space said beyond doubt.
 
-    Two bytes can stand for 128, so that a small file could otherwise fill the memory.
+    Adobe's APP14 marker tells a decoder whether three components are YCbCr (T.872 6.5.3).
     """
-    count, *offsets = struct.unpack_from("<16I", frame) if len(frame) >= 64 else (0,)
-    if not 1 <= count <= 15:
-        return False
-    ends = [*offsets[1:count], len(frame)]
-    return all(
-        _unpacked(frame[start:end], plane_bytes + 1) <= plane_bytes + 1
-        for start, end in zip(offsets, ends, strict=False)
-    )
+    adobe = b"\xff\xee\x00\x0eAdobe" + struct.pack(">HHHB", 100, 0, 0, is_ycc)
+    return b"".join([_START, adobe if len(image.components) == 3 else b"", *segments, _END])
 
 
-def _unpacked(segment: bytes, limit: int) -> int:
-    """How many bytes a PackBits segment unpacks to; counting stops above ``limit``."""
-    total = place = 0
-    while place < len(segment) and total <= limit:
-        control = segment[place]
-        if control < 128:
-            total += control + 1
-            place += control + 2
-        else:
-            total += 257 - control if control > 128 else 0
-            place += 1 if control == 128 else 2
-    return total
+def _marker(frame: bytes, place: int) -> int:
+    if frame[place] != 0xFF:
+        raise BadStudyError("the JPEG data are damaged: a marker is missing")
+    return frame[_skip_fill(frame, place) + 1]
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    place = 2
-    while frame[place] == 0xFF:
-        marker = frame[place + 1]
-        if marker == 0xFF:  # fill bytes may precede a marker
-            place += 1
-        elif marker in _WITHOUT_LENGTH:
-            place += 2
-        elif marker in _FRAME_MARKERS:
-            rows, columns, samples = struct.unpack_from(">HHB", frame, place + 5)
-            return rows, columns, samples
-        else:
-            place += 2 + struct.unpack_from(">H", frame, place + 2)[0]
-    return None
+def _skip_fill(frame: bytes, place: int) -> int:
+    """Any number of bytes FF may precede a marker; the last of them belongs to it."""
+    while frame[place + 1] == 0xFF:
+        place += 1
+    return place
 
 
-def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
-    start = frame.find(_JPEG_2000, 0, 4096)
-    if start < 0:
-        return None
-    right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
-    return bottom - top, right - left, struct.unpack_from(">H", frame, start + 40)[0]
+def _take(image: Jpeg, marker: int, frame: bytes, view: memoryview, place: int) -> int:
+    """Read the segment at ``place``; returns where the next one begins."""
+    end = place + 2 + int(struct.unpack_from(">H", frame, place + 2)[0])
+    body = frame[place + 4 : end]
+    if end > len(frame):
+        raise IndexError
+    if marker == _SOS:
+        return _take_scan(image, frame, view, (place, end), body)
+    if marker in _FRAME_MARKERS:
+        _take_frame(image, marker, body)
+    elif marker == _DHT:
+        image.huffman = {**image.huffman, **_huffman_tables(body)}
+    elif marker == _DRI:
+        image.interval = int(struct.unpack(">H", body)[0])
+    elif marker in _SKIPPED:
+        image.is_jfif |= body[:4] == b"JFIF"
+        return end
+    elif marker not in (_DQT, _LSE):
+        raise BadStudyError(f"the JPEG data are damaged: marker {marker:02X}")
+    image.segments.append(view[place:end])
+    return end
+
+
+def _take_frame(image: Jpeg, marker: int, body: bytes) -> None:
+    if image.process:
+        raise BadStudyError("the JPEG data must be one image")
+    image.process = marker
+    image.precision, image.rows, image.columns, count = struct.unpack_from(">BHHB", body)
+    if len(body) != 6 + 3 * count:
+        raise BadStudyError("the JPEG data are damaged: frame header")
+    parts = [body[6 + 3 * number : 9 + 3 * number] for number in range(count)]
+    image.components = tuple(Component(part[0], part[1] >> 4, part[1] & 15) for part in parts)
+    if not all(1 <= part.horizontal <= 4 and 1 <= part.vertical <= 4 for part in image.components):
+        raise BadStudyError("the JPEG data are damaged: sampling factors")
+
+
+def _take_scan(image: Jpeg, frame: bytes, view: memoryview, header: tuple[int, int], body: bytes) -> int:
+    count, place = body[0], header[1]
+    identifiers = [part.identifier for part in image.components]
+    parts = [body[1 + 2 * number : 3 + 2 * number] for number in range(count)]
+    chosen = tuple(identifiers.index(part[0]) for part in parts if part[0] in identifiers)
+    if not 1 <= count == len(set(chosen)) or len(body) != 4 + 2 * count or len(image.scans) == _MOST_SCANS:
+        raise BadStudyError("the JPEG data are damaged, or of more scans than are accepted")
+    found = (_NEXT_MARKER_LS if image.process == JPEG_LS else _NEXT_MARKER).search(frame, place)
+    if found is None:
+        raise BadStudyError("the JPEG image is truncated")
+    first, last, approximation = body[-3:]
+    tables = tuple((part[1] >> 4, part[1] & 15) for part in parts)
+    data = view[place : found.start()]
+    shift = (approximation >> 4, approximation & 15)
+    image.scans.append(Scan(chosen, tables, image.huffman, (first, last), shift, image.interval, data))
+    # Some encoders write any numbers here; a sequential image has but one choice.
+    ends = bytes((0, 63, 0)) if image.process in SEQUENTIAL else body[-3:]
+    image.segments += [view[header[0] : header[1] - 3], ends, data]
+    return found.start()
+
+
+def _huffman_tables(body: bytes) -> dict[int, bytes]:
+    """Class and number (one byte) -> the 16 counts and the symbols of a table (T.81 B.2.4.2)."""
+    tables: dict[int, bytes] = {}
+    while body:
+        end = 17 + sum(body[1:17])
+        if len(body) < end:
+            raise BadStudyError("the JPEG data are damaged: Huffman table")
+        tables[body[0]] = body[1:end]
+        body = body[end:]
+    return tables

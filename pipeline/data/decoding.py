@@ -1,19 +1,22 @@
 """Pixel data -> stored values. The bytes are hostile: sizes are checked before a decoder sees them."""
 
-import cv2
+import io
+
 import numpy as np
-import numpy.typing as npt
 import pydicom
 from pydicom import uid
-from pydicom.encaps import generate_frames
-from pydicom.pixels import pixel_array
+from pydicom.encaps import generate_fragments, parse_basic_offsets
 
-from pipeline.data.codestream import codestream_size, rle_fits
+from pipeline.data.colours import ycc_to_rgb
+from pipeline.data.jpeg import decode_jpeg
+from pipeline.data.jpeg2000 import decode_jpeg_2000
+from pipeline.data.native import decode_native
+from pipeline.data.rle import decode_rle
 from pipeline.errors import BadStudyError
 
-Image = npt.NDArray[np.uint8]
-
-_END_OF_JPEG = b"\xff\xd9"
+_YBR = ("YBR_FULL", "YBR_FULL_422")
+# JPEG 2000 has its transforms in its codestream; run-length coding has none.
+_STILL_YCC = {uid.RLELossless: _YBR, uid.JPEG2000: _YBR, uid.JPEG2000Lossless: _YBR}
 
 
 def decode(dataset: pydicom.Dataset) -> np.ndarray:
@@ -23,40 +26,46 @@ def decode(dataset: pydicom.Dataset) -> np.ndarray:
         The stored words, ``[H, W]``, with whatever their unused bits hold; or ``[H, W, 3]`` RGB for colour.
 
     Raises:
-        BadStudyError: the compressed image is truncated, or contradicts the header. Decoders raise any other error.
+        BadStudyError: the image is truncated, damaged, or contradicts the header. Decoders raise any other error.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
-    shape = (int(dataset.Rows), int(dataset.Columns))
-    if syntax.is_encapsulated:
-        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-        _require_size(frame, syntax, (*shape, int(dataset.SamplesPerPixel)))
-        if syntax == uid.JPEGBaseline8Bit and dataset.SamplesPerPixel == 1:
-            return _decode_jpeg(frame)
-    stored = np.asarray(pixel_array(dataset, correct_unused_bits=False))
-    if stored.shape[:2] != shape:
-        raise BadStudyError(f"the image measures {stored.shape[:2]}, the header says {shape}")
-    return stored
+    size = (int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel))
+    kind = str(dataset.PhotometricInterpretation)
+    if not syntax.is_encapsulated:
+        return decode_native(dataset, size)
+    words = _words(*_decompressed(dataset, size, kind), dataset)
+    # Where the codestream itself says that its colours are transformed, its decoder has undone that.
+    return ycc_to_rgb(words) if kind in _STILL_YCC.get(syntax, ()) else words
 
 
-def _require_size(frame: bytes, syntax: uid.UID, header: tuple[int, int, int]) -> None:
-    """Before decoding: a decoder takes as much memory as the compressed image asks for, whatever the header says."""
+def _decompressed(dataset: pydicom.Dataset, size: tuple[int, int, int], kind: str) -> tuple[np.ndarray, int]:
+    """The image's samples and their precision in bits."""
+    syntax, data = dataset.file_meta.TransferSyntaxUID, io.BytesIO(dataset.PixelData)
+    # The first item is the offset table. The others are the frame: it may lie in any number of fragments.
+    parse_basic_offsets(data)
+    frame = b"".join(generate_fragments(data))
     if syntax == uid.RLELossless:
-        if not rle_fits(frame, header[0] * header[1]):
-            raise BadStudyError("the run-length coded image is larger than the header says")
-        return
-    size = codestream_size(frame)
-    if size is None:
-        raise BadStudyError("the compressed image is not of the kind that the header says")
-    if size != header:
-        raise BadStudyError(f"the compressed image measures {size}, the header says {header} (rows, columns, samples)")
+        allocated = int(dataset.BitsAllocated)
+        return decode_rle(frame, size, allocated // 8), allocated
+    if syntax in uid.JPEG2000TransferSyntaxes:
+        return decode_jpeg_2000(frame, size)
+    return decode_jpeg(frame, size, bits=int(dataset.BitsStored), is_ycc=kind.startswith("YBR"))
 
 
-def _decode_jpeg(frame: bytes) -> Image:
-    """The fast path: OpenCV's libjpeg-turbo takes a fifth of the time of pydicom's decoder."""
-    # OpenCV fills what is missing of a truncated JPEG with grey and says nothing.
-    if _END_OF_JPEG not in frame[-16:]:
-        raise BadStudyError("the JPEG image is truncated")
-    pixels = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise BadStudyError("the JPEG image cannot be decoded")
-    return np.asarray(pixels, np.uint8)
+def _words(samples: np.ndarray, precision: int, dataset: pydicom.Dataset) -> np.ndarray:
+    """Samples as the file would store them uncompressed, with its own idea of signs.
+
+    An encoder that knows no signed samples takes those of a signed image for unsigned ones of the same bits.
+    """
+    if precision > int(dataset.BitsAllocated):
+        raise BadStudyError(f"the compressed image has {precision} bits per sample, the header allocates 8")
+    is_signed = bool(dataset.get("PixelRepresentation"))
+    width = 8 if max(precision, int(dataset.BitsStored)) <= 8 else 16
+    if is_signed == (samples.dtype.kind == "i"):
+        return samples.astype(f"{samples.dtype.kind}{width // 8}", copy=False)
+    words = samples.astype(f"u{width // 8}", copy=False)
+    if not is_signed:
+        return np.asarray(words & words.dtype.type(2**precision - 1))
+    spare = width - precision
+    signed = (words << words.dtype.type(spare)).view(f"i{width // 8}")
+    return np.asarray(signed >> signed.dtype.type(spare))

@@ -24,8 +24,8 @@ from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registe
 
 # What the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
-    "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg",
-    "pylibjpeg-openjpeg", "safetensors", "timm", "torch", "torchvision",
+    "imagecodecs", "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "safetensors",
+    "simplejpeg", "timm", "torch", "torchvision",
 )  # fmt: skip
 _MODEL_DESCRIPTION = (
     "Boxes lung opacities on frontal chest radiographs. Takes DICOM files (base64, column `dicom`) or grey levels"

@@ -37,8 +37,8 @@ def theirs(name):
         return dataset, pixel_array(dataset)
 
 
-def decodable():
-    """Names of the test files that pydicom decodes to one frame of 8 to 16 bits, and that are images at all."""
+def readable():
+    """Names of the test files with one whole frame of 8 to 16 bits."""
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -48,25 +48,28 @@ def decodable():
                 kind, frames = dataset.PhotometricInterpretation, int(dataset.get("NumberOfFrames") or 1)
                 if kind == "PALETTE COLOR" or frames != 1 or dataset.BitsAllocated not in (8, 16):
                     continue
-                if dataset.file_meta.TransferSyntaxUID not in TRANSFER_SYNTAXES:
+                if dataset.file_meta.TransferSyntaxUID not in TRANSFER_SYNTAXES or not dataset.PixelData:
                     continue
-                pixel_array(dataset)
-            except Exception:
+            except (AttributeError, ValueError, TypeError, KeyError, pydicom.errors.InvalidDicomError):
                 continue
-            found.append(name)
+            # The one is cut off, the other's JPEG 2000 data were cut where they hold a delimiter's bytes.
+            if name not in ("MR_truncated.dcm", "JPEG2000-embedded-sequence-delimiter.dcm"):
+                found.append(name)
     return found
 
 
-def test_what_pydicom_decodes_is_read():
-    names = decodable()
-    kinds = {theirs(name)[0].file_meta.TransferSyntaxUID for name in names}
+def test_every_kind_is_read():
+    names = readable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        headers = {name: pydicom.dcmread(local_file(name)) for name in names}
+    kinds = {dataset.file_meta.TransferSyntaxUID for dataset in headers.values()}
     assert len(names) > 60
     assert kinds == TRANSFER_SYNTAXES - {JPEGLossless}
-    for name in names:
-        dataset, stored = theirs(name)
+    for name, dataset in headers.items():
         pixels = read_radiograph(local_file(name)).pixels
         assert pixels.dtype == np.uint8
-        assert pixels.shape == stored.shape[:2] == (dataset.Rows, dataset.Columns)
+        assert pixels.shape == (dataset.Rows, dataset.Columns)
         assert pixels.max() > pixels.min()
 
 
@@ -181,7 +184,9 @@ def test_a_compressed_image_larger_than_its_header_says_is_refused_before_decodi
     dataset = pydicom.dcmread(local_file(name))
     dataset.Rows, dataset.Columns = 8, 8
     dataset.save_as(tmp_path / "small.dcm")
-    monkeypatch.setattr("pipeline.data.decoding.pixel_array", lambda _: pytest.fail("must not be decoded"))
+    for decoder in ("simplejpeg.decode_jpeg", "imagecodecs.jpeg8_decode", "imagecodecs.jpegls_decode",
+                    "imagecodecs.jpeg2k_decode"):  # fmt: skip
+        monkeypatch.setattr(decoder, lambda *_, **__: pytest.fail("must not be decoded"))
     with pytest.raises(BadStudyError, match="measures|larger"):
         read_radiograph(tmp_path / "small.dcm")
 

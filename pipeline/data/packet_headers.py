@@ -1,0 +1,155 @@
+"""The header of one packet of a JPEG 2000 tile: how many bytes follow for each code block (T.800 B.10)."""
+
+from pipeline.errors import BadStudyError
+
+_LAZY, _TERMINATE_ALL = 1, 4
+_SOP, _EPH = b"\xff\x91\x00\x04", b"\xff\x92"
+_EPH_STYLE = 4
+# A value that no tag tree reaches; a code block never has more bit planes than this.
+_UNKNOWN, _MOST_PLANES = 2**31, 80
+# More passes than any block has: one segment takes them all.
+_ONE_SEGMENT = 109
+
+
+class Blocks:
+    """The code blocks of a precinct's sub-band, and what has been read about them."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self.inclusion, self.planes = TagTree(columns, rows), TagTree(columns, rows)
+        self.count = columns * rows
+        # For each block included so far: the bits of its lengths, and its segment's passes, had and at most.
+        self.length_bits = [0] * self.count
+        self.segments = [(0, 0)] * self.count
+
+
+class TagTree:
+    """Numbers of a grid of leaves, coded as those of ever coarser grids first (B.10.2)."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self.widths, starts, total = [columns], [0], columns * rows
+        while columns * rows > 1:
+            columns, rows = (columns + 1) // 2, (rows + 1) // 2
+            self.widths.append(columns)
+            starts.append(total)
+            total += columns * rows
+        self.starts = starts
+        self.low, self.value = [0] * total, [_UNKNOWN] * total
+
+    def is_below(self, leaf: int, threshold: int, bits: "_Bits") -> bool:
+        """Read on until it is known whether the leaf's number is below the threshold."""
+        row, column = divmod(leaf, self.widths[0])
+        low = 0
+        for depth in range(len(self.widths) - 1, -1, -1):
+            node = self.starts[depth] + (row >> depth) * self.widths[depth] + (column >> depth)
+            low = max(low, self.low[node])
+            while low < threshold and low < self.value[node]:
+                if bits.read(1):
+                    self.value[node] = low
+                else:
+                    low += 1
+            self.low[node] = low
+        return self.value[node] < threshold
+
+
+class _Bits:
+    """Bits of a packet header: after a byte FF the next one has only seven (B.10.1)."""
+
+    def __init__(self, data: bytes, place: int) -> None:
+        self.data, self.place = data, place
+        self.byte = self.left = 0
+
+    def read(self, count: int) -> int:
+        value = 0
+        for _ in range(count):
+            if not self.left:
+                self.left = 7 if self.byte == 0xFF else 8
+                self.byte = self.data[self.place]
+                self.place += 1
+            self.left -= 1
+            value = value << 1 | self.byte >> self.left & 1
+        return value
+
+    def end(self) -> int:
+        """Where the header ends; a last byte FF is followed by one without bits."""
+        return self.place + (self.byte == 0xFF)
+
+
+def read_packet(data: bytes, place: int, bands: list[Blocks], layer: int, passes: int, style: int) -> int:
+    """Walk over one packet at ``place``; returns where the next one begins.
+
+    Raises:
+        BadStudyError: the data end before the packet does, or the header is none.
+    """
+    if data[place : place + 4] == _SOP:
+        place += 6
+    bits, length = _Bits(data, place), 0
+    try:
+        if bits.read(1):
+            length = sum(_block_length(bits, band, number, layer, passes)
+                         for band in bands for number in range(band.count))  # fmt: skip
+    except IndexError:
+        raise BadStudyError("the JPEG 2000 image is truncated") from None
+    place = bits.end()
+    if style & _EPH_STYLE:
+        if data[place : place + 2] != _EPH:
+            raise BadStudyError("the JPEG 2000 data are damaged: a packet header has no end")
+        place += 2
+    if place + length > len(data):
+        raise BadStudyError("the JPEG 2000 image is truncated")
+    return place + length
+
+
+def _block_length(bits: _Bits, band: Blocks, number: int, layer: int, style: int) -> int:
+    """How many bytes of a code block the packet has."""
+    was_included = band.length_bits[number] > 0
+    if not (bits.read(1) if was_included else band.inclusion.is_below(number, layer + 1, bits)):
+        return 0
+    if not was_included:
+        planes = 1
+        while not band.planes.is_below(number, planes, bits):
+            planes += 1
+            if planes > _MOST_PLANES:
+                raise BadStudyError("the JPEG 2000 data are damaged: bit planes")
+        band.length_bits[number] = 3
+    passes = _passes(bits)
+    while bits.read(1):
+        band.length_bits[number] += 1
+        if band.length_bits[number] > 32:
+            raise BadStudyError("the JPEG 2000 data are damaged: length of a code block")
+    return _segments_length(bits, band, number, passes, style)
+
+
+def _passes(bits: _Bits) -> int:
+    """How many coding passes (table B.4)."""
+    if not bits.read(1):
+        return 1
+    if not bits.read(1):
+        return 2
+    for width, first in ((2, 3), (5, 6)):
+        value = bits.read(width)
+        if value < 2**width - 1:
+            return first + value
+    return 37 + bits.read(7)
+
+
+def _segments_length(bits: _Bits, band: Blocks, number: int, passes: int, style: int) -> int:
+    """Each terminated segment of a block has a length of its own (B.10.7.2)."""
+    had, most = band.segments[number]
+    length = 0
+    while passes:
+        if had == most:
+            had, most = 0, _next_segment(most, style)
+        taken = min(most - had, passes)
+        length += bits.read(band.length_bits[number] + taken.bit_length() - 1)
+        had, passes = had + taken, passes - taken
+    band.segments[number] = (had, most)
+    return length
+
+
+def _next_segment(before: int, style: int) -> int:
+    """The most passes of the next segment: with bypass, ten, then two raw ones and one coded in turn (table D.9)."""
+    if style & _TERMINATE_ALL:
+        return 1
+    if style & _LAZY:
+        return {0: 10, 10: 2, 1: 2}.get(before, 1)
+    return _ONE_SEGMENT
