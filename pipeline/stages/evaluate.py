@@ -12,6 +12,7 @@ from pipeline.data.sample import example_dicom
 from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.delivery.predictor import to_original
+from pipeline.delivery.served import ServingLimits
 from pipeline.detection.device import make_fabric
 from pipeline.detection.inference import predict
 from pipeline.errors import UserError, run_main
@@ -208,7 +209,8 @@ def _log(
     description = "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
     run.describe(f"{description}\n\nThe report and the pictures are among the artifacts.")
     epochs, data = params.train.epochs, data_version(params)
-    version = log_model(run.run_id, models, test, epochs, example_dicom(), description, data)
+    serving = ServingLimits().model_dump()
+    version = log_model(run.run_id, models, test, epochs, example_dicom(), description, data, serving)
     write_json(reports / REGISTERED, {"model": MODEL_NAME, "version": version})
 
 

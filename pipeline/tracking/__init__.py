@@ -19,6 +19,7 @@ from pipeline.tracking.registry import (
     note_decision,
     registered,
     roll_back,
+    serving_config,
 )
 from pipeline.tracking.run import TrackedRun, tracked_run
 from pipeline.tracking.store import run_place, tracking_uri
@@ -26,5 +27,5 @@ from pipeline.tracking.store import run_place, tracking_uri
 __all__ = [
     "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "DataVersion", "Registered", "RunGroup", "TrackedRun",
     "download_artifact", "download_model", "log_model", "make_champion", "note_decision", "registered",
-    "roll_back", "run_group", "run_place", "sync_left_behind", "tracked_run", "tracking_uri",
+    "roll_back", "run_group", "run_place", "serving_config", "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

@@ -46,12 +46,13 @@ def log_model(
     example: bytes,
     description: str,
     data: DataVersion,
+    serving: Mapping[str, object],
 ) -> str:
     """Log and register the model in ``folder`` as a pyfunc of the run; returns its version.
 
     ``metrics`` are logged at ``step`` for the run and the model, and linked to the test split of ``data``.
     ``example`` is a DICOM file that shows what the model takes; it is stored beside it. ``description``
-    (Markdown) goes to the registered version.
+    (Markdown) goes to the registered version; ``serving`` is stored with the model as its configuration.
     """
     code = Path(__file__).resolve().parents[1]
     with mlflow.start_run(run_id):
@@ -65,6 +66,7 @@ def log_model(
             pip_requirements=_pinned(_SERVING_PACKAGES),
             registered_model_name=MODEL_NAME,
             metadata={"format": "safetensors"},
+            model_config=dict(serving),
         )
         known = {key: value for key, value in metrics.items() if value is not None}
         mlflow.log_metrics(known, step=step, model_id=info.model_id, dataset=data.split("test"))
@@ -92,6 +94,20 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
     if not found:
         raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
     return found[0].parent
+
+
+def serving_config(uri: str) -> dict[str, object]:
+    """What `log_model` stored as the model's configuration; empty for a model that has none.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        flavors = mlflow.models.Model.load(uri).flavors
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{uri}: no such model in {tracking_uri()}: {' '.join(str(error).split())[:200]}") from None
+    return dict(flavors.get("python_function", {}).get("config") or {})
 
 
 def download_artifact(run_id: str, name: str, folder: Path) -> Path:
