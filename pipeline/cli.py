@@ -165,14 +165,16 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
 ) -> None:
     """Answer requests over HTTP in MLflow's scoring protocol, within the limits of the model's configuration."""
+    from pipeline.data.reader import Reader
     from pipeline.delivery.predictor import Predictor
     from pipeline.delivery.served import ServedModel
     from pipeline.delivery.server import serve as run_server
 
     limits = _serving_limits(model)
-    served = ServedModel(Predictor(_model_folder(model)), limits)
-    typer.echo(f"{model} answers at http://{host}:{port}/invocations", err=True)
-    run_server(served, host, port)
+    with Reader(limits.max_requests, limits.study_seconds).start() as reader:
+        served = ServedModel(Predictor(_model_folder(model)), reader, limits)
+        typer.echo(f"{model} answers at http://{host}:{port}/invocations", err=True)
+        run_server(served, host, port)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
+from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.served import DICOM, IMAGE, RequestError, ServedModel, ServingLimits
 
@@ -39,7 +40,8 @@ class DetectorModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Rebuild the model from the folder of artifacts; its configuration are `ServingLimits`."""
         limits = ServingLimits.model_validate(dict(context.model_config or {}))
-        self._model = ServedModel(Predictor(Path(context.artifacts["model"])), limits)
+        reader = Reader(limits.max_requests, limits.study_seconds)
+        self._model = ServedModel(Predictor(Path(context.artifacts["model"])), reader, limits)
         self._turns = threading.BoundedSemaphore(limits.max_requests)
 
     def predict(

@@ -79,10 +79,10 @@ class RequestError(Exception):
 class ServedModel:
     """Answers the rows of requests; any number of threads may ask at once."""
 
-    def __init__(self, predictor: Predictor, limits: ServingLimits) -> None:
+    def __init__(self, predictor: Predictor, reader: Reader, limits: ServingLimits) -> None:
         self._predictor = predictor
+        self._reader = reader
         self.limits = limits
-        self._reader = Reader(limits.max_requests, limits.study_seconds)
         # PyTorch's threads of two images at once would wait for each other.
         self._one_image = threading.Lock()
 
@@ -112,10 +112,6 @@ class ServedModel:
                 }
             )
         return answers
-
-    def close(self) -> None:
-        """End the processes that read."""
-        self._reader.close()
 
     def _levels(self, number: int, row: Mapping[str, Any]) -> Levels:
         text, image = row.get(DICOM), row.get(IMAGE)

@@ -25,6 +25,7 @@ from pipeline.delivery.served import RequestError, ServedModel
 logger = logging.getLogger(__name__)
 
 _CODES = {404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE", 500: "INTERNAL_ERROR"}
+_UNREAD = (413, 503)  # of these the body is not read, or not to its end
 _CONNECTIONS = 128
 _DRAIN_SECONDS = 10
 
@@ -42,10 +43,7 @@ def serve(model: ServedModel, host: str, port: int) -> None:
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
     )
-    try:
-        uvicorn.Server(config).run()
-    finally:
-        model.close()
+    uvicorn.Server(config).run()
 
 
 def make_app(model: ServedModel) -> Starlette:
@@ -82,7 +80,8 @@ def make_app(model: ServedModel) -> Starlette:
         try:
             return Response(await answer(request), media_type="application/json")
         except RequestError as error:
-            await _drain(request)
+            if error.status in _UNREAD:
+                await _drain(request)
             return _refusal(error.status, error.message)
 
     routes = [Route("/ping", ping), Route("/health", ping), Route("/version", mlflow_version)]
@@ -112,7 +111,7 @@ async def _body(request: Request, limit: int, seconds: float) -> bytes:
 
 async def _drain(request: Request) -> None:
     """Let a client that is refused send the rest of its body, for a moment: else it may not see the answer."""
-    with contextlib.suppress(TimeoutError, ClientDisconnect):
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: all of it was read before
         async with asyncio.timeout(_DRAIN_SECONDS):
             async for _ in request.stream():
                 pass
