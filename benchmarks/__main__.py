@@ -1,6 +1,6 @@
 """Run every benchmark; ``make bench``."""
 
-from benchmarks import inference, loader, losses, memory, preprocess, run, runtimes, train_step
+from benchmarks import inference, loader, losses, memory, preprocess, reader, run, runtimes, train_step
 
 if __name__ == "__main__":
     preprocess.main()
@@ -8,6 +8,7 @@ if __name__ == "__main__":
     losses.main()
     inference.main()
     runtimes.main()
+    reader.main()
     memory.main()
     train_step.main()  # from here on the process handles memory differently
     run.main()

@@ -9,6 +9,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.escaping import printable
 
 if TYPE_CHECKING:
+    from pipeline.delivery.served import ServingLimits
     from pipeline.delivery.writers import Writer
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# What MLflow fetches; else a model is a folder.
+_REGISTERED = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 StudySeconds = Annotated[float, typer.Option(min=0.1, help="A study that takes longer to read is unusable.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 means one per core.")]
@@ -164,6 +168,27 @@ def inbox(
     typer.echo(
         f"{done.scored} studies scored, {done.passed_over} passed over, {done.unsettled} still arriving: {out / SCORED}"
     )
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
+    host: Annotated[str, typer.Option(help="Another address than this makes the model reachable from outside.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
+) -> None:
+    """Answer requests over HTTP in MLflow's scoring protocol, within the limits of the model's configuration."""
+    from pipeline.data.reader import Reader
+    from pipeline.delivery.predictor import Predictor
+    from pipeline.delivery.served import ServedModel
+    from pipeline.delivery.server import serve as run_server
+
+    limits = _serving_limits(model)
+    with Reader(limits.max_requests, limits.study_seconds).start() as reader:
+        served = ServedModel(Predictor(_model_folder(model)), reader, limits)
+        typer.echo(f"{model} answers at http://{host}:{port}/invocations", err=True)
+        run_server(served, host, port)
 
 
 @app.command()
@@ -363,8 +388,18 @@ def _report_writer(folder: Path) -> "Writer":
     return ReportWriter(folder)
 
 
+def _serving_limits(model: str) -> "ServingLimits":
+    from pipeline.delivery.served import read_limits
+
+    if not model.startswith(_REGISTERED):
+        return read_limits({}, model)
+    from pipeline.tracking import serving_config
+
+    return read_limits(serving_config(model), model)
+
+
 def _model_folder(model: str) -> Path:
-    if model.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+    if model.startswith(_REGISTERED):
         from pipeline.tracking import download_model
 
         return download_model(model)

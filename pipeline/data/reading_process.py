@@ -59,9 +59,10 @@ def _content(path: Path) -> bytes:
     """A file's bytes; one more than are accepted of a file that is too large."""
     # Opening a FIFO would wait for its other end.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        return file.read(MAX_FILE_BYTES + 1)
+        return file.read(min(found.st_size, MAX_FILE_BYTES) + 1)  # it takes as much memory as it is asked for
 
 
 def _packed(radiograph: Radiograph) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -5,35 +5,44 @@ dense). Output per row: ``PredictionString`` (the challenge's ``confidence x y w
 pixels), the same as ``boxes`` (xyxy) and ``scores``, and ``image_score``, that of the best candidate.
 """
 
-import base64
-import binascii
-import tempfile
-from collections.abc import Hashable
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
-from pipeline.data.dicom import MAX_FILE_BYTES, MAX_PIXELS, Radiograph, read_radiograph
+from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Predictor
-from pipeline.errors import BadStudyError
-from pipeline.submission import prediction_string
+from pipeline.delivery.served import DICOM, IMAGE, RequestError, ServedModel, ServingLimits
 
-MAX_ROWS = 64
+
+class Refusal(MlflowException):
+    """An error whose message stays as it is: MLflow's server would put the request's content before it."""
+
+    @property
+    def message(self) -> str:
+        """Why the request is refused."""
+        return str(self.args[0])
+
+    @message.setter
+    def message(self, text: str) -> None:
+        """Takes no other one."""
 
 
 class DetectorModel(PythonModel):
     """Reads DICOM files, detects lung opacities."""
 
     def load_context(self, context: Any) -> None:
-        """Rebuild the model from the folder of artifacts."""
-        self._predictor = Predictor(Path(context.artifacts["model"]))
+        """Rebuild the model from the folder of artifacts; its configuration are `ServingLimits`."""
+        limits = ServingLimits.model_validate(dict(context.model_config or {}))
+        reader = Reader(limits.max_requests, limits.study_seconds)
+        self._model = ServedModel(Predictor(Path(context.artifacts["model"])), reader, limits)
+        self._turns = threading.BoundedSemaphore(limits.max_requests)
 
     def predict(
         self,
@@ -44,61 +53,28 @@ class DetectorModel(PythonModel):
         """Detections above the operating threshold.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE (HTTP 400) for a column, row or file that
-                cannot be used.
+            Refusal: INVALID_PARAMETER_VALUE (HTTP 400) for a column, row or file that cannot be used,
+                TEMPORARILY_UNAVAILABLE (503) if other requests take too long.
         """
-        if not {"dicom", "image"} & set(model_input) or len(model_input) > MAX_ROWS:
-            raise _bad_request(f"needs at most {MAX_ROWS} rows, a base64 file in column 'dicom' or pixels in 'image'")
-        images = [_pixels(number, row) for number, row in enumerate(model_input.to_dict("records"))]
-        predictions = [self._predictor.predict([image])[0] for image in images]
-        return pd.DataFrame(
-            {
-                "PredictionString": [prediction_string(one.boxes, one.scores) for one in predictions],
-                "image_score": [one.image_score for one in predictions],
-                "boxes": [one.boxes.round(3).tolist() for one in predictions],
-                "scores": [one.scores.round(6).tolist() for one in predictions],
-            }
-        )
-
-
-def _pixels(number: int, row: dict[Hashable, Any]) -> npt.NDArray[np.uint8]:
-    text, image = row.get("dicom"), row.get("image")
-    if (text is None) == (image is None):
-        raise _bad_request(f"row {number}: needs either 'dicom' or 'image'")
-    return _decode(number, text).pixels if image is None else _image(number, image)
-
-
-def _image(number: int, rows: Any) -> npt.NDArray[np.uint8]:
-    """Rows of grey levels as an image."""
-    try:
-        levels = np.array([np.asarray(row, np.int64) for row in rows])
-    except (ValueError, TypeError, OverflowError):
-        raise _bad_request(f"row {number}: 'image' must be rows of as many whole numbers each") from None
-    if levels.ndim != 2 or not levels.size or levels.size > MAX_PIXELS:
-        raise _bad_request(f"row {number}: 'image' is {levels.shape}; needs 1 to {MAX_PIXELS} pixels in two dimensions")
-    if levels.min() < 0 or levels.max() > 255:
-        raise _bad_request(f"row {number}: grey levels {levels.min()} to {levels.max()}; must be 0 to 255")
-    return levels.astype(np.uint8)
-
-
-def _decode(number: int, text: object) -> Radiograph:
-    try:
-        content = base64.b64decode(str(text), validate=True)
-    except (binascii.Error, ValueError):
-        raise _bad_request(f"row {number}: 'dicom' is not base64") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise _bad_request(f"row {number}: {len(content)} bytes; at most {MAX_FILE_BYTES} are accepted")
-    with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
-        file.write(content)
-        file.flush()
+        if not self._turns.acquire(timeout=self._model.limits.request_seconds):
+            raise Refusal("busy: too many requests wait already", TEMPORARILY_UNAVAILABLE)
         try:
-            return read_radiograph(Path(file.name))
-        except BadStudyError as error:
-            raise _bad_request(f"row {number}: {error}") from None
+            names = [name for name in (DICOM, IMAGE) if name in model_input]
+            rows = model_input[names].to_dict("records")
+            return pd.DataFrame(self._model.answer({name: _plain(row[name]) for name in names} for row in rows))
+        except RequestError as error:
+            raise Refusal(error.message, INVALID_PARAMETER_VALUE) from None
+        finally:
+            self._turns.release()
 
 
-def _bad_request(message: str) -> MlflowException:
-    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: MLflow makes arrays of lists, and pandas NaN of what is not there."""
+    if isinstance(value, float) and np.isnan(value):
+        return None
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [row.tolist() if isinstance(row, np.ndarray) else row for row in value]
+    return value
 
 
 set_model(DetectorModel())

@@ -11,6 +11,7 @@ from pipeline import provenance
 from pipeline.data.sample import example_dicom
 from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
+from pipeline.delivery.served import ServingLimits
 from pipeline.errors import UserError
 from pipeline.evaluation.summary import INFLATED, Summary
 from pipeline.params import Params
@@ -56,6 +57,7 @@ def register_results(
         example=example_dicom(),
         description=description,
         data=data_version(params),
+        serving=ServingLimits().model_dump(),
     )
     return log_model(run_id, model)
 

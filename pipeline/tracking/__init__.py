@@ -20,7 +20,7 @@ from pipeline.tracking.group import PARENT, RunGroup, run_group
 from pipeline.tracking.locations import relocate
 from pipeline.tracking.model_cache import download_model
 from pipeline.tracking.place import shown_uri, tracking_uri
-from pipeline.tracking.registry import LoggedModel, download_artifact, log_model, require_registry
+from pipeline.tracking.registry import LoggedModel, download_artifact, log_model, require_registry, serving_config
 from pipeline.tracking.run import TrackedRun, tracked_run
 from pipeline.tracking.store import open_client, open_experiment, run_place
 from pipeline.tracking.versions import CHALLENGER, CHAMPION, MODEL_NAME, Identity, Registered, find_version
@@ -29,6 +29,6 @@ __all__ = [
     "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "ChampionChangedError", "ChampionGoneError", "DataVersion",
     "Identity", "LoggedModel", "Registered", "RunGroup", "TrackedRun", "download_artifact", "download_model",
     "find_version", "log_model", "make_champion", "note_decision", "open_client", "open_experiment",
-    "registered_champion", "relocate", "require_registry", "roll_back", "run_group", "run_place", "shown_uri",
-    "sync_left_behind", "tracked_run", "tracking_uri",
+    "registered_champion", "relocate", "require_registry", "roll_back", "run_group", "run_place", "serving_config",
+    "shown_uri", "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

@@ -19,8 +19,9 @@ from pipeline.errors import UserError
 from pipeline.redaction import redact
 from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.datasets import DataVersion
+from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
-from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version
+from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, require_alias
 
 # What the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
@@ -43,6 +44,8 @@ class LoggedModel:
         metrics: logged at ``step`` for the run and the model, and linked to the test split of ``data``.
         example: a DICOM file that shows what the model takes; it is stored beside it.
         description: Markdown, for the registered version.
+        data: the data set that the metrics are of.
+        serving: limits of a server of the model, stored with it as its configuration.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class LoggedModel:
     example: bytes
     description: str
     data: DataVersion
+    serving: Mapping[str, object]
 
 
 def require_registry() -> None:
@@ -107,12 +111,27 @@ def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
         pip_requirements=_pinned(_SERVING_PACKAGES),
         registered_model_name=MODEL_NAME,
         metadata={"format": "safetensors"},
+        model_config=dict(model.serving),
         tags=model.identity.tags(),
     )
     known = {key: value for key, value in model.metrics.items() if value is not None}
     test = model.data.split("test")
     mlflow.log_metrics(known, step=model.step, run_id=run_id, model_id=info.model_id, dataset=test)
     return Registered(str(info.registered_model_version), run_id, model.identity.weights_sha256)
+
+
+def serving_config(uri: str) -> dict[str, object]:
+    """What `log_model` stored as the model's configuration; empty for a model that has none.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    require_alias(uri)
+    try:
+        flavors = ask(f"reading {uri}", partial(Model.load, uri)).flavors
+    except MissingError as error:
+        raise UserError(f"{uri}: no such model in {shown_uri()}: {error}") from None
+    return dict(flavors.get("python_function", {}).get("config") or {})
 
 
 def download_artifact(run_id: str, name: str, folder: Path) -> Path:

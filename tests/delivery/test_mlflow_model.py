@@ -18,7 +18,10 @@ import pytest
 from pipeline.data.annotations import IMAGES
 from pipeline.data.dicom import read_radiograph
 from pipeline.delivery.predictor import Predictor
+from pipeline.delivery.served import ServingLimits
+from pipeline.errors import UserError
 from pipeline.submission import prediction_string
+from pipeline.tracking import serving_config
 from tests.conftest import project_environment
 
 pytestmark = pytest.mark.slow
@@ -73,6 +76,9 @@ def test_what_is_stored(trained):
     assert [column.name for column in info.signature.inputs] == ["dicom", "image"]
     outputs = ["PredictionString", "image_score", "boxes", "scores"]
     assert [column.name for column in info.signature.outputs] == outputs
+    assert serving_config("models:/rsna-retinanet@challenger") == ServingLimits().model_dump()
+    with pytest.raises(UserError, match="no such model"):
+        serving_config("models:/rsna-retinanet@nobody")
     model = mlflow.get_logged_model(info.model_id)
     metrics = {metric.key: metric for metric in model.metrics}
     assert metrics["test/rsna_score"].dataset_name == "rsna test"
@@ -114,6 +120,9 @@ def test_serves_dicom_over_http(trained, studies):
         for column, rows in hostile():
             status, answer = _post(url, {"dataframe_split": {"columns": [column], "data": rows}})
             assert 400 <= status < 500, (column, str(rows)[:80], answer)
+            if column == "dicom" and isinstance(rows[0][0], str):  # what MLflow hands to the model
+                assert "Traceback" not in answer
+                assert rows[0][0][:4] not in answer
         assert _post(url, b"{")[0] == _post(url, b"\xff" * 1000)[0] == _post(url, [])[0] == 400
         assert _post(url, {"dataframe_split": {"columns": ["dicom"], "data": [[encode(studies[0])]]}})[0] == 200
     finally:

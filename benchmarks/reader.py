@@ -1,0 +1,93 @@
+"""`pneumoflow predict` over many files: read in processes of their own, against the same command that reads itself."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pairs import compare
+from pipeline import cli
+from pipeline.data import reader
+from pipeline.data.annotations import IMAGES
+from pipeline.data.clahe import Preparation
+from pipeline.data.dicom import read_radiograph
+from pipeline.data.reader import Outcome
+from pipeline.data.sample import make_sample
+from pipeline.delivery.model_file import ModelConfig, save_model
+from pipeline.detection.anchors import shape_grid
+from pipeline.detection.postprocess import PostProcessing
+from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.errors import BadStudyError
+
+FILES, DIFFERENT, SIZE, PAIRS = 500, 50, 1024, 5
+# The model that is shipped, untrained.
+SHAPES = shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2))
+ARCHITECTURE = Architecture("resnet18", "group", 96, "p5", 2, "group", SHAPES, 0.01)
+RULES = PostProcessing(score_thresh=0.05, nms_thresh=0.4, detections_per_img=100, topk_candidates=1000)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _make_files(root)
+        _make_model(root / "models")
+        ours, peer = (_predict(root, name) for name in ("pipeline.cli", __spec__.name))
+        compare(f"predict, {FILES} files of {SIZE} px, ResNet-18 at 256 px, read in processes", ours, peer, PAIRS)
+
+
+def _make_files(root: Path) -> None:
+    make_sample(root / "rsna", studies=DIFFERENT, size=SIZE, seed=1, opacity_fraction=0.5, labels=None, workers=0)
+    (root / "files").mkdir()
+    for number, path in enumerate([*sorted((root / "rsna" / IMAGES).glob("*.dcm"))] * (FILES // DIFFERENT)):
+        shutil.copy(path, root / f"files/{number}.dcm")
+
+
+def _make_model(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        format_version=1, classes=("lung opacity",), architecture=ARCHITECTURE,
+        preprocessing=Preparation(256, 2.0, (8, 8)), postprocessing=RULES, operating_threshold=0.3,
+        best_epoch=0, val_map=0.0,
+    )  # fmt: skip
+    save_model(folder, RetinaNet(ARCHITECTURE), config)
+
+
+def _predict(root: Path, module: str) -> Callable[[], object]:
+    """The command in a process of its own; without pictures, which take longer than all the rest."""
+    arguments = ["predict", root / "models", root / "files", "--out", root / "out", "--no-pictures"]
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return lambda: subprocess.run(command, check=True, capture_output=True)
+
+
+class InProcess:
+    """Stands in for `Reader`, and reads where the model is."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def start(self) -> "InProcess":
+        return self
+
+    def read_each(self, sources: Iterable[Path | bytes]) -> Iterator[Outcome]:
+        for source in sources:
+            try:
+                yield read_radiograph(source)
+            except (BadStudyError, OSError) as error:
+                yield error
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        reader.Reader = InProcess  # type: ignore[assignment, misc]
+        cli.main()
+    else:
+        main()

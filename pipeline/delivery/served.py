@@ -1,0 +1,160 @@
+"""A model that answers requests: rows in, detections out, within limits; the same behind every front door."""
+
+import base64
+import binascii
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.data.clahe import Levels
+from pipeline.data.dicom import MAX_FILE_BYTES, MAX_PIXELS
+from pipeline.data.reader import Reader
+from pipeline.delivery.predictor import Predictor
+from pipeline.errors import BadStudyError, UserError
+from pipeline.submission import prediction_string
+
+Answer = dict[str, Any]
+
+DICOM, IMAGE = "dicom", "image"
+
+
+class ServingLimits(BaseModel):
+    """What a request may ask for; stored with the registered model as its configuration.
+
+    Attributes:
+        max_body_mib: size of a request's body.
+        max_rows: studies in one request.
+        max_requests: requests that are worked on at once; each has a process to read in.
+        max_waiting: requests that wait for their turn; more are sent away.
+        study_seconds: a study that takes longer to read is refused.
+        request_seconds: no further row of a request is begun after so long; its body must arrive within as long.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_mib: Annotated[float, Field(gt=0, le=1024)] = 64
+    max_rows: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_requests: Annotated[int, Field(ge=1, le=64)] = 2
+    max_waiting: Annotated[int, Field(ge=0, le=1024)] = 16
+    study_seconds: Annotated[float, Field(gt=0, le=3600)] = 10
+    request_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
+
+    @property
+    def max_body_bytes(self) -> int:
+        """``max_body_mib`` in bytes."""
+        return int(self.max_body_mib * 2**20)
+
+
+def read_limits(config: Mapping[str, object], place: str) -> ServingLimits:
+    """The limits that a model's configuration sets.
+
+    Raises:
+        UserError: it has an unknown key, or a value out of its range.
+    """
+    try:
+        return ServingLimits.model_validate(dict(config))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{place}: {key} = {problem['input']!r}: {problem['msg']}") from None
+
+
+@dataclass
+class RequestError(Exception):
+    """A request that is refused: the HTTP status, and a message that quotes nothing of the request."""
+
+    status: int
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ServedModel:
+    """Answers the rows of requests; any number of threads may ask at once."""
+
+    def __init__(self, predictor: Predictor, reader: Reader, limits: ServingLimits) -> None:
+        self._predictor = predictor
+        self._reader = reader
+        self.limits = limits
+        # PyTorch's threads of two images at once would wait for each other.
+        self._one_image = threading.Lock()
+
+    def answer(self, rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
+        """Detections of each row, read and detected one after another: a study in ``dicom``, or pixels in ``image``.
+
+        Raises:
+            RequestError: a row cannot be used, or there are none, too many, or too large ones.
+        """
+        rows = list(rows)
+        if not 1 <= len(rows) <= self.limits.max_rows:
+            raise RequestError(400, f"{len(rows)} rows; must be 1 to {self.limits.max_rows}")
+        end = time.monotonic() + self.limits.request_seconds
+        answers = []
+        for number, row in enumerate(rows):
+            if time.monotonic() > end:
+                raise RequestError(400, f"row {number}: not begun; {self.limits.request_seconds:g} s are over")
+            levels = self._levels(number, row)
+            with self._one_image:
+                (found,) = self._predictor.predict([levels])
+            answers.append(
+                {
+                    "PredictionString": prediction_string(found.boxes, found.scores),
+                    "image_score": found.image_score,
+                    "boxes": found.boxes.round(3).tolist(),
+                    "scores": found.scores.round(6).tolist(),
+                }
+            )
+        return answers
+
+    def _levels(self, number: int, row: Mapping[str, Any]) -> Levels:
+        text, image = row.get(DICOM), row.get(IMAGE)
+        if (text is None) == (image is None):
+            raise RequestError(
+                400, f"row {number}: needs either '{DICOM}', a base64 file, or '{IMAGE}', rows of pixels"
+            )
+        if text is None:
+            return _pixels(number, image)
+        try:
+            return self._reader.read(_content(number, text)).levels
+        except BadStudyError as error:
+            raise RequestError(400, f"row {number}: {error}") from None
+
+
+def _content(number: int, text: object) -> bytes:
+    try:
+        content = base64.b64decode(text, validate=True) if isinstance(text, str) else None
+    except (binascii.Error, ValueError):
+        content = None
+    if content is None:
+        raise RequestError(400, f"row {number}: '{DICOM}' is not base64 text")
+    if len(content) > MAX_FILE_BYTES:
+        raise RequestError(400, f"row {number}: {len(content)} bytes; at most {MAX_FILE_BYTES} are accepted")
+    return content
+
+
+def _pixels(number: int, rows: object) -> npt.NDArray[np.uint8]:
+    """Rows of grey levels as an image."""
+    needed = f"row {number}: '{IMAGE}' must be rows of as many whole numbers each, from 0 to 255"
+    # Before NumPy sees them: of two texts of different lengths it makes an array of twice the longer one.
+    if not isinstance(rows, list) or not all(isinstance(row, list) and {*map(type, row)} <= {int} for row in rows):
+        raise RequestError(400, needed)
+    try:
+        levels = np.array([np.array(row, np.int64) for row in rows])
+    except (ValueError, OverflowError):
+        raise RequestError(400, needed) from None
+    if levels.ndim != 2:
+        raise RequestError(400, needed)
+    if not 1 <= levels.size <= MAX_PIXELS:
+        raise RequestError(400, f"row {number}: '{IMAGE}' has {levels.size} pixels; must be 1 to {MAX_PIXELS}")
+    if levels.min() < 0 or levels.max() > 255:
+        raise RequestError(400, needed)
+    if levels.min() == levels.max():
+        raise RequestError(400, f"row {number}: all pixels have one value")
+    return levels.astype(np.uint8)
