@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.detection.dataset import Batch, DetectionDataset, EpochBatches, Example, make_loader
+from pipeline.detection.dataset import PADDING_PLACE, Batch, DetectionDataset, EpochBatches, Example, make_loader
 from pipeline.detection.postprocess import Detections, NotFiniteError, PostProcessing, find
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
@@ -43,7 +43,7 @@ def predict(
             with fabric.autocast():
                 found = find(model, images, rules)
         except NotFiniteError as error:
-            bad += batch.indices[error.places].tolist()
+            bad += [place for place in batch.indices[error.places].tolist() if place != PADDING_PLACE]
             found = [{} for _ in images]
         results += [{name: value.cpu() for name, value in one.items()} for one in found]
         places.append(batch.indices)
@@ -58,13 +58,15 @@ def predict(
 
 def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> None:
     """Asked once all are through: a process that left earlier would leave the others waiting."""
-    count = torch.tensor(float(len(bad)))
+    count = len(bad)
     if fabric.world_size > 1:
-        count = fabric.all_reduce(count.to(fabric.device), reduce_op="sum")
-    if count > 0:
+        everywhere = torch.tensor(float(count), device=fabric.device)
+        torch.distributed.all_reduce(everywhere)
+        count = int(everywhere)
+    if count:
         names = ", ".join(data.names_of(bad[:5])) or "those of another process"
         raise UserError(
-            f"the outputs of the model are not finite for {int(count)} of {len(data)} studies: {names}; where it is"
+            f"the outputs of the model are not finite for {count} of {len(data)} studies: {names}; where it is"
             " being trained, lower train.lr, or set train.precision to 32-true"
         )
 

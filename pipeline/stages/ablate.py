@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from pipeline import provenance
+from pipeline.data.manifest import MANIFEST
 from pipeline.detection.device import make_fabric
 from pipeline.detection.losses import focal_loss
 from pipeline.evaluation.ablation_plot import plot_ablation, plot_loss_curves
@@ -126,7 +127,7 @@ def _inputs(params: Params, base: Params, out: Path) -> dict[str, SplitData]:
 
 
 def _data_version() -> str:
-    return provenance.fingerprint({}, sorted(path for path in PREPARED.iterdir() if path.is_file()))
+    return provenance.fingerprint({}, [PREPARED / MANIFEST])
 
 
 def _run_arm(

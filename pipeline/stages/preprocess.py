@@ -12,7 +12,9 @@ from pipeline.data.annotations import BOX
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
 from pipeline.data.clahe import Preparation
 from pipeline.data.data_page import render_data_page
+from pipeline.data.manifest import write_manifest
 from pipeline.data.parallel import Workers
+from pipeline.data.prepared_tables import INDEX_COLUMNS
 from pipeline.data.shards import BOXES, INDEX, ShardJob, ShardResult, Study, prepare_shards
 from pipeline.errors import run_main
 from pipeline.files import directory_atomic, write_text
@@ -23,10 +25,6 @@ logger = logging.getLogger(__name__)
 PREPARED = Path("data/prepared")
 QUARANTINE = Path("reports/quarantine.csv")
 DATA_PAGE = Path("reports/data.html")
-INDEX_COLUMNS = [
-    "patientId", "shard", "row", "height", "width", "view", "sex", "age", "spacing",
-    "groupId", "class", "target", "cluster",
-]  # fmt: skip
 
 
 def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARANTINE.parent) -> None:
@@ -105,6 +103,7 @@ def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult
     index[INDEX_COLUMNS].to_csv(folder / INDEX, index=False)
     boxes = found.annotations.boxes
     boxes[boxes["patientId"].isin(index["patientId"])][["patientId", *BOX]].to_csv(folder / BOXES, index=False)
+    write_manifest(folder)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pipeline import provenance
+from pipeline.data.manifest import MANIFEST
 from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model, save_seen
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
@@ -189,7 +190,7 @@ def training_fingerprint(params: Params) -> str:
     sections: Any = whole | {"preprocess": {"image_size", "clahe", "channels"}}  # not by whom they were prepared
     package = Path(__file__).resolve().parent.parent
     code = [*(Path(__file__).with_name(name) for name in _CODE), *sorted((package / "detection").glob("*.py"))]
-    data = [*sorted(path for path in PREPARED.iterdir() if path.is_file()), SPLITS_FILE]
+    data = [PREPARED / MANIFEST, SPLITS_FILE]  # the manifest has the digests of all else
     return provenance.fingerprint(params.model_dump(mode="json", include=sections), [*code, *data])
 
 
