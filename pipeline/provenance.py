@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pipeline.documents import read_yaml
 
 
 def git_state() -> dict[str, str]:
@@ -44,7 +44,7 @@ def input_hashes(lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> 
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return read_yaml(path) or {}
 
 
 def fingerprint(values: Any, files: Iterable[Path]) -> str:

@@ -22,7 +22,7 @@ from pipeline.data.dicom import read_radiograph
 from pipeline.data.looks import describe
 from pipeline.data.manifest import MANIFEST, REBUILD, read_manifest, read_table, require_digests
 from pipeline.data.parallel import Workers, map_jobs
-from pipeline.data.prepared_tables import parse_boxes, parse_index
+from pipeline.data.prepared_tables import BOX_COLUMNS, parse_boxes, parse_index
 from pipeline.documents import plain
 from pipeline.errors import BadStudyError, UserError
 from pipeline.files import write_atomic, write_json
@@ -248,6 +248,6 @@ def read_boxes(folder: Path, patient_ids: Sequence[str]) -> list[np.ndarray]:
         UserError: they are missing, or not as they were written.
     """
     table = parse_boxes(read_table(folder, BOXES, read_manifest(folder)), folder / BOXES)
-    columns = ["x", "y", "width", "height"]
-    grouped = {key: rows[columns].to_numpy(np.float64) for key, rows in table.groupby("patientId")}
-    return [grouped.get(key, np.zeros((0, 4))) for key in patient_ids]
+    boxes = table[BOX_COLUMNS[1:]].to_numpy(np.float64)
+    places = table.groupby("patientId").indices
+    return [boxes[places[key]] if key in places else np.zeros((0, 4)) for key in patient_ids]

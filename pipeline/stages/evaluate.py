@@ -1,6 +1,5 @@
 """Stage ``evaluate``: model and splits -> metrics, predictions, plots, the report; all into the MLflow run."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -32,7 +31,7 @@ from pipeline.stages.reporting import (
     training_curves,
     write_plots,
 )
-from pipeline.stages.run_log import data_version, log_datasets, run_tags
+from pipeline.stages.run_log import data_version, log_datasets, read_run_id, run_tags
 from pipeline.stages.train import MODELS, RUN_FILE
 from pipeline.submission import read_submission, submission_table
 from pipeline.tracking import MODEL_NAME, TrackedRun, log_model, tracked_run
@@ -169,11 +168,9 @@ def format_metrics(metrics: Mapping[str, Summary]) -> str:
 def _run_id(models: Path) -> str:
     path = models / RUN_FILE
     try:
-        return str(json.loads(path.read_text())["run_id"])
+        return read_run_id(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro train` first") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a JSON object with a run_id; run `dvc repro train`") from None
 
 
 def _predictions(found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig) -> str:

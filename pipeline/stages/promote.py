@@ -1,11 +1,11 @@
 """Champion or not: the registry's aliases, by rules in the params."""
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.delivery.model_file import ModelConfig, load_model
+from pipeline.documents import read_json_object
 from pipeline.errors import UserError, run_main
 from pipeline.evaluation.comparison import judge
 from pipeline.evaluation.results import ImageResult, image_result
@@ -95,7 +95,7 @@ def _own_results(
 ) -> tuple[list[ImageResult], ModelConfig]:
     """What the evaluation found with this model."""
     file = reports / REGISTERED
-    version = json.loads(file.read_text())["version"] if file.exists() else None
+    version = read_json_object(file).get("version") if file.exists() else None
     if version != challenger.version:
         raise UserError(f"{file}: version {version}, but the challenger is {challenger.version}; run `dvc repro` first")
     found = read_submission(reports / DETECTIONS)

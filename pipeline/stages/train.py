@@ -1,6 +1,5 @@
 """Stage ``train``: prepared images and splits -> a RetinaNet, its thresholds and its MLflow run."""
 
-import json
 import logging
 import os
 import shutil
@@ -36,7 +35,7 @@ from pipeline.stages.inputs import IMAGE_CLASSES, SplitData, read_inputs
 from pipeline.stages.launch import launch
 from pipeline.stages.operating_point import choose_operating_point
 from pipeline.stages.preprocess import PREPARED, preparation
-from pipeline.stages.run_log import epoch_hooks, log_start, run_tags
+from pipeline.stages.run_log import epoch_hooks, log_start, read_run_id, run_tags
 from pipeline.stages.split import SPLITS_FILE
 from pipeline.stopping import stop_signals
 from pipeline.tracking import tracked_run
@@ -70,7 +69,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     run_file = folder / RUN_FILE
     if not folder.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         logger.info("%s: of other params, data or code; this run starts afresh", checkpoints)
-    former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+    former = read_run_id(run_file) if run_file.exists() else None
     with tracked_run(former, run_tags(params)) as run:
         write_json(run_file, {"run_id": run.run_id})
         log_start(run, params, layout, splits)
