@@ -1,6 +1,5 @@
 """The monitoring flow: are the studies that arrive still like those that the champion was validated on?"""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from flows.dvc import run_command
 from flows.reach import wait_for_server
 from flows.running import flow_process, run_alone
 from flows.showing import show
+from pipeline.documents import read_json_object
 from pipeline.errors import run_main
 from pipeline.params import load_params
 
@@ -27,8 +27,7 @@ _DRIFT = Path("reports/drift.json")
 def compare_new_studies(scored: str) -> dict[str, Any]:
     """Run ``pneumoflow monitor``."""
     run_command("pneumoflow monitor", ["-m", "pipeline.cli", "monitor", scored], get_run_logger().info)
-    found: dict[str, Any] = json.loads(_DRIFT.read_text())
-    return found
+    return read_json_object(_DRIFT)
 
 
 @task(name="publish drift")

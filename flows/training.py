@@ -1,6 +1,5 @@
 """The training flow: raw data from DVC, then every stage that has something to do."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from prefect.states import Completed, State
 from flows.dvc import RAW_DATA, changed, raw_data_state, run_command, run_dvc
 from flows.running import flow_process, run_alone
 from flows.showing import show
+from pipeline.documents import read_json_object
 from pipeline.errors import UserError, run_main
 from pipeline.params import load_params
 
@@ -73,7 +73,7 @@ class _Progress:
 @task(name="publish results")
 def publish_results() -> None:
     """Put the metrics and the way to the report into Prefect's artifacts."""
-    metrics = json.loads(METRICS.read_text())
+    metrics = read_json_object(METRICS)
     rows = [
         {"metric": key, **{split: _with_interval(summary, key) for split, summary in metrics.items()}} for key in _SHOWN
     ]
@@ -87,7 +87,7 @@ def publish_results() -> None:
 def promote() -> None:
     """Let the new model be compared with the champion, and take its place if it is surely better."""
     run_command("pneumoflow promote", ["-m", "pipeline.stages.promote"], get_run_logger().info)
-    decision = json.loads(PROMOTION.read_text())
+    decision = read_json_object(PROMOTION)
     what = "is the champion" if decision["promoted"] else f"does not replace version {decision['champion']}"
     lines = [f"Version {decision['challenger']} {what}.", "", *(f"- {reason}" for reason in decision["reasons"])]
     text = "\n".join(lines)
@@ -122,7 +122,7 @@ def _run_pipeline() -> State[Any] | None:
 
 def summary() -> str:
     """The test metrics, where the MLflow run is, and where the report lies."""
-    test = json.loads(METRICS.read_text())["test"]
+    test = read_json_object(METRICS)["test"]
     lines = ["", f"Test split: {test['images']} images of {test['patients']} patients"]
     lines += [f"  {key:<12} {_with_interval(test, key)}" for key in _SHOWN]
     return "\n".join([*lines, f"MLflow: {_mlflow_place()}", f"Report: {REPORT.resolve()}"])
@@ -138,7 +138,7 @@ def _with_interval(values: dict[str, float | None], key: str) -> str:
 def _mlflow_place() -> str:
     from pipeline.tracking import run_place
 
-    return run_place(json.loads(Path("models/mlflow_run.json").read_text())["run_id"])
+    return run_place(read_json_object(Path("models/mlflow_run.json"))["run_id"])
 
 
 def main() -> None:

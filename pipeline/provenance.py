@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pipeline.documents import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _recorded(raw: str, folder: Path) -> list[str]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return read_yaml(path) or {}
 
 
 def fingerprint(values: Any, files: Iterable[Path]) -> str:

@@ -1,12 +1,18 @@
 """Fetch the RSNA Pneumonia Detection Challenge data from Kaggle."""
 
-import json
 import os
 import re
+import shutil
+import struct
 import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
+from pipeline.documents import plain, read_json
 from pipeline.errors import UserError
 from pipeline.files import directory_atomic, write_text
 
@@ -14,6 +20,9 @@ COMPETITION = "rsna-pneumonia-detection-challenge"
 _NIH_NAME = re.compile(r"(\d{1,12})_\d{1,6}\.png")
 _IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAX_BYTES = 64 * 2**30
+_MAX_MAPPING_BYTES = 128 * 2**20
+_CHUNK = 2**20
+_ENCRYPTED = 0x1  # of the flags of a member
 
 _HOW_TO_LOG_IN = (
     "no Kaggle credentials; accept the rules at"
@@ -73,23 +82,83 @@ def extract_challenge(archive: Path, folder: Path) -> None:
     """Take the training images and tables, and nothing else, out of Kaggle's archive.
 
     Raises:
-        UserError: it is no zip archive, lacks a table, or would fill more than 64 GiB.
+        UserError: it is no zip archive, broken, encrypted or packed in another way than deflate, lacks a
+            table, or what would come out of it is more than 64 GiB, than fits on the disk, or than it says.
     """
+    with _named_errors(archive), zipfile.ZipFile(archive) as source:
+        wanted = {target: source.getinfo(name) for name, target in _wanted(archive, source).items()}
+        _require_plausible(archive, list(wanted.values()), folder)
+        (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+        for target, member in wanted.items():
+            _extract(source, member, folder / target)
+
+
+def _wanted(archive: Path, source: zipfile.ZipFile) -> dict[str, str]:
+    """Member -> where it goes, of the tables and the training images."""
+    names = source.namelist()
+    images = [name for name in names if name.startswith(f"{IMAGES}/") and name.endswith(".dcm")]
+    wanted = {name: name for name in (LABELS, CLASSES)}
+    wanted |= {name: f"{IMAGES}/{Path(name).name}" for name in images}
+    counts = Counter([*(name for name in names if name in (LABELS, CLASSES)), *(wanted[name] for name in images)])
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f"{archive}: {plain(name)} is in it {count} times")
+        if name.startswith(f"{IMAGES}/") and not _IMAGE_ID.fullmatch(Path(name).stem):
+            raise UserError(f"{archive}: {plain(name)}: must be named by a plain id")
+    return wanted
+
+
+def _require_plausible(archive: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
+    """What the index says, before anything is written."""
+    for member in members:
+        if member.flag_bits & _ENCRYPTED:
+            raise UserError(f"{archive}: {plain(member.filename)} is encrypted; Kaggle's archive is not")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            method = f"packed by method {member.compress_type}"
+            raise UserError(
+                f"{archive}: {plain(member.filename)} is {method}; only stored and deflated members are read"
+            )
+    size = archive.stat().st_size
+    if not all(0 <= member.header_offset < size for member in members):
+        raise UserError(f"{archive}: broken: its index names places outside of it")
+    if sum(member.compress_size for member in members) > size:
+        raise UserError(f"{archive}: its members overlap, or are larger than the archive")
+    total = sum(member.file_size for member in members)
+    if total > _MAX_BYTES:
+        raise UserError(f"{archive}: would fill more than {_MAX_BYTES} bytes")
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise UserError(f"{folder}: {archive.name} needs {total} bytes there, and {free} are free")
+
+
+def _extract(source: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """Copy piece by piece: no member is in memory as a whole, and no more comes out than the index says."""
+    left = member.file_size
+    with source.open(member) as packed, target.open("wb") as file:
+        while chunk := packed.read(_CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                break
+            file.write(chunk)
+    if left:
+        more = "more" if left < 0 else "less"
+        raise zipfile.BadZipFile(f"{member.filename}: {more} than the {member.file_size} bytes that its index says")
+
+
+@contextmanager
+def _named_errors(archive: Path) -> Iterator[None]:
+    """All that `zipfile` makes of a broken archive, as one line; a full disk stays an `OSError`."""
     try:
-        with zipfile.ZipFile(archive) as source:
-            wanted = {name: name for name in (LABELS, CLASSES)}
-            wanted |= {
-                name: f"{IMAGES}/{Path(name).name}"
-                for name in source.namelist()
-                if name.startswith(f"{IMAGES}/") and name.endswith(".dcm")
-            }
-            if sum(source.getinfo(name).file_size for name in wanted) > _MAX_BYTES:
-                raise UserError(f"{archive}: would fill more than {_MAX_BYTES} bytes")
-            (folder / IMAGES).mkdir(parents=True, exist_ok=True)
-            for name, target in wanted.items():
-                (folder / target).write_bytes(source.read(name))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{archive}: not the challenge's archive: {error}") from None
+        yield
+    except UserError:
+        raise
+    except (
+        zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError,
+        IndexError, struct.error, zlib.error,
+    ) as error:  # fmt: skip
+        reason = plain(str(error.args[0] if error.args else type(error).__name__))
+        raise UserError(f"{archive}: broken, or not the challenge's archive: {reason}") from None
 
 
 def write_groups(mapping: Path, target: Path) -> tuple[int, int]:
@@ -104,11 +173,13 @@ def write_groups(mapping: Path, target: Path) -> tuple[int, int]:
         UserError: the file is missing, is not such a list, or gives an image two patients.
     """
     try:
-        rows = json.loads(mapping.read_text(encoding="utf-8"))
+        rows = read_json(mapping, _MAX_MAPPING_BYTES)
+        if not isinstance(rows, list):
+            raise TypeError
         pairs = [(str(row["subset_img_id"]), str(row["img_id"])) for row in rows]
     except FileNotFoundError:
         raise UserError(f"{mapping}: no such file; RSNA publishes it beside the challenge") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{mapping}: not a JSON list of objects with subset_img_id and img_id ({type(error).__name__})"
         ) from None

@@ -19,9 +19,11 @@ from pipeline.data.clahe import Preparation, prepare
 from pipeline.data.dicom import read_radiograph
 from pipeline.data.limits import study_limits
 from pipeline.data.looks import describe
+from pipeline.data.manifest import MANIFEST, REBUILD, read_manifest, read_table, require_digests
 from pipeline.data.parallel import Workers, map_jobs
+from pipeline.data.prepared_tables import BOX_COLUMNS, parse_boxes, parse_index
+from pipeline.documents import plain
 from pipeline.errors import BadStudyError, UserError
-from pipeline.escaping import original_cell
 from pipeline.files import json_text, write_atomic, write_text
 
 # Of a study, where its header has them.
@@ -205,30 +207,60 @@ class PreparedImages(Sequence[Image]):
 
 
 @cache
-def _open_shard(path: Path) -> np.ndarray:
+def _open_shard(path: Path) -> Image:
     try:
-        # allow_pickle stays False: an .npy file may otherwise carry code.
-        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not np.load: it would also take an archive, or a pickle.
+        shard: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro` to rebuild it") from None
+        raise UserError(f"{path}: cannot be read ({plain(str(error))}); {REBUILD}") from None
+    if shard.dtype != np.uint8 or shard.ndim not in (3, 4):
+        raise UserError(f"{path}: holds {shard.dtype} {list(shard.shape)}, must hold uint8 images; {REBUILD}")
     return shard
 
 
+def require_shards(folder: Path, index: pd.DataFrame) -> None:
+    """Look at all of the prepared images once, before the first is used: whole, of one shape, and as many as asked.
+
+    Raises:
+        UserError: a shard is missing, damaged, of another shape than the first, or has fewer images than
+            the index says.
+    """
+    manifest = read_manifest(folder)
+    needed = index.groupby("shard")["row"].max()
+    unknown = next((name for name in needed.index if name not in manifest.files), None)
+    if unknown is not None:
+        raise UserError(f"{folder / INDEX}: names the shard {unknown}, which {MANIFEST} does not; {REBUILD}")
+    require_digests(folder, needed.index, manifest)
+    shapes = {name: _open_shard(folder.resolve() / name).shape for name in needed.index}
+    for name, shape in shapes.items():
+        first = next(iter(shapes))
+        if shape[1:] != shapes[first][1:]:
+            raise UserError(
+                f"{folder / name}: has images {list(shape[1:])}, {first} {list(shapes[first][1:])}; {REBUILD}"
+            )
+        if needed[name] >= shape[0]:
+            raise UserError(f"{folder / INDEX}: asks for row {needed[name]} of {name}, which has {shape[0]}; {REBUILD}")
+
+
 def read_index(folder: Path) -> pd.DataFrame:
-    """The index of prepared studies: patientId, groupId, class, target, view, sex, age, place, size."""
+    """The index of prepared studies: patientId, groupId, class, target, view, sex, age, place, size.
+
+    Raises:
+        UserError: it is missing, not as it was written, or a file beside it is missing or has another size.
+    """
     path = folder / INDEX
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro preprocess` first")
-    text = dict.fromkeys(("patientId", "groupId", "cluster", "class", "view", "sex", "shard"), str)
-    types = text | dict.fromkeys(NUMBERS, "float64")
-    # Ids and words stay as written: 'NA' is not a missing value, '007' is not 7.
-    index = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
-    return index.assign(**{"class": index["class"].map(original_cell)})
+    return parse_index(read_table(folder, INDEX, read_manifest(folder)), path)
 
 
 def read_boxes(folder: Path, patient_ids: Sequence[str]) -> list[np.ndarray]:
-    """Boxes of each study, ``[N, 4]`` float64 x, y, width, height in pixels of the original."""
-    table = pd.read_csv(folder / BOXES, dtype={"patientId": str}, keep_default_na=False)
-    columns = ["x", "y", "width", "height"]
-    grouped = {key: rows[columns].to_numpy(np.float64) for key, rows in table.groupby("patientId")}
-    return [grouped.get(key, np.zeros((0, 4))) for key in patient_ids]
+    """Boxes of each study, ``[N, 4]`` float64 x, y, width, height in pixels of the original.
+
+    Raises:
+        UserError: they are missing, or not as they were written.
+    """
+    table = parse_boxes(read_table(folder, BOXES, read_manifest(folder)), folder / BOXES)
+    boxes = table[BOX_COLUMNS[1:]].to_numpy(np.float64)
+    places = table.groupby("patientId").indices
+    return [boxes[places[key]] if key in places else np.zeros((0, 4)) for key in patient_ids]

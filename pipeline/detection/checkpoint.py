@@ -9,7 +9,6 @@ checkpoints/<fingerprint>/best-0003.safetensors   the best epoch's weights, and 
 """
 
 import hashlib
-import json
 import logging
 import re
 import shutil
@@ -20,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.documents import read_json_object
 from pipeline.errors import UserError
 from pipeline.files import directory_atomic, sync_file, write_atomic, write_json
 
@@ -124,9 +124,9 @@ def _load(path: Path) -> tuple[dict[str, Weights], dict[str, Any]]:
 
 def _require_whole(folder: Path, manifest: Path) -> None:
     try:
-        digests = json.loads(manifest.read_text(encoding="utf-8"))
+        digests = read_json_object(manifest)
         wrong = [name for name, digest in digests.items() if _digest(folder / name) != digest]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{manifest.name} or a file that it names cannot be read ({error})") from None
     if wrong:
         raise DamagedCheckpointError(f"{wrong[0]} is not as it was written (SHA-256)")

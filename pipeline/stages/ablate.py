@@ -1,6 +1,5 @@
 """What focal loss and CLAHE are worth on your data: the paper's Table 1 a, b and d, and CLAHE on and off."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,17 @@ import pandas as pd
 import torch
 
 from pipeline import provenance
+from pipeline.data.manifest import MANIFEST
 from pipeline.detection.device import make_fabric
 from pipeline.detection.losses import focal_loss
+from pipeline.documents import read_json_object
+from pipeline.errors import UserError
 from pipeline.evaluation.ablation_plot import plot_ablation, plot_loss_curves
 from pipeline.files import write_atomic, write_json, write_text
 from pipeline.params import Params
 from pipeline.stages.inputs import SplitData, read_inputs
 from pipeline.stages.preprocess import PREPARED, preprocess
-from pipeline.stages.run_log import epoch_hooks, run_tags
+from pipeline.stages.run_log import epoch_hooks, read_run_id, run_tags
 from pipeline.stages.split import SPLITS_FILE
 from pipeline.stages.train import architecture, build_trainer, training_fingerprint
 from pipeline.tracking import tracked_run
@@ -93,7 +95,9 @@ def ablate(base: Params, out: Path, tables: Sequence[str], epochs: int | None) -
     """
     chosen = [arm for arm in arms(base) if arm.table in tables]
     results_file = out / RESULTS
-    known: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {"arms": {}}
+    known: dict[str, Any] = read_json_object(results_file) if results_file.exists() else {"arms": {}}
+    if not isinstance(known.get("arms"), dict):
+        raise UserError(f"{results_file}: has no arms; remove it to start afresh")
     with tracked_run(known.get("run_id"), run_tags(base) | {"mlflow.runName": "ablation"}) as parent:
         known["run_id"] = parent.run_id
         write_json(results_file, known)
@@ -126,14 +130,14 @@ def _inputs(params: Params, base: Params, out: Path) -> dict[str, SplitData]:
 
 
 def _data_version() -> str:
-    return provenance.fingerprint({}, sorted(path for path in PREPARED.iterdir() if path.is_file()))
+    return provenance.fingerprint({}, [PREPARED / MANIFEST])
 
 
 def _run_arm(
     arm: Arm, params: Params, splits: Mapping[str, SplitData], folder: Path, parent: str
 ) -> dict[str, float | str]:
     run_file = folder / "mlflow_run.json"
-    former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+    former = read_run_id(run_file) if run_file.exists() else None
     tags = run_tags(params) | {
         "mlflow.parentRunId": parent,
         "mlflow.runName": f"{arm.table}: {arm.name}",
@@ -152,7 +156,7 @@ def _run_arm(
 
         with run.stopping.deferred():
             best = trainer.fit(epoch_hooks(run, splits["val"], note))
-        measured = json.loads((folder / f"val-{best.epoch}.json").read_text())
+        measured = read_json_object(folder / f"val-{best.epoch}.json")
         return {"run_id": run.run_id, **{name: measured[name] for name in _MEASURED}}
 
 

@@ -27,7 +27,7 @@ from pipeline.stages.registration import (
     REGISTERED,
     describe,
     format_metrics,
-    read_run_id,
+    model_run_id,
     register_results,
     registered_file,
 )
@@ -54,7 +54,7 @@ EVALUATED = ("val", "test")
 def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> None:
     """Score the model on val and test and write everything under ``reports``."""
     splits = read_inputs(params.preprocess)
-    with tracked_run(read_run_id(models), run_tags(params)) as run:
+    with tracked_run(model_run_id(models), run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
         config = load_model(models)[1]
         found = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)

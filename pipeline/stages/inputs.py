@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.data.annotations import NORMAL, NOT_NORMAL, OPACITY, xyxy
 from pipeline.data.clahe import letterbox_scale
-from pipeline.data.shards import PreparedImages, read_boxes, read_index
+from pipeline.data.shards import PreparedImages, read_boxes, read_index, require_shards
 from pipeline.data.splits import LEAKED, SPLITS, require_no_leak
 from pipeline.detection.augment import Augmenter
 from pipeline.detection.dataset import UNKNOWN_CLASS, DetectionDataset
@@ -58,9 +58,11 @@ def read_inputs(
     """The three splits; and ``leaked``, where ``split.leaked`` asks for it.
 
     Raises:
-        UserError: a file is missing, a patient is in two splits, or the images were prepared by other rules.
+        UserError: a file is missing or damaged, a patient is in two splits, or the images were prepared by
+            other rules.
     """
     index = read_index(prepared)
+    require_shards(prepared, index)
     splits = read_splits(splits_file, index)
     require_no_leak(index, splits)
     parts = {}

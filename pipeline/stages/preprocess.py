@@ -13,7 +13,9 @@ from pipeline.data.annotations import BOX, Annotations
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
 from pipeline.data.clahe import Preparation
 from pipeline.data.data_page import render_data_page
+from pipeline.data.manifest import write_manifest
 from pipeline.data.parallel import Workers
+from pipeline.data.prepared_tables import INDEX_COLUMNS
 from pipeline.data.shards import BOXES, INDEX, ShardJob, ShardResult, Study, fit_boxes, prepare_shards
 from pipeline.errors import run_main
 from pipeline.escaping import safe_table
@@ -25,10 +27,6 @@ logger = logging.getLogger(__name__)
 PREPARED = Path("data/prepared")
 QUARANTINE = Path("reports/quarantine.csv")
 DATA_PAGE = Path("reports/data.html")
-INDEX_COLUMNS = [
-    "patientId", "shard", "row", "height", "width", "view", "sex", "age", "spacing",
-    "groupId", "class", "target", "cluster",
-]  # fmt: skip
 
 
 def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARANTINE.parent) -> None:
@@ -106,6 +104,7 @@ def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult
     )
     safe_table(index[INDEX_COLUMNS]).to_csv(folder / INDEX, index=False)
     _boxes(index, found.annotations).to_csv(folder / BOXES, index=False)
+    write_manifest(folder)
 
 
 def _boxes(index: pd.DataFrame, annotations: Annotations) -> pd.DataFrame:

@@ -1,21 +1,19 @@
 """The trained model and its results, into MLflow's registry, and which of its versions they are."""
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import provenance
 from pipeline.data.sample import example_dicom
-from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
 from pipeline.delivery.served import ServingLimits
+from pipeline.documents import read_json_object
 from pipeline.errors import UserError
-from pipeline.evaluation.summary import INFLATED, Summary
+from pipeline.evaluation.summary import Summary
 from pipeline.params import Params
-from pipeline.stages.run_log import data_version, run_tags
+from pipeline.stages.run_log import data_version, read_run_id, run_tags
 from pipeline.stages.train import RUN_FILE
 from pipeline.tracking import (
     MODEL_NAME,
@@ -138,62 +136,38 @@ def _package_digest(models: Path) -> str:
     return provenance.fingerprint({}, [Path(os.path.relpath(path)) for path in files])
 
 
-def read_run_id(models: Path) -> str:
-    """The run that made the model.
+def model_run_id(models: Path) -> str:
+    """The id of the run that made the model.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     path = models / RUN_FILE
     try:
-        return str(json.loads(path.read_text())["run_id"])
+        return read_run_id(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `dvc repro train` first") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not a JSON object with a run_id; run `dvc repro train`") from None
 
 
 def _read_registered(file: Path) -> dict[str, str]:
+    values = _read_results(file)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
         return {key: str(values[key]) for key in ("version", "run_id", "weights_sha256")}
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; run `dvc repro evaluate` first") from None
-    except (ValueError, KeyError, TypeError):
+    except KeyError:
         raise UserError(
             f"{file}: does not say which model it is of (version, run_id, weights_sha256); run `dvc repro evaluate`"
         ) from None
 
 
 def _read_metrics(file: Path) -> dict[str, Any]:
+    metrics = _read_results(file)
+    if not isinstance(metrics.get("test"), dict):
+        raise UserError(f"{file}: not the metrics of an evaluation; run `dvc repro evaluate`")
+    return metrics
+
+
+def _read_results(file: Path) -> dict[str, Any]:
     try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(metrics["test"], dict):
-            raise TypeError
+        return read_json_object(file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; run `dvc repro evaluate` first") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: not the metrics of an evaluation; run `dvc repro evaluate`") from None
-    found: dict[str, Any] = metrics
-    return found
-
-
-def describe(metrics: Mapping[str, Summary]) -> str:
-    """The headline numbers as a Markdown list."""
-    return "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
-
-
-def format_metrics(metrics: Mapping[str, Summary]) -> str:
-    """The headline numbers as one line per split."""
-    lines = []
-    for split, summary in metrics.items():
-        parts = [
-            f"{key} {summary[key]:.3f} ({summary[f'{key}_low']:.3f} to {summary[f'{key}_high']:.3f})"
-            for key in _HEADLINES
-            if summary[key] is not None and summary[f"{key}_low"] is not None
-        ]
-        lines.append(f"{split}: " + "  ".join(parts))
-    if LEAKED in metrics:
-        gains = [f"{key} {gain:+.3f}" for key in INFLATED if (gain := metrics[LEAKED][f"{key}_inflation"]) is not None]
-        lines.append("a leak would have added: " + "  ".join(gains))
-    return "\n".join(lines)

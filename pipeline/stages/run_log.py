@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors
 from pipeline.detection.engine import Hooks
 from pipeline.detection.postprocess import Detections
 from pipeline.detection.retinanet import Architecture
+from pipeline.documents import read_json_object, shown
 from pipeline.drawing import contact_sheet, draw_boxes, encode_jpeg
+from pipeline.errors import UserError
 from pipeline.evaluation.anchor_plot import plot_anchor_coverage
 from pipeline.evaluation.coco import coco_metrics
 from pipeline.evaluation.results import ImageResult, image_result
@@ -28,6 +31,20 @@ from pipeline.tracking import DataVersion, TrackedRun
 logger = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 320
+_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+
+def read_run_id(path: Path) -> str:
+    """The id of the MLflow run that a file names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it names none.
+    """
+    run_id = read_json_object(path).get("run_id")
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise UserError(f"{path}: run_id = {shown(run_id)}: must be the id of an MLflow run")
+    return run_id
 
 
 def log_start(run: TrackedRun, params: Params, layout: Architecture, splits: dict[str, SplitData]) -> None:

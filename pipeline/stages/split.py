@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.shards import read_index
-from pipeline.data.splits import deal, kfold_shares, missing_classes, pick_leaked, require_no_leak
+from pipeline.data.shards import INDEX, read_index
+from pipeline.data.splits import LEAKED, SPLITS, deal, kfold_shares, missing_classes, pick_leaked, require_no_leak
+from pipeline.documents import plain, shown
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_text
 from pipeline.params import Params, load_params
@@ -16,6 +17,7 @@ from pipeline.stages.preprocess import PREPARED
 logger = logging.getLogger(__name__)
 
 SPLITS_FILE = Path("data/splits.csv")
+_AGAIN = "`dvc checkout` brings the recorded table back; without it, `dvc repro split` deals all patients anew"
 _COLUMNS = ["patientId", "groupId", "part", "split", "rule"]
 
 
@@ -56,7 +58,10 @@ def _former_parts(target: Path, index: pd.DataFrame, rule: str) -> dict[str, str
     """Cluster -> part, of the clusters that have a study or a patient of the former splits."""
     if not target.exists():
         return {}
-    table = pd.read_csv(target, dtype=str, keep_default_na=False)
+    table = _read(target)
+    if list(table.columns) == _COLUMNS and table["rule"].nunique() > 1:
+        # Dealt anew, patients of test would come to train unsaid.
+        raise UserError(f"{target}: damaged: its lines are not of one rule; {_AGAIN}")
     if list(table.columns) != _COLUMNS or not (table["rule"] == rule).all():
         logger.warning("%s: of another seed, other shares or another version; all patients are dealt anew", target)
         return {}
@@ -78,15 +83,34 @@ def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:
     """The split of each row of ``index``.
 
     Raises:
-        UserError: the file is missing, or lacks a study.
+        UserError: the file is missing or damaged, or is not of these studies.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro split` first")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = _read(path)
+    if list(table.columns) != _COLUMNS:
+        raise UserError(f"{path}: must have the columns {', '.join(_COLUMNS)}; {_AGAIN}")
+    for column, wrong, rule in (
+        ("split", ~table["split"].isin([*SPLITS, LEAKED]), f"must be {', '.join(SPLITS)} or {LEAKED}"),
+        ("patientId", table["patientId"].duplicated(), "must be there once"),
+        ("patientId", ~table["patientId"].isin(index["patientId"]), f"is not in {PREPARED / INDEX}"),
+    ):
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise UserError(f"{path} line {row + 2}: {column} {shown(table[column].iloc[row])}: {rule}; {_AGAIN}")
     splits = index["patientId"].map(dict(zip(table["patientId"], table["split"], strict=True)))
     if splits.isna().any():
-        raise UserError(f"{path}: lacks study {index['patientId'][splits.isna()].iloc[0]}; run `dvc repro split`")
+        raise UserError(f"{path}: lacks study {index['patientId'][splits.isna()].iloc[0]}; {_AGAIN}")
     return splits
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' errors are ValueErrors, and so is text that is no UTF-8
+        raise UserError(f"{path}: not a table: {plain(str(error))}; {_AGAIN}") from None
+    # The last line of a file that was cut off has fewer fields: pandas fills them up.
+    return table.fillna("")
 
 
 def main() -> None:

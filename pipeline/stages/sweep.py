@@ -24,7 +24,7 @@ from pipeline.files import write_atomic, write_text
 from pipeline.params import Choices, Params, Range
 from pipeline.provenance import fingerprint
 from pipeline.stages.inputs import SplitData, read_inputs
-from pipeline.stages.run_log import epoch_hooks, run_tags
+from pipeline.stages.run_log import epoch_hooks, read_run_id, run_tags
 from pipeline.stages.train import architecture, build_trainer, training_fingerprint
 from pipeline.tracking import PARENT, RunGroup, run_group, tracked_run
 
@@ -135,7 +135,7 @@ def _value(trial: BaseTrial, key: str, rule: Range | Choices) -> Any:
 def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], out: Path, parent: str) -> float:
     folder = out / "checkpoints" / training_fingerprint(params)
     run_file = folder / "mlflow_run.json"
-    former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+    former = read_run_id(run_file) if run_file.exists() else None
     tags = run_tags(params) | {"mlflow.runName": f"trial {trial.number}", PARENT: parent}
 
     def note(values: Mapping[str, float], epoch: int) -> None:

@@ -1,6 +1,5 @@
 """Stage ``train``: prepared images and splits -> a RetinaNet, its thresholds and its MLflow run."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from pipeline import provenance
+from pipeline.data.manifest import MANIFEST
 from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model, save_seen
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
@@ -35,7 +35,7 @@ from pipeline.stages.inputs import IMAGE_CLASSES, SplitData, read_inputs
 from pipeline.stages.launch import launch
 from pipeline.stages.operating_point import choose_operating_point
 from pipeline.stages.preprocess import PREPARED, preparation
-from pipeline.stages.run_log import epoch_hooks, log_start, run_tags
+from pipeline.stages.run_log import epoch_hooks, log_start, read_run_id, run_tags
 from pipeline.stages.split import SPLITS_FILE
 from pipeline.stopping import stop_signals
 from pipeline.tracking import require_registry, tracked_run
@@ -69,7 +69,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     run_file = folder / RUN_FILE
     if not folder.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         logger.info("%s: of other params, data or code; this run starts afresh", checkpoints)
-    former = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+    former = read_run_id(run_file) if run_file.exists() else None
     require_registry()
     with tracked_run(former, run_tags(params)) as run:
         write_json(run_file, {"run_id": run.run_id})
@@ -190,7 +190,7 @@ def training_fingerprint(params: Params) -> str:
     sections: Any = whole | {"preprocess": {"image_size", "clahe", "channels"}}  # not by whom they were prepared
     package = Path(__file__).resolve().parent.parent
     code = [*(Path(__file__).with_name(name) for name in _CODE), *sorted((package / "detection").glob("*.py"))]
-    data = [*sorted(path for path in PREPARED.iterdir() if path.is_file()), SPLITS_FILE]
+    data = [PREPARED / MANIFEST, SPLITS_FILE]  # the manifest has the digests of all else
     return provenance.fingerprint(params.model_dump(mode="json", include=sections), [*code, *data])
 
 
