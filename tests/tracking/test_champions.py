@@ -45,7 +45,8 @@ def champions(client):
 
 
 def alias(client):
-    return client.get_registered_model(MODEL_NAME).aliases.get("champion")
+    number = client.get_registered_model(MODEL_NAME).aliases.get("champion")
+    return None if number is None else str(number)
 
 
 def test_one_after_another_and_back(client, version):
@@ -184,14 +185,13 @@ def test_a_damaged_list_is_one_line_and_is_kept(client, version, text):
 def test_long_reasons_and_many_champions_fit(client, version):
     first, second = version("a"), version("b")
     former, other = None, (first, second)
-    for turn in range(30):
+    for _ in range(30):
         make_champion(other[0], "Größe " * 2000, former)
         former, other = other[0], (other[1], other[0])
     assert alias(client) == former.version
     kept = champions(client)
     assert 15 < len(kept) < 30
     assert roll_back() == (kept[-1], kept[-2])
-    assert turn == 29
 
 
 def test_a_version_is_known_by_its_weights_and_its_run(client, version):

@@ -300,9 +300,10 @@ def test_a_deleted_experiment_is_one_line_and_can_be_restored(client):
         pass
     experiment = client.get_run(run.run_id).info.experiment_id
     client.delete_experiment(experiment)
-    with pytest.raises(
-        UserError, match=f"was deleted there; `mlflow experiments restore --experiment-id {experiment}`"
-    ), tracked_run(None, {}):
+    with (
+        pytest.raises(UserError, match=f"was deleted there; `mlflow experiments restore --experiment-id {experiment}`"),
+        tracked_run(None, {}),
+    ):
         pass
     client.restore_experiment(experiment)
     with tracked_run(None, {}):
