@@ -30,6 +30,7 @@ _COLUMNS = (
 # MLflow takes a plain path for a quoted one, and these would be read as something else.
 _NEEDS_QUOTES = re.compile(r"[%#?;]")
 _BUSY_SECONDS = 20.0
+_COPIES = "/.dvc/tmp/exps/"
 
 
 def new_location(uri: str, experiment: str) -> str | None:
@@ -50,6 +51,9 @@ def require_location(uri: str, experiment: str, location: str) -> None:
     database, path = database_file(uri), _local_path(location)
     if database is None or path is None or path.exists() or path.resolve().is_relative_to(database.parent):
         return
+    with closing(sqlite3.connect(database, timeout=_BUSY_SECONDS)) as connection:
+        if not _is_used(connection, location):
+            return
     raise UserError(
         f"{database}: experiment {experiment} keeps its files in {path}, which is not there (not mounted, moved, or"
         f" a copy that is gone?); `pneumoflow doctor --relocate` makes {database.parent / FILES} their place"
@@ -89,12 +93,13 @@ def _relocate(uri: str, *, only_what_is_here: bool) -> int:
             if not moves:
                 return 0
             connection.execute("BEGIN IMMEDIATE")
-            count = sum(_replace(connection, old, new) for old, new in moves)
+            counts = [_replace(connection, old, new) for old, new in moves]
     except sqlite3.Error as error:
         raise UserError(f"{database}: cannot be used as MLflow's store: {error}") from None
-    for old, new in moves:
-        logger.warning("MLflow's files have moved with their database, from %s to %s", old, new)
-    return count
+    for (old, new), count in zip(moves, counts, strict=True):
+        if count > 1:  # more than the experiment itself
+            logger.warning("MLflow's files have moved with their database, from %s to %s", old, new)
+    return sum(counts)
 
 
 def _moves(connection: sqlite3.Connection, folder: Path) -> Iterator[tuple[str, str]]:
@@ -103,7 +108,7 @@ def _moves(connection: sqlite3.Connection, folder: Path) -> Iterator[tuple[str, 
         return
     for name, location in connection.execute("SELECT name, artifact_location FROM experiments").fetchall():
         path = _local_path(location or "")
-        if path is None or path.resolve().is_relative_to(folder):
+        if path is None or (path.resolve().is_relative_to(folder) and _COPIES not in path.as_posix()):
             continue
         tail = path.name if path.parent.name == FILES else _folder_name(name)
         yield location, _written(folder / FILES / tail)
@@ -118,9 +123,14 @@ def _is_here(connection: sqlite3.Connection, old: str, new: str) -> bool:
         return True
     if old_path.exists():
         return False
+    return _COPIES in old_path.as_posix() or (
+        not _is_used(connection, old) and old_path.parent.name == FILES and not old_path.parent.parent.exists()
+    )
+
+
+def _is_used(connection: sqlite3.Connection, location: str) -> bool:
     runs = "SELECT 1 FROM runs WHERE substr(artifact_uri, 1, ?) = ?"
-    unused = not connection.execute(runs, (len(old) + 1, f"{old}/")).fetchone()
-    return unused or ".dvc/tmp/exps/" in old_path.as_posix()
+    return connection.execute(runs, (len(location) + 1, f"{location}/")).fetchone() is not None
 
 
 def _replace(connection: sqlite3.Connection, old: str, new: str) -> int:

@@ -1,0 +1,168 @@
+"""A server, or the way to it, that fails in the midst of a promotion: a failure is never taken for "there is none"."""
+
+import contextlib
+import json
+
+import mlflow
+import pytest
+
+from flows.servers import mlflow_server
+from pipeline.errors import UserError
+from pipeline.tracking import (
+    ChampionChangedError,
+    Registered,
+    download_model,
+    find_version,
+    make_champion,
+    registered_champion,
+    require_registry,
+    roll_back,
+    tracked_run,
+)
+from pipeline.tracking.versions import MODEL_NAME, WEIGHTS
+from tests.flows.conftest import free_port
+
+pytestmark = pytest.mark.slow
+
+KINDS = ["401", "403", "404", "500", "503", "cut off", "slow", "truncated", "half", "empty"]
+READS = {
+    "model": "GET .*registered-models/get",
+    "version": "GET .*model-versions/get",
+}
+WRITES = [
+    "registered-models/set-tag",
+    "registered-models/alias",
+    "model-versions/set-tag",
+    "registered-models/delete-tag",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, _empty_store):
+    """A real MLflow server over a store of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "mlflow.db").write_bytes(_empty_store.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        with mlflow_server(free_port()) as url:
+            yield url, mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture
+def store(server, make_proxy, monkeypatch):
+    """Versions 1 (champion) and 2, behind a proxy; (proxy, client that goes past it, versions)."""
+    url, client = server
+    client.create_registered_model(MODEL_NAME)
+    versions = []
+    for weights in "ab":
+        run = client.create_run("0").info.run_id
+        made = client.create_model_version(MODEL_NAME, f"models/{weights}", run, tags={WEIGHTS: weights})
+        versions.append(Registered(str(made.version), run, weights))
+    proxy = make_proxy(url)
+    for key, value in {
+        "MLFLOW_TRACKING_URI": proxy.url,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
+        "PNEUMOFLOW_MLFLOW_PATIENCE": "0.4",
+        "PNEUMOFLOW_LEASE_SECONDS": "0",
+    }.items():
+        monkeypatch.setenv(key, value)
+    make_champion(versions[0], "the first model", None)
+    yield proxy, client, versions
+    proxy.clear()
+    client.delete_registered_model(MODEL_NAME)
+
+
+def state(client):
+    model = client.get_registered_model(MODEL_NAME)
+    return str(model.aliases["champion"]), [one["version"] for one in json.loads(model.tags["champions"])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("read", READS)
+def test_a_read_that_fails_crowns_nobody(store, kind, read):
+    proxy, client, (first, second) = store
+    proxy.fail(READS[read], kind)
+    with pytest.raises(UserError) as caught:
+        registered_champion()
+    assert proxy.hits
+    assert "\n" not in str(caught.value)
+    with pytest.raises((UserError, ChampionChangedError)):
+        make_champion(second, "never compared", None)
+    with pytest.raises(UserError):
+        roll_back()
+    assert state(client) == ("1", ["1"])
+    proxy.clear()
+    assert registered_champion() == first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_moment_is_survived(store, kind, monkeypatch):
+    proxy, client, (first, second) = store
+    monkeypatch.setenv("PNEUMOFLOW_MLFLOW_PATIENCE", "30")
+    proxy.fail("registered-models/get", kind, times=2)
+    assert registered_champion() == first
+    assert proxy.hits == 2
+    proxy.fail("registered-models/alias", kind, times=1)
+    make_champion(second, "better", first)
+    assert proxy.hits == 1
+    assert state(client) == ("2", ["1", "2"])
+
+
+@pytest.mark.parametrize("kind", ["403", "503", "cut off", "empty"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_that_fails_loses_no_history(store, kind, write):
+    """Whether the server has done it or not: the next promotion or rollback finds the alias's champions."""
+    proxy, client, (first, second) = store
+    proxy.fail(f"(POST|DELETE) .*{write}", kind)
+    with contextlib.suppress(UserError):
+        make_champion(second, "better", first)
+    assert proxy.hits
+    proxy.clear()
+    client.delete_registered_model_tag(MODEL_NAME, "pneumoflow.promotion")
+    alias, champions = state(client)
+    assert champions in (["1"], ["1", "2"])
+    if alias == "2":
+        assert roll_back() == ("2", "1")
+    else:
+        make_champion(second, "better", first)
+        assert state(client) == ("2", ["1", "2"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_fetched_in_part_is_not_used(store, kind, tmp_path):
+    proxy, _, _ = store
+    proxy.fail("model-versions|artifacts|registered-models|logged-models", kind)
+    with pytest.raises(UserError) as caught:
+        download_model(f"models:/{MODEL_NAME}@champion", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["403", "503", "cut off", "half"])
+def test_a_search_that_fails_is_not_none(store, kind):
+    proxy, _, (first, _) = store
+    assert find_version("a", first.run_id) == first
+    proxy.fail("model-versions/search", kind)
+    with pytest.raises(UserError):
+        find_version("a", first.run_id)
+
+
+def test_no_access_is_said_at_the_start(store):
+    proxy, _, _ = store
+    for pattern, call in {
+        "experiments/": lambda: tracked_run(None, {}).__enter__(),
+        "POST .*runs/create": lambda: tracked_run(None, {}).__enter__(),
+        "(POST|PATCH) .*registered-models": require_registry,
+    }.items():
+        proxy.fail(pattern, "403")
+        with pytest.raises(UserError, match="access is refused: .*403"):
+            call()
+        assert proxy.hits
+
+
+def test_nobody_listens(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:GeHeim1@127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="looking for the model") as caught:
+        registered_champion()
+    assert "GeHeim1" not in str(caught.value)
