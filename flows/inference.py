@@ -1,7 +1,6 @@
 """The inference flow: score what is new in a watched folder, each study once."""
 
 import argparse
-import csv
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from prefect.artifacts import create_table_artifact
 from flows.dvc import run_command
 from flows.messages import one_line_errors
 from flows.servers import scheduling_server
+from pipeline.delivery.scored import SCORED, read_scored
 from pipeline.errors import run_main
 
 MODEL = "models:/rsna-retinanet@champion"
@@ -29,8 +29,7 @@ def inference(folder: str = "inbox", out: str = "scored", model: str = MODEL, st
     """Score the files of ``folder`` that ``out/scored.csv`` does not have yet, and show the last ones."""
     one_line_errors()
     score_new_studies(model, folder, out, study_seconds)
-    with (Path(out) / "scored.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_scored(Path(out) / SCORED)
     last = [{key: row[key] for key in ("scored_at", "file", "image_score", "problem")} for row in rows[-_SHOWN:]]
     if last:
         create_table_artifact(table=last, key="scored", description=f"The last of {len(rows)} studies")
