@@ -1,7 +1,6 @@
 """The inference flow: score what is new in a watched folder, each study once."""
 
 import argparse
-import csv
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from flows.dvc import run_command
 from flows.running import flow_process, run_alone
 from flows.serving import serve_flow
 from flows.showing import show
+from pipeline.delivery.scored import SCORED, read_scored
 from pipeline.errors import run_main
 
 MODEL = "models:/rsna-retinanet@champion"
@@ -38,8 +38,7 @@ def inference(
 
 def _score_and_show(folder: str, out: str, model: str, study_seconds: float) -> None:
     score_new_studies(model, folder, out, study_seconds)
-    with (Path(out) / "scored.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_scored(Path(out) / SCORED)
     last = [{key: row[key] for key in ("scored_at", "file", "image_score", "problem")} for row in rows[-_SHOWN:]]
     if last:
         description = f"The last of {len(rows)} studies"

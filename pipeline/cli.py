@@ -10,6 +10,7 @@ from pipeline.escaping import printable
 
 if TYPE_CHECKING:
     from pipeline.delivery.served import ServingLimits
+    from pipeline.delivery.structured_report import ReportWriter
     from pipeline.delivery.writers import Writer
 
 app = typer.Typer(
@@ -135,7 +136,8 @@ def predict(
 
         files = list_files(inputs)  # what is not there is said before the model is loaded
         predictor = Predictor(_model_folder(model))
-        writers: list[Writer] = [_report_writer(out / "sr")] if sr else []
+        reports = _report_writer(out / "sr") if sr else None
+        writers: list[Writer] = [reports] if reports else []
         writers += [PictureWriter(out / "pictures")] if pictures else []
         writers += [stack.enter_context(coco_writer(out / "coco.json"))] if coco else []
         writers += [stack.enter_context(table_writer(out / "predictions.csv"))]
@@ -147,6 +149,8 @@ def predict(
     typer.echo(f"{done.predicted} studies, {done.detections} detections: {out / 'predictions.csv'}")
     if not done.predicted:
         raise UserError(f"{printable(inputs[0])}: no readable DICOM file among the inputs")
+    if reports:
+        _say_reports(reports, out / "sr")
 
 
 @app.command()
@@ -160,8 +164,9 @@ def inbox(
 ) -> None:
     """Score what is new in a folder, each study once; `python -m flows.inference` does so on a schedule."""
     from pipeline.data.reader import Reader, reading_processes
-    from pipeline.delivery.inbox import SCORED, score_inbox
+    from pipeline.delivery.inbox import score_inbox
     from pipeline.delivery.predictor import Predictor
+    from pipeline.delivery.scored import SCORED
 
     with Reader(reading_processes(), study_seconds) as reader:
         done = score_inbox(Predictor(_model_folder(model)), reader, model, folder, out, batch_size, settle_seconds)
@@ -380,7 +385,16 @@ def sync() -> None:
         raise UserError(f"{shown_uri()}: what {waiting} runs have left could not be delivered; it waits on")
 
 
-def _report_writer(folder: Path) -> "Writer":
+def _say_reports(reports: "ReportWriter", folder: Path) -> None:
+    for path, reason in reports.problems.items():
+        typer.echo(f"no report of {printable(path)}: {reason}", err=True)
+    typer.echo(f"{reports.written} reports: {folder}")
+    if reports.problems:
+        count = len(reports.problems)
+        raise UserError(f"{folder}: {count} of {count + reports.written} reports could not be made")
+
+
+def _report_writer(folder: Path) -> "ReportWriter":
     try:
         from pipeline.delivery.structured_report import ReportWriter
     except ImportError:

@@ -1,12 +1,9 @@
 """A folder into which studies arrive: each is scored once, whoever looks and however often."""
 
-import csv
 import hashlib
-import io
-import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,23 +11,26 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
+from pipeline.data.discovery import list_folder
+from pipeline.data.findings import RULES
 from pipeline.data.reader import Reader
 from pipeline.delivery.batch import Source, Study, predict_each, why
+from pipeline.delivery.incoming import ARRIVING, Arrivals, StillArrivingError, read_regular
 from pipeline.delivery.predictor import Predictor
+from pipeline.delivery.scored import SCORED, append_rows, open_scored
 from pipeline.errors import BadStudyError, UserError
+from pipeline.escaping import printable
 from pipeline.submission import prediction_string
 
-SCORED = "scored.csv"
-_COLUMNS = (
-    "sha256", "file", "scored_at", "model", "image_score", "PredictionString", "problem",
-    # What monitoring compares with the studies that the model was validated on.
-    "view", "grey_mean", "grey_std", "findings",
-)  # fmt: skip
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class InboxResult:
-    """How many new files were scored and passed over, and how many have yet to settle."""
+    """How many new files were scored and passed over; and how many wait for the next look.
+
+    Those that wait have yet to settle, or could not be read for the moment.
+    """
 
     scored: int
     passed_over: int
@@ -40,11 +40,13 @@ class InboxResult:
 def score_inbox(
     predictor: Predictor, reader: Reader, model: str, inbox: Path, out: Path, batch_size: int, settle_seconds: float
 ) -> InboxResult:
-    """Score the files of ``inbox`` whose content is not in ``out/scored.csv`` yet, and add a line for each.
+    """Score the DICOM files of ``inbox`` whose content is not in ``out/scored.csv`` yet, and add a line for each.
 
-    A file is known by its SHA-256: neither another name nor a second copy makes it new. Files that were
-    changed within the last ``settle_seconds`` may still be arriving; they wait. The line is on the disk
-    before the next batch begins, and half a line, after a kill, is dropped: its file is scored again.
+    A file is known by its SHA-256: neither another name nor a second copy makes it new. Its bytes are read once,
+    and those are scored. Files that were changed within the last ``settle_seconds`` may still be arriving; they
+    wait, as do those that cannot be read at the moment: a line is written for a verdict on the content only. The
+    line is on the disk before the next batch begins; a damaged line, after a kill for instance, is set aside, and
+    its file is scored again.
 
     Raises:
         UserError: the folder does not exist, or another process is at work on ``out``.
@@ -54,41 +56,92 @@ def score_inbox(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".scored.lock", timeout=0):
-            return _score_new(predictor, reader, model, inbox, out / SCORED, batch_size, settle_seconds)
+            look = _Look(model, out / SCORED, open_scored(out / SCORED), Arrivals(settle_seconds, out / ARRIVING))
+            return look.score(predictor, reader, _files(inbox), batch_size)
     except Timeout:
         raise UserError(f"{out / SCORED}: another process is writing to it; wait for it, or end it") from None
 
 
-def _score_new(
-    predictor: Predictor, reader: Reader, model: str, inbox: Path, table: Path, batch_size: int, settle_seconds: float
-) -> InboxResult:
-    known = _known(table)
-    new: dict[Path, str] = {}
-    unsettled = 0
-    for path in sorted(inbox.rglob("*.dcm")):
-        try:
-            settled = time.time() - path.stat().st_mtime >= settle_seconds
-            digest = _digest(path) if settled else ""
-        except FileNotFoundError:
-            continue  # moved away since it was listed
-        if not settled:
-            unsettled += 1
-        elif digest not in known:
-            known.add(digest)
-            new[path] = digest
-    paths, scored, passed_over = list(new), 0, 0
-    for start in range(0, len(paths), batch_size):
-        problems: dict[Path, BadStudyError | OSError] = {}
-        sources = map(Source, paths[start : start + batch_size])
-        done = predict_each(predictor, reader, sources, batch_size, problems)
-        rows = [[new[study.path], *_row(study, model)] for study in done]
-        scored += len(rows)
-        rows += [
-            [new[path], path.name, _now(), model, "", "", why(error), *[""] * 4] for path, error in problems.items()
-        ]
-        passed_over += len(problems)
-        _append(table, rows)
-    return InboxResult(scored, passed_over, unsettled)
+def _files(inbox: Path) -> list[Path]:
+    """The DICOM files, and those that are named so; what cannot be looked into is said, and the rest is scored."""
+    listing = list_folder(inbox)
+    if inbox in listing.odd:
+        raise UserError(f"{inbox}: {listing.odd[inbox]}")
+    for path, reason in listing.odd.items():
+        logger.warning("passed over %s: %s", printable(path), reason)
+    return sorted([*listing.files, *listing.misnamed])
+
+
+@dataclass
+class _Look:
+    """One look at the folder; ``known`` are the digests of the studies that need not be read again."""
+
+    model: str
+    table: Path
+    known: set[str]
+    arrivals: Arrivals
+    digests: dict[Path, str] = field(default_factory=dict)
+    problems: dict[Path, BadStudyError | OSError] = field(default_factory=dict)
+    scored: int = 0
+    passed_over: int = 0
+    waiting: int = 0
+
+    def score(self, predictor: Predictor, reader: Reader, files: Iterable[Path], batch_size: int) -> InboxResult:
+        """Score what is new of ``files``."""
+        rows: list[list[str]] = []
+        for study in predict_each(predictor, reader, self._new(files), batch_size, self.problems):
+            rows.append([self.digests[study.path], *_row(study, self.model)])
+            if len(rows) == batch_size:
+                self._write(rows)
+                rows = []
+        self._write(rows)
+        self._write_verdicts()
+        self.arrivals.save()
+        return InboxResult(self.scored, self.passed_over, self.waiting)
+
+    def _new(self, files: Iterable[Path]) -> Iterator[Source]:
+        for path in files:
+            self._write_verdicts()
+            try:
+                content = read_regular(path) if self.arrivals.has_arrived(path) else None
+            except FileNotFoundError:
+                continue  # moved away since it was listed
+            except OSError as error:
+                self._wait_for(path, error)
+                continue
+            if content is None:
+                self.waiting += 1
+                continue
+            digest = hashlib.sha256(content).hexdigest()
+            if digest not in self.known:
+                self.known.add(digest)
+                self.digests[path] = digest
+                yield Source(path, content)
+
+    def _wait_for(self, path: Path, error: OSError) -> None:
+        self.waiting += 1
+        if not isinstance(error, StillArrivingError):
+            reason = why(error)
+            logger.warning("%s: cannot be read now (%s); it is tried again at the next look", printable(path), reason)
+
+    def _write(self, rows: list[list[str]]) -> None:
+        if rows:
+            append_rows(self.table, rows)
+            self.scored += len(rows)
+
+    def _write_verdicts(self) -> None:
+        """A line for each content that is refused; what may pass is tried again."""
+        while self.problems:
+            path = next(iter(self.problems))
+            error = self.problems.pop(path)
+            if isinstance(error, OSError):
+                self._wait_for(path, error)
+                continue
+            logger.warning("passed over %s: %s", printable(path), error)
+            append_rows(
+                self.table, [[self.digests[path], path.name, _now(), self.model, "", "", str(error), *[""] * 4]]
+            )
+            self.passed_over += 1
 
 
 def _row(study: Study, model: str) -> list[str]:
@@ -97,44 +150,13 @@ def _row(study: Study, model: str) -> list[str]:
     grey = [f"{value:.3f}" for value in grey_features(pixels)]
     score = f"{found.image_score:.6f}"
     count = str(len(found.scores))
-    return [study.path.name, _now(), model, score, text, "", study.radiograph.view, *grey, count]
+    warning = RULES["nearly_empty"].title if study.nearly_empty else ""
+    return [study.path.name, _now(), model, score, text, warning, study.radiograph.view, *grey, count]
 
 
 def grey_features(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
     """Mean and standard deviation of an image's grey levels."""
     return float(pixels.mean()), float(pixels.std())
-
-
-def _known(table: Path) -> set[str]:
-    """The digests of the whole lines; half a line at the end is cut off."""
-    if not table.exists():
-        _append(table, [list(_COLUMNS)])
-        return set()
-    content = table.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with table.open("rb+") as file:
-            file.truncate(len(whole))
-    rows = list(csv.reader(io.StringIO(whole.decode("utf-8"))))
-    if not rows or tuple(rows[0]) != _COLUMNS:
-        raise UserError(f"{table}: not a table of scored studies; move it away")
-    return {row[0] for row in rows[1:] if row}
-
-
-def _append(table: Path, rows: Sequence[Sequence[str]]) -> None:
-    text = io.StringIO()
-    # A name may hold a line break: a line of the table must be a line of the file.
-    clean = [[" ".join(value.splitlines()) for value in row] for row in rows]
-    csv.writer(text, lineterminator="\n").writerows(clean)
-    with table.open("ab") as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))  # names may be any bytes
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.delivery.inbox import SCORED, grey_features
+from pipeline.delivery.inbox import grey_features
+from pipeline.delivery.scored import SCORED, read_scored
 from pipeline.errors import UserError
 from pipeline.evaluation.drift import Drift, measure_drift
 from pipeline.evaluation.drift_page import render_drift_page
@@ -77,10 +78,15 @@ def monitor(params: Params, scored: Path, out: Path) -> Monitored:
 
 
 def _new_studies(path: Path, last: int) -> pd.DataFrame:
-    if not path.exists():
-        raise UserError(f"{path}: no such file; `pneumoflow inbox` or `python -m flows.inference` writes it")
-    table = _read(path)
-    return table[table["image_score"].notna()].tail(last)
+    """The last studies that have a score, nearly empty ones too: that such images arrive is a change as well."""
+    rows = [[row[name] for name in _COLUMNS] for row in read_scored(path)]
+    table = pd.DataFrame(rows, columns=_COLUMNS, dtype=object).replace("", float("nan"))
+    table = table.dropna(subset=_COLUMNS[1:]).tail(last)
+    return _as_reference(table.astype(dict.fromkeys(_COLUMNS[1:], float)))
+
+
+def _as_reference(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(findings=table["findings"].clip(upper=3)).astype({"findings": "Int64"})
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -88,6 +94,6 @@ def _read(path: Path) -> pd.DataFrame:
     types: Mapping[str, type] = {"view": str}
     try:
         table = pd.read_csv(path, dtype=dict(types), keep_default_na=True, usecols=list(_COLUMNS))
-        return table.assign(findings=table["findings"].clip(upper=3)).astype({"findings": "Int64"})
+        return _as_reference(table)
     except (ValueError, TypeError, pd.errors.ParserError) as error:
         raise UserError(f"{path}: not a table of scored studies: {' '.join(str(error).split())}") from None

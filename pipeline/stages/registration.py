@@ -171,3 +171,24 @@ def _read_results(file: Path) -> dict[str, Any]:
         return read_json_object(file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; run `dvc repro evaluate` first") from None
+
+
+def describe(metrics: Mapping[str, Summary]) -> str:
+    """The headline numbers as a Markdown list."""
+    return "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
+
+
+def format_metrics(metrics: Mapping[str, Summary]) -> str:
+    """The headline numbers as one line per split."""
+    lines = []
+    for split, summary in metrics.items():
+        parts = [
+            f"{key} {summary[key]:.3f} ({summary[f'{key}_low']:.3f} to {summary[f'{key}_high']:.3f})"
+            for key in _HEADLINES
+            if summary[key] is not None and summary[f"{key}_low"] is not None
+        ]
+        lines.append(f"{split}: " + "  ".join(parts))
+    if LEAKED in metrics:
+        gains = [f"{key} {gain:+.3f}" for key in INFLATED if (gain := metrics[LEAKED][f"{key}_inflation"]) is not None]
+        lines.append("a leak would have added: " + "  ".join(gains))
+    return "\n".join(lines)

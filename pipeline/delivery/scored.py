@@ -1,0 +1,145 @@
+"""The table of scored studies, ``scored.csv``: it grows line by line, and a damaged line costs that line alone."""
+
+import csv
+import io
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.escaping import original_cell, printable, safe_cell
+from pipeline.files import PRIVATE, write_atomic
+
+logger = logging.getLogger(__name__)
+
+SCORED = "scored.csv"
+DAMAGED = "scored.damaged.csv"
+COLUMNS = (
+    "sha256", "file", "scored_at", "model", "image_score", "PredictionString", "problem",
+    # What monitoring compares with the studies that the model was validated on.
+    "view", "grey_mean", "grey_std", "findings",
+)  # fmt: skip
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_BEGINNING = re.compile(rb"[0-9a-f]{16}")
+_NUMBERS = ("image_score", "grey_mean", "grey_std")
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class Table:
+    """The rows of a table, column -> text; its other lines as they are, and whether it has its header."""
+
+    rows: list[dict[str, str]] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
+    damaged: list[bytes] = field(default_factory=list)
+    has_header: bool = False
+
+
+def read_scored(path: Path) -> list[dict[str, str]]:
+    """The rows of a table; its damaged lines are counted in the log, and stay for the inbox to set aside.
+
+    Raises:
+        UserError: there is no such file, or it is another table.
+    """
+    try:
+        table = _parse(path, path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `pneumoflow inbox` or `python -m flows.inference` writes it") from None
+    if table.damaged:
+        logger.warning("%s: %d damaged lines passed over", path, len(table.damaged))
+    return table.rows
+
+
+def open_scored(path: Path) -> set[str]:
+    """The digests of a table, which is made if need be; damaged lines go to ``scored.damaged.csv`` beside it.
+
+    Whoever calls holds the table's lock.
+
+    Raises:
+        UserError: the file is another table.
+    """
+    table = _parse(path, path.read_bytes() if path.exists() else b"")
+    if table.damaged:
+        aside = path.with_name(DAMAGED)
+        _append_bytes(aside, b"".join(line + b"\n" for line in table.damaged))
+        logger.warning("%s: %d damaged lines; they are in %s now", path, len(table.damaged), aside)
+    if table.damaged or not table.has_header:
+        content = b"".join(line + b"\n" for line in (_line(COLUMNS), *table.lines))
+        write_atomic(path, lambda place: place.write_bytes(content), private=True)
+    return {row["sha256"] for row in table.rows}
+
+
+def append_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Add rows; they are on the disk when this returns."""
+    _append_bytes(path, b"".join(_line(row) + b"\n" for row in rows))
+
+
+def _append_bytes(path: Path, content: bytes) -> None:
+    # File names are in it.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE), "ab") as file:
+        os.fchmod(file.fileno(), PRIVATE)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row: Sequence[str]) -> bytes:
+    """A row as a line of the file: a name may hold line breaks, and any other bytes."""
+    clean = [safe_cell(printable(" ".join(value.splitlines()), limit=len(value))) for value in row]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(clean)
+    return text.getvalue().encode("utf-8")
+
+
+def _parse(path: Path, content: bytes) -> Table:
+    table = Table()
+    *whole, half = content.removeprefix(_BOM).split(b"\n")
+    lines = [line.removesuffix(b"\r") for line in whole]
+    for number, line in enumerate(lines):
+        cells = _cells(line)
+        if cells == list(COLUMNS):
+            # In any other place it is no row; two tables may have been joined.
+            table.has_header = table.has_header or number == 0
+        elif cells is not None and _is_row(row := dict(zip(COLUMNS, cells, strict=True))):
+            table.rows.append({name: original_cell(value) for name, value in row.items()})
+            table.lines.append(line)
+        elif line:
+            table.damaged.append(line)
+    # Its last number may have been cut, and look whole.
+    table.damaged += [half] if half else []
+    if not table.rows and not table.has_header and any(_is_foreign(line) for line in table.damaged):
+        raise UserError(f"{path}: not a table of scored studies; move it away")
+    return table
+
+
+def _cells(line: bytes) -> list[str] | None:
+    """The cells of a line; None if it has not as many as there are columns, or is no text."""
+    try:
+        text = line.decode("utf-8")
+        cells = [] if "\0" in text else next(csv.reader([text], strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    return cells if len(cells) == len(COLUMNS) else None
+
+
+def _is_row(row: Mapping[str, str]) -> bool:
+    numbers = all(not row[name] or _is_number(row[name]) for name in _NUMBERS)
+    count = not row["findings"] or (row["findings"].isascii() and row["findings"].isdigit())
+    return _DIGEST.fullmatch(row["sha256"]) is not None and numbers and count
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _is_foreign(line: bytes) -> bool:
+    """Whether it is text that was never ours, rather than a row or a header of which the disk lost bytes."""
+    ours = _BEGINNING.match(line) or sum(name.encode() in line for name in COLUMNS) > len(COLUMNS) // 2
+    return not ours and line.decode("utf-8", "replace").isprintable()
