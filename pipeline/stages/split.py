@@ -12,6 +12,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.files import write_text
 from pipeline.params import Params, load_params
 from pipeline.stages.preprocess import PREPARED
+from pipeline.tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro split` first")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_table(path, ["patientId", "split"])
     splits = index["patientId"].map(dict(zip(table["patientId"], table["split"], strict=True)))
     if splits.isna().any():
         raise UserError(f"{path}: lacks study {index['patientId'][splits.isna()].iloc[0]}; run `dvc repro split`")

@@ -1,6 +1,7 @@
 """Many files, and what is made of them."""
 
 import json
+import os
 import shutil
 
 import highdicom as hd
@@ -62,6 +63,29 @@ def test_a_list_of_paths(folder, tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a list of paths"):
         list_files([tmp_path / "binary.txt"])
+
+
+def test_files_are_found_by_content(folder, tmp_path, caplog):
+    first, second, third, *_ = keys(folder)
+    (folder / f"{first}.dcm").rename(folder / f"{first}.DCM")
+    (folder / f"{second}.dcm").rename(folder / "1.2.840.99")
+    (folder / "sub").mkdir()
+    (folder / f"{third}.dcm").rename(folder / "sub" / third)
+    (folder / "notes.txt").write_text("notes")
+    os.mkfifo(folder / "pipe.dcm")
+    found = list_files([folder])
+    assert {Study(path, None, None).key for path in found} == {*keys(folder), first, "1.2.840.99", third, "broken"}
+    assert f"passed over {folder}/pipe.dcm: a pipe (FIFO)" in caplog.text
+    empty = tmp_path / "pages"
+    empty.mkdir()
+    (empty / "a.dcm").write_text("<html>")
+    with pytest.raises(UserError, match="no DICOM files; what is there: an HTML page"):
+        list_files([empty])
+    assert list_files([empty, folder]) == found
+    assert f"passed over {empty}: no DICOM files; what is there: an HTML page" in caplog.text
+    (folder / first).write_bytes(found[0].read_bytes())
+    with pytest.raises(UserError, match="has the name of"):
+        list_files([folder])
 
 
 def test_one_batch_is_in_memory(predictor, folder):
