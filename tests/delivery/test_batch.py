@@ -72,9 +72,10 @@ def test_files_are_found_by_content(folder, tmp_path, caplog):
     (folder / "sub").mkdir()
     (folder / f"{third}.dcm").rename(folder / "sub" / third)
     (folder / "notes.txt").write_text("notes")
+    wanted = {*keys(folder), first, "1.2.840.99", third, "broken"}
     os.mkfifo(folder / "pipe.dcm")
     found = list_files([folder])
-    assert {Study(path, None, None).key for path in found} == {*keys(folder), first, "1.2.840.99", third, "broken"}
+    assert {Study(path, None, None).key for path in found} == wanted
     assert f"passed over {folder}/pipe.dcm: a pipe (FIFO)" in caplog.text
     empty = tmp_path / "pages"
     empty.mkdir()
@@ -83,7 +84,7 @@ def test_files_are_found_by_content(folder, tmp_path, caplog):
         list_files([empty])
     assert list_files([empty, folder]) == found
     assert f"passed over {empty}: no DICOM files; what is there: an HTML page" in caplog.text
-    (folder / first).write_bytes(found[0].read_bytes())
+    (folder / first).write_bytes((folder / f"{first}.DCM").read_bytes())
     with pytest.raises(UserError, match="has the name of"):
         list_files([folder])
 

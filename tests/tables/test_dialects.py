@@ -308,3 +308,19 @@ def test_submissions_in_other_dialects(tmp_path):
     (tmp_path / "p.csv").write_text("patientId,PredictionString\n\na,\n\nb,0.5 1_0 2 3 4\n")
     with pytest.raises(UserError, match="line 5: '0.5 1_0 2 3 4': numbers only"):
         read_submission(tmp_path / "p.csv")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.binary(max_size=200), st.text(alphabet="aA1,;\t\"' \r\n.\0é|=-", max_size=120).map(str.encode)),
+       st.booleans())  # fmt: skip
+def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content, headed):
+    path = tmp_path_factory.mktemp("f") / "x.csv"
+    path.write_bytes((b"patientId,class\n" if headed else b"") + content)
+    said = ""
+    try:
+        table = read_table(path, ["patientId", "class"], numbers=["class"])
+        assert list(table.columns) == ["patientId", "class"]
+        assert table.index.is_monotonic_increasing
+    except UserError as error:
+        said = str(error)
+    assert said.isprintable()
