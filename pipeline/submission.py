@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.errors import UserError
-from pipeline.escaping import printable, quoted
+from pipeline.escaping import original_cell, printable, quoted
 from pipeline.tables import is_missing, read_table
 
 _FORMAT = "PredictionString must be confidence x y width height, repeated"
@@ -38,6 +38,7 @@ def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     for line, key, text in zip(table.index, table["patientId"], table["PredictionString"], strict=True):
         if not key:
             raise UserError(f"{place} line {line}: no patientId; the id of a study is needed")
+        key = original_cell(key)  # a file's name, where its prediction was written by us
         if key in found:
             raise UserError(f"{place} line {line}: {quoted(key)} is there twice; one line per study")
         found[key] = _parse(f"{place} line {line}", "" if is_missing(text) else text)

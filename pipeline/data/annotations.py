@@ -193,7 +193,8 @@ def _read_classes(path: Path | None, ids: list[str], targets: Mapping[str, int],
         return [OPACITY if targets[key] else "No Lung Opacity" for key in ids]
     table = read_table(path, ["patientId", "class"])
     table = table[~table["class"].map(is_missing)]
-    known = table[table["patientId"].isin(ids)].assign(**{"class": table["class"].map(_class_name)})
+    table["class"] = table["class"].map(_class_name)
+    known = table[table["patientId"].isin(ids)]
     findings += _broken(_CLASS_RULES, known, path.name, known)
     classes = dict(zip(known["patientId"], known["class"], strict=True))
     findings += _without("class_known", ids, table["patientId"])

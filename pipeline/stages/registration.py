@@ -2,16 +2,18 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline import provenance
 from pipeline.data.sample import example_dicom
+from pipeline.data.splits import LEAKED
 from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
 from pipeline.delivery.served import ServingLimits
 from pipeline.documents import read_json_object
 from pipeline.errors import UserError
-from pipeline.evaluation.summary import Summary
+from pipeline.evaluation.summary import INFLATED, Summary
 from pipeline.params import Params
 from pipeline.stages.run_log import data_version, read_run_id, run_tags
 from pipeline.stages.train import RUN_FILE

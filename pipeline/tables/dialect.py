@@ -49,15 +49,16 @@ def _named(head: str, separator: str, columns: Sequence[str]) -> int:
 def _records(place: str, text: str, separator: str, start: int) -> Iterator[Record]:
     lines = itertools.chain(_lines(place, text, start), [_END])
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-    offset, row = start, [_END]
+    offset = start
     for row in reader:
         if row == [_END]:
             return
+        if row and row[-1].endswith(_END):
+            raise UserError(f'{place} line {offset}: a quote (") is opened and never closed')
         cells = [cell.strip() for cell in row]
         if any(cells):
             yield offset, cells
         offset = start + reader.line_num
-    raise UserError(f'{place} line {offset}: a quote (") is opened and never closed')
 
 
 def _lines(place: str, text: str, start: int) -> Iterator[str]:

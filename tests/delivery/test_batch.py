@@ -74,22 +74,28 @@ def test_a_list_of_paths(folder, tmp_path):
         list_files([tmp_path / "empty.txt"])
 
 
-def test_files_are_found_by_content_and_odd_entries_are_listed(folder, tmp_path):
-    (folder / "deep").mkdir()
-    shutil.move(folder / f"{keys(folder)[0]}.dcm", folder / "deep/1.2.840.99")
-    shutil.move(folder / f"{keys(folder)[0]}.dcm", folder / "UPPER.DCM")
-    os.mkfifo(folder / "fifo.dcm")
-    (folder / "notes.md").write_text("no study")
-    found = {path.relative_to(folder).as_posix() for path in list_files([folder])}
-    assert found >= {"deep/1.2.840.99", "UPPER.DCM", "fifo.dcm", "broken.dcm"}
-    assert "notes.md" not in found
-    (tmp_path / "other").mkdir()
-    shutil.copy(folder / "UPPER.DCM", tmp_path / "other/UPPER.dcm")
+def test_files_are_found_by_content(folder, tmp_path, caplog):
+    first, second, third, *_ = keys(folder)
+    (folder / f"{first}.dcm").rename(folder / f"{first}.DCM")
+    (folder / f"{second}.dcm").rename(folder / "1.2.840.99")
+    (folder / "sub").mkdir()
+    (folder / f"{third}.dcm").rename(folder / "sub" / third)
+    (folder / "notes.txt").write_text("notes")
+    wanted = {*keys(folder), first, "1.2.840.99", third, "broken"}
+    os.mkfifo(folder / "pipe.dcm")
+    found = list_files([folder])
+    assert {Study(path, None, None).key for path in found} == wanted
+    assert f"passed over {folder}/pipe.dcm: a pipe (FIFO)" in caplog.text
+    empty = tmp_path / "pages"
+    empty.mkdir()
+    (empty / "a.dcm").write_text("<html>")
+    with pytest.raises(UserError, match="no DICOM files; what is there: an HTML page"):
+        list_files([empty])
+    assert list_files([empty, folder]) == found
+    assert f"passed over {empty}: no DICOM files; what is there: an HTML page" in caplog.text
+    (folder / first).write_bytes((folder / f"{first}.DCM").read_bytes())
     with pytest.raises(UserError, match="has the name of"):
-        list_files([folder, tmp_path / "other"])
-    (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no DICOM files"):
-        list_files([tmp_path / "none"])
+        list_files([folder])
 
 
 def test_a_few_studies_are_in_memory(predictor, reader, folder):
