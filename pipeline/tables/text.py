@@ -104,9 +104,9 @@ def _hidden(name: str) -> bool:
 def _decoded(content: bytes) -> str:
     encoding = _wide_encoding(content)
     if encoding:
-        return content.decode(encoding, errors="replace").removeprefix("\ufeff")
+        return content.decode(encoding, errors="replace").lstrip("\ufeff")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError:
         # Any bytes are Latin-1; Windows's has quotes and dashes where that has control characters.
         return content.decode("latin-1" if re.search(rb"[\x81\x8d\x8f\x90\x9d]", content) else "cp1252")
