@@ -45,7 +45,7 @@ def compare_files(ids: Sequence[str], found: Mapping[str, Sequence[Path]], listi
 
 
 def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listing: Listing) -> Callable[[str], str]:
-    """What may have become of the file of a study, as a function of its id."""
+    """A function from a study's id to what may have become of its file."""
     other = {name: f"{quoted(path.name)} is {kind}" for path, kind in [*listing.others.items(), *listing.odd.items()]
              for name in (study_name(path), path.name, path.stem)}  # fmt: skip
     cause = likely_cause(lacking, unnamed.keys())
@@ -55,7 +55,7 @@ def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listin
 
 
 def _header_hint(ids: Sequence[str], files: Sequence[Path]) -> str:
-    """Whether the ids are in the headers of files that are named otherwise."""
+    """A hint if the ids are in the headers of files with other names, else empty."""
     wanted = {key.encode() for key in ids}
     tags: Counter[str] = Counter()
     looked = files[:_HEADERS_READ]

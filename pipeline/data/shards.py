@@ -26,7 +26,7 @@ from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import original_cell
 from pipeline.files import json_text, write_atomic, write_text
 
-# Of a study, where its header has them.
+# A study has them if its header does.
 NUMBERS = ("age", "spacing")
 _ROUNDING = 1e-6
 

@@ -110,7 +110,7 @@ def test_every_kind_of_defect(rsna, ids, params, tmp_path):
     assert np.isnan(index.loc[[ids[0], ids[2], ids[5]], "age"]).all()
     assert np.isnan(index.loc[[ids[1], ids[2]], "spacing"]).all()
     assert index["age"].notna().sum() == usable - 3
-    # What rounding put outside the image is inside.
+    # The box that rounding put outside the image is inside.
     (box,) = read_boxes(tmp_path / "data/prepared", [ids[25]])
     assert box.tolist() == [[0, 2, 20, 126]]
     for name, reason in ((ids[18], "a file that cannot be read"), (ids[15], "several files")):
