@@ -37,7 +37,7 @@ def safe_cell(value: object) -> str:
 
 
 def original_cell(cell: str) -> str:
-    """What `safe_cell` made the cell of."""
+    """The text that `safe_cell` turned into this cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 

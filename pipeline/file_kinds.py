@@ -63,7 +63,7 @@ _LONGEST_FIRST_VALUE = 1024
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is DICOM: it has the magic, or begins with a readable header.
+    """Tell whether a file that begins with ``head`` is DICOM: it has the magic, or begins with a readable header.
 
     A header without the preamble and the magic is read as dcmtk reads it: group 0002 or 0008 first, little or big
     endian, with or without value representations.
@@ -88,7 +88,7 @@ def file_kind(head: bytes) -> str:
 
 
 def is_dicomdir(head: bytes) -> bool:
-    """Whether the file lists other DICOM files and has no image."""
+    """Tell whether the file lists other DICOM files and has no image."""
     return file_kind(head) == _DICOMDIR
 
 
@@ -114,7 +114,7 @@ def _as_text(head: bytes) -> str | None:
 
 
 def _begins_with_elements(head: bytes, order: str) -> bool:
-    """Whether two elements of a header follow each other from the first byte on."""
+    """Tell whether two elements of a header follow each other from the first byte on."""
     first = _element(head, order)
     if first is None or first[0] >> 16 not in _FIRST_GROUPS:
         return False

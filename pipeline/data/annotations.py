@@ -224,5 +224,5 @@ def _without(rule: str, ids: Sequence[str], named: Iterable[str]) -> Iterator[Fi
 
 
 def _beyond(rule: str, ids: Sequence[str], named: Iterable[str]) -> Iterator[Finding]:
-    """What a table names and is no study."""
+    """Ids that a table names and no study has."""
     return (Finding(RULES[rule], printable(key, 60)) for key in sorted(set(named) - set(ids)))

@@ -37,7 +37,7 @@ class Listing:
     odd: dict[Path, str] = field(default_factory=dict)
 
     def described(self) -> str:
-        """What is there besides DICOM files, counted by kind."""
+        """The content besides DICOM files, counted by kind."""
         kinds = Counter([*self.misnamed.values(), *self.others.values(), *self.odd.values()])
         shown = [kind if count == 1 else f"{count} times {kind}" for kind, count in kinds.most_common(6)]
         more = [f"{len(kinds) - 6} other kinds"] if len(kinds) > 6 else []

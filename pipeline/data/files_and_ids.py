@@ -14,10 +14,11 @@ from pipeline.escaping import printable, quoted
 _HEADER_BYTES = 2**14
 _HEADERS_READ = 1000
 _WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Tags that may hold what a label table calls a study, little endian.
+# Tags that may hold what a label table calls a study, little endian; the likeliest first.
 _TAGS = {
+    b"\x10\x00\x20\x00": "PatientID",
     b"\x08\x00\x18\x00": "SOPInstanceUID", b"\x02\x00\x03\x00": "SOPInstanceUID",
-    b"\x08\x00\x50\x00": "AccessionNumber", b"\x10\x00\x10\x00": "PatientName", b"\x10\x00\x20\x00": "PatientID",
+    b"\x08\x00\x50\x00": "AccessionNumber", b"\x10\x00\x10\x00": "PatientName",
     b"\x20\x00\x0d\x00": "StudyInstanceUID", b"\x20\x00\x0e\x00": "SeriesInstanceUID", b"\x20\x00\x10\x00": "StudyID",
 }  # fmt: skip
 
@@ -44,7 +45,7 @@ def compare_files(ids: Sequence[str], found: Mapping[str, Sequence[Path]], listi
 
 
 def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listing: Listing) -> Callable[[str], str]:
-    """What may have become of the file of a study, as a function of its id."""
+    """A function from a study's id to what may have become of its file."""
     other = {name: f"{quoted(path.name)} is {kind}" for path, kind in [*listing.others.items(), *listing.odd.items()]
              for name in (study_name(path), path.name, path.stem)}  # fmt: skip
     cause = likely_cause(lacking, unnamed.keys())
@@ -54,15 +55,17 @@ def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listin
 
 
 def _header_hint(ids: Sequence[str], files: Sequence[Path]) -> str:
-    """Whether the ids are in the headers of files that are named otherwise."""
+    """A hint if the ids are in the headers of files with other names, else empty."""
     wanted = {key.encode() for key in ids}
     tags: Counter[str] = Counter()
     looked = files[:_HEADERS_READ]
     for path in looked:
         tags.update(_tags_of(path, wanted))
-    if not tags or 2 * (count := tags.most_common(1)[0][1]) < len(looked):
+    # Several tags may hold the same; max keeps the first.
+    tag = max(_TAGS.values(), key=lambda one: tags[one])
+    count = tags[tag]
+    if not count or 2 * count < len(looked):
         return ""
-    tag = tags.most_common(1)[0][0]
     return f"{count} of {len(looked)} files have such an id as {tag} in their header; name each file by it"
 
 

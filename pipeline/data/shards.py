@@ -26,7 +26,7 @@ from pipeline.documents import plain
 from pipeline.errors import BadStudyError, UserError
 from pipeline.files import json_text, write_atomic, write_text
 
-# Of a study, where its header has them.
+# A study has them if its header does.
 NUMBERS = ("age", "spacing")
 _ROUNDING = 1e-6
 
@@ -179,7 +179,7 @@ def fit_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     size = np.array([width, height], np.float64)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     dust = _ROUNDING * size
-    outside = ((low < -dust) | (high > size + dust)).any(1)
+    outside = ((low < -dust) | (high > size + dust) | (low >= size) | (high <= 0)).any(1)
     for x, y, box_width, box_height in boxes[outside]:
         raise BadStudyError(
             f"box {x:.10g} {y:.10g} {box_width:.10g} {box_height:.10g} (x y width height)"

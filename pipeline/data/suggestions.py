@@ -1,4 +1,4 @@
-"""Why ids of one table are not among the names of another, or of files: the change by which they would be."""
+"""Suggest the change by which ids of a table match the names of files, or the ids of another table."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,7 +32,7 @@ def likely_cause(ids: Sequence[str], names: Collection[str]) -> Callable[[str], 
 
 
 def _changes(ids: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, int, Change, Change]]:
-    """What may have been done to ids, how many ids make it likely, and how ids and names look without it."""
+    """Changes that people make to ids: name, fewest ids that make it likely, and how to undo it in ids and names."""
     yield "writing capital and small letters alike", 1, str.casefold, str.casefold
     for before, after in _affixes(ids, names):
         yield f"removing {_quoted(before, after)}", _fewest(before, after), _stripped(before, after), str.casefold
@@ -43,7 +43,7 @@ def _changes(ids: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, 
 
 
 def _affixes(longer: Sequence[str], shorter: Collection[str]) -> list[tuple[str, str]]:
-    """What most of the longer names have before and after one of the shorter names."""
+    """The most frequent texts before and after a shorter name inside a longer one."""
     counts: Counter[tuple[str, str]] = Counter()
     folded = {name.casefold() for name in shorter if name}
     for name in islice(map(str.casefold, longer), _SAMPLED):

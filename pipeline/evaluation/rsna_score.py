@@ -76,7 +76,8 @@ def best_thresholds(results: Sequence[ImageResult], weights: Floats) -> tuple[Fl
     values = np.where(last_of_score, total / np.maximum(counted, 1), 0)
     best = values.argmax(1)
     # Half-way to the next lower score: as far as possible from what it must keep and drop.
-    below = np.append(ranked[1:], ranked[-1] - 0.1 * (abs(ranked[-1]) or 1.0))[best]
+    lowest = min(ranked[-1] - 0.1 * (abs(ranked[-1]) or 1.0), np.nextafter(ranked[-1], -np.inf))
+    below = np.append(ranked[1:], lowest)[best]
     middle = (ranked[best] + below) / 2
     scores = values.max(1)
     # Between neighbouring numbers there is no middle.

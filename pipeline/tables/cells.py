@@ -1,4 +1,4 @@
-"""What a cell of a table says: nothing, a number, or text."""
+"""Meaning of a table's cell: nothing, a number, or text."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 
 
 def is_missing(cell: str) -> bool:
-    """Whether the cell says that there is no value: it is empty, NA, NaN, N/A, null or None."""
+    """Tell whether the cell stands for a missing value: it is empty, NA, NaN, N/A, null or None."""
     return cell.strip().lower() in _MISSING
 
 

@@ -40,7 +40,7 @@ def read_records(place: str, text: str, columns: Sequence[str]) -> Iterator[Reco
 
 
 def _named(head: str, separator: str, columns: Sequence[str]) -> int:
-    """How many of ``columns`` the first record names, parted by ``separator``."""
+    """Count those of ``columns`` that the first record names when ``separator`` parts it."""
     rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator, skipinitialspace=True)
     first = next((row for row in rows if any(cell.strip() for cell in row)), [])
     return len({name.strip().casefold() for name in first} & {column.casefold() for column in columns})

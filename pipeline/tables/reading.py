@@ -58,7 +58,7 @@ def _bounded(place: str, records: Iterable[Record]) -> list[Record]:
 
 
 def _places(place: str, column: str, header: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """Where in the header the column stands; more than once where its name does."""
+    """Positions of the column in the header; several if its name is there several times."""
     found = [at for at, name in enumerate(header) if name.casefold() == column.casefold()]
     if not found:
         names = ", ".join(quoted(name, 40) for name in header[:12])

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.escaping import printable
 from pipeline.file_kinds import HEAD_BYTES, file_kind
 
-# Of a table, unpacked. The label table of the challenge, with 26,684 studies, has 1.5 MB.
+# The most that a table may have when unpacked. The label table of the challenge, with 26,684 studies, has 1.5 MB.
 MAX_BYTES = 256 * 2**20
 
 _TEXT_KINDS = ("a text file", "a script", "a file of an unknown kind")
@@ -19,7 +19,7 @@ _PACKED = (".gz", ".zip")
 
 
 def table_exists(path: Path) -> bool:
-    """Whether there is such a table, plain or packed."""
+    """Tell whether there is such a table, plain or packed."""
     return _file_of(path).exists()
 
 
@@ -75,7 +75,7 @@ def _unpacked(file: Path, content: bytes) -> bytes:
         if content.startswith(b"PK"):
             return _of_zip(file, content)
         return _not_more(file, gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1))
-    # What gzip and zipfile raise for damaged data, an unknown method and a password.
+    # gzip and zipfile raise these for damaged data, an unknown method and a password.
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{printable(file)}: cannot be unpacked ({type(error).__name__})") from None
 
@@ -96,7 +96,7 @@ def _of_zip(file: Path, content: bytes) -> bytes:
 
 
 def _hidden(name: str) -> bool:
-    """What macOS adds to archives."""
+    """Tell whether macOS added the member on its own."""
     parts = PurePosixPath(name).parts
     return parts[:1] == ("__MACOSX",) or any(part.startswith(".") for part in parts[-1:])
 
@@ -104,9 +104,9 @@ def _hidden(name: str) -> bool:
 def _decoded(content: bytes) -> str:
     encoding = _wide_encoding(content)
     if encoding:
-        return content.decode(encoding, errors="replace").removeprefix("\ufeff")
+        return content.decode(encoding, errors="replace").lstrip("\ufeff")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError:
         # Any bytes are Latin-1; Windows's has quotes and dashes where that has control characters.
         return content.decode("latin-1" if re.search(rb"[\x81\x8d\x8f\x90\x9d]", content) else "cp1252")

@@ -7,14 +7,16 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian
 
 from pipeline.data.annotations import BOX, CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.data.checks import check_dataset
 from pipeline.data.findings import by_rule
 from pipeline.data.parallel import Workers
-from pipeline.data.shards import read_boxes, read_index
-from pipeline.errors import UserError
+from pipeline.data.shards import fit_boxes, read_boxes, read_index
+from pipeline.errors import BadStudyError, UserError
 from pipeline.evaluation.subgroups import subgroups
 from pipeline.params import load_params
 from pipeline.stages.preprocess import preparation, preprocess
@@ -100,6 +102,7 @@ def test_every_kind_of_defect(rsna, ids, params, tmp_path):
     for rules in (preparation(params), None):
         found = check_dataset(rsna, ONE, 60, *([rules] if rules else []))
         assert found.problems == wanted
+        assert found.problems.keys() <= set(ids)
         assert len(found.rows) == usable
     assert len(wanted) == 60 - usable
     index = read_index(tmp_path / "data/prepared").set_index("patientId")
@@ -107,11 +110,40 @@ def test_every_kind_of_defect(rsna, ids, params, tmp_path):
     assert np.isnan(index.loc[[ids[0], ids[2], ids[5]], "age"]).all()
     assert np.isnan(index.loc[[ids[1], ids[2]], "spacing"]).all()
     assert index["age"].notna().sum() == usable - 3
-    # What rounding put outside the image is inside.
+    # The box that rounding put outside the image is inside.
     (box,) = read_boxes(tmp_path / "data/prepared", [ids[25]])
     assert box.tolist() == [[0, 2, 20, 126]]
     for name, reason in ((ids[18], "a file that cannot be read"), (ids[15], "several files")):
         assert reason in wanted[name]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-2e-4, 70)] * 2, *[st.floats(1e-9, 140)] * 2), max_size=5))
+def test_boxes_are_inside_their_image_or_refused(rows):
+    boxes = np.array(rows).reshape(-1, 4)
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    size = np.array([100, 128])
+    dust = 1e-6 * size
+    if ((low < -dust) | (high > size + dust) | (high <= 0)).any():
+        with pytest.raises(BadStudyError, match="reaches outside the image of 100 x 128"):
+            fit_boxes(boxes, 128, 100)
+        return
+    found = fit_boxes(boxes, 128, 100)
+    np.testing.assert_allclose(found, boxes, atol=1.3e-4)
+    assert (found[:, :2] >= 0).all()
+    assert (found[:, 2:] > 0).all()
+    assert (found[:, :2] + found[:, 2:] <= size + 1e-12).all()
+
+
+def test_nothing_usable(rsna, ids, params, tmp_path):
+    for key in ids:
+        path = rsna / IMAGES / f"{key}.dcm"
+        path.write_bytes(path.read_bytes()[:900])
+    wanted = problems_of_preprocess(params, tmp_path)
+    assert wanted.keys() == set(ids)
+    assert check_dataset(rsna, ONE, 60).problems == wanted
+    assert len(read_index(tmp_path / "data/prepared")) == 0
+    assert read_boxes(tmp_path / "data/prepared", []) == []
 
 
 def test_nothing_known_of_any_patient(rsna, params, tmp_path):

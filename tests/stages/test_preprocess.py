@@ -14,6 +14,9 @@ import pandas as pd
 import pytest
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
+from pipeline.data.clahe import Preparation
+from pipeline.data.parallel import Workers
+from pipeline.data.shards import ShardJob, Study, prepare_shards
 
 STAGE = [sys.executable, "-m", "pipeline.stages.preprocess"]
 
@@ -105,17 +108,27 @@ def test_other_params_use_nothing_of_a_killed_run(start, prepare, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_that_hangs_its_decoder_is_quarantined_alone(prepare, rsna, tmp_path):
+def test_a_study_that_hangs_its_decoder_is_a_problem_alone(rsna, tmp_path):
     """A pipe that nobody writes to: reading it never ends, whatever Python would like to do."""
-    keys = sorted(path.stem for path in (rsna / IMAGES).iterdir())
-    (rsna / IMAGES / f"{keys[7]}.dcm").unlink()
-    os.mkfifo(rsna / IMAGES / f"{keys[7]}.dcm")
-    code, errors = prepare(data={"study_seconds": 1.5, "max_bad_fraction": 0.05})
+    paths = sorted((rsna / IMAGES).iterdir())[:3]
+    os.mkfifo(tmp_path / "pipe.dcm")
+    studies = tuple(Study(path.stem, path, np.zeros((0, 4))) for path in [*paths[:2], tmp_path / "pipe.dcm", paths[2]])
+    job = ShardJob(tmp_path / "shard.npy", studies, Preparation(64, 0, (1, 1)), 1.5)
+    (result,) = prepare_shards([job], Workers(1), "Preparing")
+    assert list(result.problems) == ["pipe"]
+    assert "longer than 1.5 s (data.study_seconds)" in result.problems["pipe"]
+    assert [row["patientId"] for row in result.rows] == [path.stem for path in paths]
+
+
+def test_a_pipe_is_not_opened(prepare, rsna, tmp_path):
+    path = sorted((rsna / IMAGES).iterdir())[7]
+    path.unlink()
+    os.mkfifo(path)
+    code, errors = prepare(data={"max_bad_fraction": 0.05})
     assert code == 0, errors
     found = pd.read_csv(tmp_path / "reports/quarantine.csv")
-    assert found["patientId"].to_list() == [keys[7]]
-    assert "longer than 1.5 s (data.study_seconds)" in found["reason"][0]
-    assert set(pd.read_csv(tmp_path / "data/prepared/index.csv")["patientId"]) == set(keys) - {keys[7]}
+    assert found["patientId"].to_list() == [path.stem]
+    assert f"'{path.name}' is a pipe (FIFO)" in found["reason"][0]
 
 
 def test_studies_at_the_end_of_a_long_table_leave_most_shards_alone(prepare, rsna, tmp_path):
