@@ -66,5 +66,6 @@ def _words(samples: np.ndarray, precision: int, dataset: pydicom.Dataset) -> np.
     words = samples.astype(f"u{width // 8}", copy=False)
     if not is_signed:
         return np.asarray(words & words.dtype.type(2**precision - 1))
-    spare = words.dtype.type(width - precision)
-    return np.asarray((words << spare).view(f"i{width // 8}") >> spare)
+    spare = width - precision
+    moved = (words << words.dtype.type(spare)).view(f"i{width // 8}")
+    return np.asarray(moved >> moved.dtype.type(spare))
