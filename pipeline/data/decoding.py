@@ -67,5 +67,5 @@ def _words(samples: np.ndarray, precision: int, dataset: pydicom.Dataset) -> np.
     if not is_signed:
         return np.asarray(words & words.dtype.type(2**precision - 1))
     spare = width - precision
-    signed = (words << words.dtype.type(spare)).view(f"i{width // 8}")
-    return np.asarray(signed >> signed.dtype.type(spare))
+    moved = (words << words.dtype.type(spare)).view(f"i{width // 8}")
+    return np.asarray(moved >> moved.dtype.type(spare))

@@ -100,7 +100,7 @@ def _walk(data: bytes, count: int, tables: list[tuple[Table, ...]], *, lossless:
     try:
         for start in range(0, max(len(data), 1), _CHUNK_BYTES):
             limit = min(8 * _CHUNK_BYTES, total - 8 * start)
-            steps = [[_by_position(data, start, table) for table in own] for own in tables]
+            steps = _by_position(data, start, tables)
             walk = _walk_samples if lossless else _walk_blocks
             position, count = walk(steps, position, limit, count)
             position -= 8 * _CHUNK_BYTES
@@ -113,13 +113,17 @@ def _walk(data: bytes, count: int, tables: list[tuple[Table, ...]], *, lossless:
         raise BadStudyError("the JPEG data are damaged: data behind the last sample")
 
 
-def _by_position(data: bytes, start: int, table: Table) -> bytes:
-    """What the table says for each bit that a code may begin at."""
-    part = np.frombuffer(data[start : start + _CHUNK_BYTES + _LONGEST] + b"\xff\xff", np.uint8).astype(np.uint32)
+def _by_position(data: bytes, start: int, tables: list[tuple[Table, ...]]) -> list[list[bytes]]:
+    """What each table says for each bit of a chunk that a code may begin at."""
+    part = np.frombuffer(data[start : start + _CHUNK_BYTES + _LONGEST] + b"\xff\xff", np.uint8).astype(np.intp)
     words = (part[:-2] << 16) | (part[1:-1] << 8) | part[2:]
-    windows = words[:, None] >> np.arange(8, 0, -1, dtype=np.uint32)
-    steps: Table = table[windows & 0xFFFF]
-    return steps.tobytes()
+    steps = [[np.empty((len(words), 8), np.uint8) for _ in own] for own in tables]
+    for bit in range(8):
+        windows = (words >> (8 - bit)) & 0xFFFF
+        for own, found in zip(tables, steps, strict=True):
+            for table, step in zip(own, found, strict=True):
+                step[:, bit] = table[windows]
+    return [[step.tobytes() for step in found] for found in steps]
 
 
 def _walk_samples(steps: Sequence[Sequence[bytes]], position: int, limit: int, count: int) -> tuple[int, int]:

@@ -51,7 +51,8 @@ def decode_jpeg(frame: bytes, size: tuple[int, int, int], *, bits: int, is_ycc: 
 
 def _samples(image: Jpeg, frame: bytes, bits: int) -> np.ndarray:
     if image.process == JPEG_LS:
-        return np.asarray(imagecodecs.jpegls_decode(frame[: image.length]))
+        part = memoryview(frame)[: image.length]
+        return np.asarray(imagecodecs.jpegls_decode(part))  # type: ignore[arg-type] # any buffer will do
     if image.process in {LOSSLESS, *SEQUENTIAL}:
         _require_each_component_once(image)
         require_sound_codes(image)

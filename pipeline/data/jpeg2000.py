@@ -73,7 +73,8 @@ def decode_jpeg_2000(frame: bytes, size: tuple[int, int, int]) -> tuple[np.ndarr
     except (struct.error, IndexError):
         raise BadStudyError("the JPEG 2000 image is truncated") from None
     try:
-        pixels = imagecodecs.jpeg2k_decode(content[: stream.length], planar=False, verbose=0)
+        part = memoryview(content)[: stream.length]
+        pixels = imagecodecs.jpeg2k_decode(part, planar=False, verbose=0)  # type: ignore[arg-type] # any buffer will do
     except (imagecodecs.Jpeg2kError, ValueError):
         raise BadStudyError("the JPEG 2000 image cannot be decoded") from None
     return np.asarray(pixels), stream.precision
@@ -181,7 +182,7 @@ def _take_tile_part(content: bytes, place: int, stream: Codestream) -> int:
         place = _take_segment(content, place, tile.coding, stream)
         if place > end - 2:
             raise BadStudyError("the JPEG 2000 data are damaged: tile-part header")
-    tile.parts.append(content[place + 2 : end])
+    tile.parts.append(memoryview(content)[place + 2 : end])
     return end
 
 

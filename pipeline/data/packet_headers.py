@@ -54,7 +54,7 @@ class TagTree:
 class _Bits:
     """Bits of a packet header: after a byte FF the next one has only seven (B.10.1)."""
 
-    def __init__(self, data: bytes, place: int) -> None:
+    def __init__(self, data: memoryview, place: int) -> None:
         self.data, self.place = data, place
         self.byte = self.left = 0
 
@@ -74,7 +74,7 @@ class _Bits:
         return self.place + (self.byte == 0xFF)
 
 
-def read_packet(data: bytes, place: int, bands: list[Blocks], layer: int, passes: int, style: int) -> int:
+def read_packet(data: memoryview, place: int, bands: list[Blocks], layer: int, passes: int, style: int) -> int:
     """Walk over one packet at ``place``; returns where the next one begins.
 
     Raises:

@@ -45,7 +45,7 @@ class Tile:
     """How a tile is coded, by component, and the data of its parts."""
 
     coding: dict[int, Coding]
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[memoryview] = field(default_factory=list)
 
 
 def read_coding(style: int, order: bytes, body: bytes) -> Coding:
@@ -71,7 +71,8 @@ def require_whole_tile(tile: Tile, box: Box, most_blocks: int) -> int:
     Raises:
         BadStudyError: packets are missing, or end too early or too late; or there are more than ``most_blocks``.
     """
-    data, first = b"".join(tile.parts), tile.coding[0]
+    first = tile.coding[0]
+    data = tile.parts[0] if len(tile.parts) == 1 else memoryview(b"".join(tile.parts))
     grids = [_Grid(coding, component, level, box) for component, coding in tile.coding.items()
              for level in range(coding.levels + 1)]  # fmt: skip
     # A packet takes at least a byte, and a precinct at least a packet of each layer.
