@@ -12,6 +12,10 @@ LEVEL_STRIDES = (8, 16, 32, 64, 128)
 BASE_SIZE = 4
 # exp of a larger value would give boxes of more than 1000 / 16 times their anchor.
 MAX_LOG_SCALE = math.log(1000 / 16)
+# No box is so many of its anchor's widths or heights away; times a width of pixels, 1e38 would not be finite.
+MAX_SHIFT = 1e4
+# Pixels; a box or anchor without an area has no logarithm, and nothing can be divided by its side.
+MIN_SIDE = 1e-3
 
 
 Shape = tuple[float, float]
@@ -87,18 +91,22 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Boxes as offsets from anchors (Girshick et al. 2014): dx / w, dy / h, log w, log h.
 
     Args:
-        boxes: ``[..., 4]`` xyxy with positive sides.
-        anchors: ``[..., 4]`` xyxy, broadcastable to ``boxes``.
+        boxes: ``[..., 4]`` xyxy; a side below ``MIN_SIDE`` counts as that.
+        anchors: ``[..., 4]`` xyxy, broadcastable to ``boxes``; likewise.
     """
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     size = boxes[..., 2:] - boxes[..., :2]
-    shift = (boxes[..., :2] + size / 2 - anchors[..., :2] - anchor_size / 2) / anchor_size
-    return torch.cat([shift, torch.log(size / anchor_size)], -1)
+    divisor = anchor_size.clamp(min=MIN_SIDE)
+    shift = (boxes[..., :2] + size / 2 - anchors[..., :2] - anchor_size / 2) / divisor
+    return torch.cat([shift, torch.log(size.clamp(min=MIN_SIDE) / divisor)], -1)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """The inverse of `encode_boxes`; log sizes are clamped at ``MAX_LOG_SCALE``."""
+    """The inverse of `encode_boxes`, finite for any finite offsets.
+
+    Log sizes are clamped at ``MAX_LOG_SCALE`` from above, shifts at ``MAX_SHIFT`` from both sides.
+    """
     anchor_size = anchors[..., 2:] - anchors[..., :2]
-    centre = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
+    centre = anchors[..., :2] + anchor_size / 2 + deltas[..., :2].clamp(-MAX_SHIFT, MAX_SHIFT) * anchor_size
     half = torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size / 2
     return torch.cat([centre - half, centre + half], -1)

@@ -1,12 +1,22 @@
-"""Losses of the box subnet, and their sums over the anchors that answer for a box."""
+"""Losses of the box subnet, and their sums over the anchors that answer for a box.
+
+Value and gradient are finite for any finite offsets: a single step without them costs the whole batch.
+"""
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
+from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss
 
-from pipeline.detection.anchors import decode_boxes, encode_boxes
+from pipeline.detection.anchors import MAX_LOG_SCALE, MAX_SHIFT, MIN_SIDE, decode_boxes, encode_boxes
+from pipeline.detection.bounded import bounded
 from pipeline.detection.matching import BACKGROUND
+
+_EPS = 1e-7  # torchvision's
+# A box of a ten-thousandth of its anchor's side has, for its shape, no smaller one.
+_MIN_LOG_SCALE = math.log(1e-4)
 
 
 def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: float) -> Tensor:
@@ -15,20 +25,51 @@ def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: fl
     Args:
         kind: ``smooth_l1`` or ``l1`` on the encoded offsets, ``giou`` or ``ciou`` on the boxes.
         deltas: predicted offsets ``[..., 4]``.
-        boxes: the box of each anchor ``[..., 4]`` xyxy; must have positive sides everywhere.
+        boxes: the box of each anchor ``[..., 4]`` xyxy.
         anchors: ``[..., 4]``, broadcastable to ``boxes``.
         beta: where smooth L1 turns from quadratic to linear.
     """
-    if kind in ("giou", "ciou"):
+    deltas = bounded(deltas, MAX_SHIFT)
+    if kind == "giou":
         decoded = decode_boxes(deltas, anchors)
-        loss = generalized_box_iou_loss if kind == "giou" else complete_box_iou_loss
-        return loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
+        return generalized_box_iou_loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
+    if kind == "ciou":
+        return _complete_iou_loss(deltas, boxes, anchors)
     encoded = encode_boxes(boxes, anchors)
     if kind == "l1":
         return (deltas - encoded).abs().sum(-1)
     if kind != "smooth_l1":
         raise ValueError(f"Invalid box loss: {kind!r}. It must be smooth_l1, l1, giou or ciou")
     return F.smooth_l1_loss(deltas, encoded, reduction="none", beta=beta).sum(-1)
+
+
+def _complete_iou_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Complete IoU loss (Zheng et al. 2020): of overlap, distance and shape.
+
+    torchvision's divides a decoded box's width by its height: 0 / 0 for a small box far away, whose
+    sides are lost in the difference of its corners. Here the sides come from the offsets.
+    """
+    decoded = decode_boxes(deltas, anchors)
+    apart = distance_box_iou_loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
+    sides = (anchors[..., 2:] - anchors[..., :2]).clamp(min=MIN_SIDE)
+    found = torch.exp(deltas[..., 2:].clamp(_MIN_LOG_SCALE, MAX_LOG_SCALE)) * sides
+    wanted = (boxes[..., 2:] - boxes[..., :2]).clamp(min=MIN_SIDE)
+    shape = 4 / math.pi**2 * (_angle(wanted) - _angle(found)).square()
+    with torch.no_grad():
+        weight = shape / (1 - _paired_iou(decoded, boxes) + shape + _EPS)
+    return apart + weight * shape
+
+
+def _angle(size: Tensor) -> Tensor:
+    return torch.atan2(size[..., 0], size[..., 1])
+
+
+def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of each box with the other at its place, ``[..., 4]`` -> ``[...]``."""
+    size = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
+    shared = size.clamp(min=0).prod(-1)
+    areas = [(one[..., 2:] - one[..., :2]).prod(-1) for one in (boxes, others)]
+    return shared / (areas[0] + areas[1] - shared + _EPS)
 
 
 def positive_box_loss(

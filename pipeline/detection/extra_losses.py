@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.detection.backbones import STRIDES
+from pipeline.detection.bounded import LOGIT_LIMIT, bounded
 from pipeline.detection.dataset import UNKNOWN_CLASS
 from pipeline.detection.mask_losses import MaskSettings, mask_loss
 from pipeline.detection.retinanet import HeadOutputs
@@ -36,7 +37,8 @@ class ExtraLosses:
         if self.mask.terms and outputs.mask is not None:
             losses["mask"] = mask_loss(outputs.mask, boxes, labels, self.mask, STRIDES[0])
         if self.image_class and outputs.image_class is not None:
-            each = F.cross_entropy(outputs.image_class.float(), classes, ignore_index=UNKNOWN_CLASS, reduction="sum")
+            logits = bounded(outputs.image_class, LOGIT_LIMIT)
+            each = F.cross_entropy(logits, classes, ignore_index=UNKNOWN_CLASS, reduction="sum")
             known = (classes != UNKNOWN_CLASS).sum().clamp(min=1)
             losses["image_class"] = self.image_class * each / known
         return losses

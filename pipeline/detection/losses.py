@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pipeline.detection.anchors import Anchors
+from pipeline.detection.bounded import LOGIT_LIMIT
 from pipeline.detection.box_losses import every_box_loss, positive_box_loss
 from pipeline.detection.matching import BACKGROUND, IGNORED, match_anchors
 
@@ -30,7 +31,7 @@ class _Modulated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, positive: Tensor, weight: Tensor, gamma: float) -> Tensor:
         sign = torch.where(positive, -1.0, 1.0).to(logits.dtype)
-        z = logits * sign
+        z = (logits * sign).clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)  # a sum over all anchors stays finite
         entropy = F.softplus(z)
         wrong = torch.sigmoid(z)
         if gamma == 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.detection.bounded import LOGIT_LIMIT, bounded
 from pipeline.detection.matching import PADDING
 
 _EPS = 1.0  # pixels, against 0 / 0 where there is nothing
@@ -42,7 +43,7 @@ def mask_loss(logits: Tensor, boxes: Tensor, labels: Tensor, settings: MaskSetti
         settings: which losses, and their constants.
         stride: of the mask, in pixels.
     """
-    logits = logits.float()
+    logits = bounded(logits, LOGIT_LIMIT)
     distances = box_distances(boxes, labels, logits.shape[1], logits.shape[2], stride)
     masks = (distances == 0).any(1).to(logits.dtype)
     total = logits.new_zeros(())
