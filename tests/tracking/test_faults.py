@@ -24,7 +24,8 @@ from tests.flows.conftest import free_port
 
 pytestmark = pytest.mark.slow
 
-KINDS = ["401", "403", "404", "500", "503", "cut off", "slow", "truncated", "half", "empty"]
+SOME, MORE = ["403", "503", "empty"], ["401", "404", "500", "cut off", "slow", "truncated", "half"]
+KINDS = [*SOME, *(pytest.param(kind, marks=pytest.mark.long) for kind in MORE)]
 READS = {
     "model": "GET .*registered-models/get",
     "version": "GET .*model-versions/get",
@@ -110,6 +111,7 @@ def test_a_moment_is_survived(store, kind, monkeypatch):
     assert state(client) == ("2", ["1", "2"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["403", "503", "cut off", "empty"])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_that_fails_loses_no_history(store, kind, write):
