@@ -14,6 +14,7 @@ from pipeline.stages.registration import NotRegisteredError, own_version
 from pipeline.tracking import MODEL_NAME, tracking_uri
 from pipeline.tracking.versions import RESULTS_RUN, WEIGHTS
 
+pytestmark = pytest.mark.usefixtures("mlflow_store")
 MODELS, REPORTS = Path("models"), Path("reports")
 
 

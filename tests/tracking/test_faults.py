@@ -39,10 +39,10 @@ WRITES = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, _empty_store):
+def server(tmp_path_factory, empty_store):
     """A real MLflow server over a store of its own."""
     folder = tmp_path_factory.mktemp("server")
-    (folder / "mlflow.db").write_bytes(_empty_store.read_bytes())
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
