@@ -22,7 +22,7 @@ from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
-from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, require_alias
+from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, resolve_version
 
 # What the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
@@ -123,8 +123,17 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
     Raises:
         UserError: there is no such model.
     """
-    require_alias(uri)
-    folder = folder or Path(tempfile.mkdtemp(prefix="pneumoflow-"))
+    open_client()
+    resolve_version(uri)
+    return fetch_model(uri, folder or Path(tempfile.mkdtemp(prefix="pneumoflow-")))
+
+
+def fetch_model(uri: str, folder: Path) -> Path:
+    """Fetch the files of a model into ``folder``; returns where its ``model.json`` is.
+
+    Raises:
+        UserError: it is not there, cannot be fetched, or is no model of ours.
+    """
     try:
         fetch = partial(mlflow.artifacts.download_artifacts, uri, dst_path=str(folder))
         local = Path(ask(f"fetching {uri}", fetch))
