@@ -93,6 +93,8 @@ def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
     # A kill, or an answer that was lost, may have left it registered already.
     found = find_version(model.identity.weights_sha256, model.identity.results_run, model.identity.package)
     if found is not None:
+        if not _known_metrics(model).keys() <= open_client().get_run(run_id).data.metrics.keys():
+            _log_metrics(run_id, model, None)
         return found
     code = Path(__file__).resolve().parents[1]
     # As mlflow.pyfunc.log_model, which takes the run from `with start_run` alone; that would end the run.
@@ -111,10 +113,18 @@ def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
         metadata={"format": "safetensors"},
         tags=model.identity.tags(),
     )
-    known = {key: value for key, value in model.metrics.items() if value is not None}
-    test = model.data.split("test")
-    mlflow.log_metrics(known, step=model.step, run_id=run_id, model_id=info.model_id, dataset=test)
+    _log_metrics(run_id, model, info.model_id)
     return Registered(str(info.registered_model_version), run_id, model.identity.weights_sha256)
+
+
+def _known_metrics(model: LoggedModel) -> dict[str, float]:
+    return {key: value for key, value in model.metrics.items() if value is not None}
+
+
+def _log_metrics(run_id: str, model: LoggedModel, model_id: str | None) -> None:
+    """Log the metrics for the run and its model; without an id, for the models that the run has."""
+    test = model.data.split("test")
+    mlflow.log_metrics(_known_metrics(model), step=model.step, run_id=run_id, model_id=model_id, dataset=test)
 
 
 def download_model(uri: str, folder: Path | None = None) -> Path:
