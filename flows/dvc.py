@@ -13,6 +13,7 @@ from flows import guard
 from flows.folder_lock import held_locks
 from flows.loopback import without_proxy
 from pipeline.errors import UserError
+from pipeline.params import load_params
 
 RAW_DATA = "data/rsna"
 # The guard's own time, and a little more.
@@ -107,7 +108,15 @@ def changed(target: str | None = None) -> dict[str, object]:
 
 
 def raw_data_state() -> str:
-    """``unchanged``, ``missing`` or ``changed``: the raw data folder against its ``.dvc`` file."""
+    """``unchanged``, ``missing`` or ``changed``: the raw data folder against its ``.dvc`` file.
+
+    Data elsewhere (``data.dir``) have no such file: they are as they are, and DVC compares them at each stage.
+    """
+    if load_params().data.dir != RAW_DATA:
+        return "unchanged"
+    if Path(RAW_DATA).is_symlink():
+        place = Path(RAW_DATA).readlink()
+        raise UserError(f"{RAW_DATA}: a symbolic link, which DVC cannot add; set data.dir to {place} in params.yaml")
     if not Path(f"{RAW_DATA}.dvc").exists():
         raise UserError(f"{RAW_DATA}.dvc: no such file; put a data set into {RAW_DATA} and run `dvc add {RAW_DATA}`")
     if not Path(RAW_DATA).exists():

@@ -51,6 +51,22 @@ def sample(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """MLflow's database with its tables and nothing in them: making the tables takes seconds. Read only."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("store")
+    mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def mlflow_store(_own_folder, empty_store, tmp_path):
+    """A test's own copy of it, where runs go."""
+    return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
+
+
 @pytest.fixture
 def rsna(sample, tmp_path):
     """A copy of the sample at data/rsna, for a test to break."""

@@ -1,6 +1,7 @@
 """Requests to MLflow whose failure must not be taken for an answer."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,6 +25,8 @@ _PATIENCE_SECONDS = 20.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
 _REFUSED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+# MLflow names the address, which is in the message already, before the reason.
+_PREAMBLE = re.compile(r"^API request to \S+ failed with (timeout )?exception (HTTPS?ConnectionPool\(.*?\(Caused by )?")
 _SHOWN = 200
 Answer = TypeVar("Answer")
 
@@ -95,7 +98,8 @@ def _is_final(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """An error as one short line without passwords."""
-    text = redact(" ".join(str(error).split()))[:_SHOWN] or type(error).__name__
+    words = _PREAMBLE.sub("", " ".join(str(error).split()))
+    text = redact(words)[:_SHOWN] or type(error).__name__
     if isinstance(error, MlflowException) and error.error_code in _REFUSED:
         return f"access is refused: {text}"
     return text

@@ -11,18 +11,13 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-import mlflow
 from filelock import FileLock
 from mlflow.entities.model_registry import ModelVersion
 
-from pipeline.errors import UserError
 from pipeline.files import (
     directory_atomic,
     lock_descriptor,
@@ -31,10 +26,9 @@ from pipeline.files import (
     temporary_folder,
     write_json,
 )
-from pipeline.tracking.asking import MissingError, ask
-from pipeline.tracking.place import shown_uri
+from pipeline.tracking.registry import fetch_model
 from pipeline.tracking.store import open_client
-from pipeline.tracking.versions import require_alias
+from pipeline.tracking.versions import resolve_version
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +36,6 @@ CACHE = Path(".pneumoflow/models")
 _DIGESTS, _USES, _LOCK = "digests.json", "uses.json", ".lock"
 # So many URIs are remembered. Whoever compares versions by number does not fetch them in turns.
 _KEPT = 4
-_OF_REGISTRY = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -65,11 +57,12 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
     """
     open_client()
     if folder is not None:
-        return _fetch(uri, folder)
+        resolve_version(uri)
+        return fetch_model(uri, folder)
     version = _resolve(uri)
     cache = _open_cache() if version else None
     if version is None or cache is None:
-        return _fetch(uri, _folder_until_exit())
+        return fetch_model(uri, _folder_until_exit())
     with FileLock(cache / _LOCK):
         path = cache / version.key
         if not _is_whole(path):
@@ -81,24 +74,10 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
 
 def _resolve(uri: str) -> _Version | None:
     """The version that a URI of the registry means now; None: it means no version, or one that may change."""
-    match = _OF_REGISTRY.fullmatch(uri)
-    if match is None:
+    found = resolve_version(uri)
+    if found is None:
         return None
-    require_alias(uri)
-    client, name = open_client(), match["name"]
-    if match["alias"]:
-        find = partial(client.get_model_version_by_alias, name, match["alias"])
-    else:
-        find = partial(client.get_model_version, name, match["version"])
-    found = _ask(uri, find)
-    return _Version(f"models:/{name}/{found.version}", _key(name, found))
-
-
-def _ask(uri: str, call: Callable[[], Answer]) -> Answer:
-    try:
-        return ask(f"fetching {uri}", call)
-    except MissingError as error:
-        raise UserError(f"{uri}: no such model in {shown_uri()}: {error}") from None
+    return _Version(f"models:/{found.name}/{found.version}", _key(str(found.name), found))
 
 
 def _key(name: str, found: ModelVersion) -> str:
@@ -125,7 +104,7 @@ def _fill(path: Path, uri: str) -> None:
         logger.warning("%s: damaged; it is fetched again", path)
     with directory_atomic(path) as target, temporary_folder(path.parent) as scratch:
         digests = {}
-        for source in sorted(one for one in _fetch(uri, scratch).iterdir() if one.is_file()):
+        for source in sorted(one for one in fetch_model(uri, scratch).iterdir() if one.is_file()):
             digests[source.name] = _digest(source)
             sync_file(Path(shutil.move(source, target / source.name)))
         write_json(target / _DIGESTS, digests)
@@ -171,12 +150,3 @@ def _folder_until_exit() -> Path:
     folder = stack.enter_context(temporary_folder())
     atexit.register(stack.close)
     return folder
-
-
-def _fetch(uri: str, folder: Path) -> Path:
-    require_alias(uri)
-    local = Path(_ask(uri, partial(mlflow.artifacts.download_artifacts, uri, dst_path=str(folder))))
-    found = sorted(local.rglob("model.json"))
-    if not found:
-        raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
-    return found[0].parent

@@ -21,7 +21,7 @@ from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
-from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, require_alias
+from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, resolve_version
 
 # What the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
@@ -95,6 +95,8 @@ def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
     # A kill, or an answer that was lost, may have left it registered already.
     found = find_version(model.identity.weights_sha256, model.identity.results_run, model.identity.package)
     if found is not None:
+        if not _known_metrics(model).keys() <= open_client().get_run(run_id).data.metrics.keys():
+            _log_metrics(run_id, model, None)
         return found
     code = Path(__file__).resolve().parents[1]
     # As mlflow.pyfunc.log_model, which takes the run from `with start_run` alone; that would end the run.
@@ -114,10 +116,35 @@ def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
         model_config=dict(model.serving),
         tags=model.identity.tags(),
     )
-    known = {key: value for key, value in model.metrics.items() if value is not None}
-    test = model.data.split("test")
-    mlflow.log_metrics(known, step=model.step, run_id=run_id, model_id=info.model_id, dataset=test)
+    _log_metrics(run_id, model, info.model_id)
     return Registered(str(info.registered_model_version), run_id, model.identity.weights_sha256)
+
+
+def _known_metrics(model: LoggedModel) -> dict[str, float]:
+    return {key: value for key, value in model.metrics.items() if value is not None}
+
+
+def _log_metrics(run_id: str, model: LoggedModel, model_id: str | None) -> None:
+    """Log the metrics for the run and its model; without an id, for the models that the run has."""
+    test = model.data.split("test")
+    mlflow.log_metrics(_known_metrics(model), step=model.step, run_id=run_id, model_id=model_id, dataset=test)
+
+
+def fetch_model(uri: str, folder: Path) -> Path:
+    """Fetch the files of a model into ``folder``; returns where its ``model.json`` is.
+
+    Raises:
+        UserError: it is not there, cannot be fetched, or is no model of ours.
+    """
+    try:
+        fetch = partial(mlflow.artifacts.download_artifacts, uri, dst_path=str(folder))
+        local = Path(ask(f"fetching {uri}", fetch))
+    except MissingError as error:
+        raise UserError(f"{uri}: no such model in {shown_uri()}: {error}") from None
+    found = sorted(local.rglob("model.json"))
+    if not found:
+        raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
+    return found[0].parent
 
 
 def serving_config(uri: str) -> dict[str, object]:
@@ -126,7 +153,8 @@ def serving_config(uri: str) -> dict[str, object]:
     Raises:
         UserError: there is no such model.
     """
-    require_alias(uri)
+    open_client()
+    resolve_version(uri)
     try:
         flavors = ask(f"reading {uri}", partial(Model.load, uri)).flavors
     except MissingError as error:

@@ -38,6 +38,7 @@ def open_client() -> mlflow.MlflowClient:
         UserError: the store cannot be used.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration of a new database
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # one line per request that is made again
     mlflow.set_tracking_uri(tracking_uri())
     mend_locations(tracking_uri())
     return mlflow.MlflowClient(tracking_uri())

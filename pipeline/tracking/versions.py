@@ -4,6 +4,7 @@ Only the store's own "does not exist" means that there is none. Anything else is
 A version is known by the digest of its weights and by its run; its number means something in one store only.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
 
 MODEL_NAME = "rsna-retinanet"
+_OF_REGISTRY = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/]+))")
 CHALLENGER, CHAMPION = "challenger", "champion"
 WEIGHTS, PACKAGE, RESULTS_RUN = (f"pneumoflow.{name}" for name in ("weights_sha256", "package", "results_run"))
 
@@ -75,19 +77,24 @@ def read_model(name: str = MODEL_NAME) -> RegisteredModel | None:
         return None
 
 
-def require_alias(uri: str) -> None:
-    """See that the alias of a ``models:/name@alias`` is there; MLflow's own error would not tell it from others.
+def resolve_version(uri: str) -> ModelVersion | None:
+    """The version that a ``models:/name/version`` or ``models:/name@alias`` means now; None for other addresses.
 
     Raises:
-        UserError: it is not, or the store cannot be asked.
+        UserError: there is none, or the store cannot be asked.
     """
-    open_client()
-    name, sign, alias = uri.removeprefix("models:/").partition("@")
-    if not sign or not uri.startswith("models:/"):
-        return
-    model = read_model(name)
-    if model is None or alias not in model.aliases:
-        raise UserError(f"{uri}: no such model in {shown_uri()}: {name} has no alias {alias}")
+    match = _OF_REGISTRY.fullmatch(uri)
+    if match is None:
+        return None
+    name, number = match["name"], match["version"]
+    if number is None:
+        # MLflow answers "bad request" for an alias that is not there; the model's own list tells it from others.
+        model = read_model(name)
+        number = str(model.aliases.get(match["alias"], "")) if model else ""
+    found = _read(name, number) if number else None
+    if found is None:
+        raise UserError(f"{uri}: no such model in {shown_uri()}")
+    return found
 
 
 def read_version(number: str) -> Registered | None:
@@ -96,15 +103,19 @@ def read_version(number: str) -> Registered | None:
     Raises:
         UserError: the store cannot be asked.
     """
+    found = _read(MODEL_NAME, number)
+    return _registered(found) if found else None
 
+
+def _read(name: str, number: str) -> ModelVersion | None:
     def call() -> ModelVersion:
-        found = open_client().get_model_version(MODEL_NAME, number)
-        if (found.name, str(found.version)) != (MODEL_NAME, number):
+        found = open_client().get_model_version(name, number)
+        if (found.name, str(found.version)) != (name, number):
             raise BrokenAnswerError(f"an answer without version {number}")
         return found
 
     try:
-        return _registered(ask(f"looking for version {number}", call))
+        return ask(f"looking for version {number} of {name}", call)
     except MissingError:
         return None
 

@@ -45,13 +45,12 @@ def test_worse_models_by_hand_and_back(copy, edit, call):
     assert client.get_model_version("rsna-retinanet", second).tags["promotion"] == "not promoted"
     against = json.loads((copy / "reports/comparison.json").read_text())
     assert (against["champion"], against["seen"]) == (first, 0)
+    tags = client.get_model_version("rsna-retinanet", first).tags
+    assert against["champion_weights_sha256"] == tags["pneumoflow.weights_sha256"]
+    assert tags["pneumoflow.weights_sha256"] != decision["weights_sha256"]
     report = (copy / "reports/report.html").read_text()
     assert f"champion (version {first})" in report
 
-    (copy / "reports/registered.json").write_text('{"version": "99"}')
-    done = call(copy, "pipeline.cli", "promote")
-    assert done.returncode == 1
-    assert f"version 99, but the challenger is {second}; run `dvc repro` first" in done.stderr
     done = call(copy, "pipeline.cli", "promote", "--force", "a test")
     assert done.returncode == 0, done.stdout + done.stderr
     assert alias("champion") == second
@@ -75,3 +74,49 @@ def test_worse_models_by_hand_and_back(copy, edit, call):
     table = pd.read_csv(copy / "data/splits.csv")
     assert 0 < against["seen"] <= (table["split"] == "test").sum()
     assert against["comparison"]["images"] == (table["split"] == "test").sum() - against["seen"]
+
+
+@pytest.mark.long
+def test_params_edited_and_edited_back(copy, edit, call):
+    """DVC restores the older model and its results; it is compared anew, with the version that it is."""
+    client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
+    edit(copy, "train", lr=0.0011, epochs=1)
+    assert call(copy, "flows.training").returncode == 0
+    weights = (copy / "models/model.safetensors").read_bytes()
+    edit(copy, "train", lr=0.0012)
+    assert call(copy, "flows.training").returncode == 0
+    assert (copy / "models/model.safetensors").read_bytes() != weights
+    edit(copy, "train", lr=0.0011)
+    done = call(copy, "flows.training")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (copy / "models/model.safetensors").read_bytes() == weights
+    decision = json.loads((copy / "reports/promotion.json").read_text())
+    assert decision["challenger"] == json.loads((copy / "reports/registered.json").read_text())["version"]
+    assert len(client.search_model_versions("name = 'rsna-retinanet'")) == 2
+
+
+@pytest.mark.long
+def test_a_store_that_does_not_have_the_model(copy, call):
+    """A clone that pulled everything: its store is empty."""
+    before = {path: path.read_bytes() for path in (copy / "reports").rglob("*") if path.is_file()}
+    done = call(copy, "pipeline.cli", "promote")
+    assert done.returncode == 1
+    assert "`pneumoflow register` enters the model there" in done.stderr
+    for _ in range(2):
+        done = call(copy, "pipeline.cli", "register")
+        assert done.returncode == 0, done.stderr
+        assert "version 1 in sqlite:///mlflow.db" in done.stdout
+    done = call(copy, "pipeline.cli", "promote")
+    assert "version 1 is the champion" in done.stdout
+    client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
+    (version,) = client.search_model_versions("name = 'rsna-retinanet'")
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+    assert "map_50" in version.description
+    after = {path: path.read_bytes() for path in (copy / "reports").rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before if path.name != "promotion.json"} == {
+        path: content for path, content in before.items() if path.name != "promotion.json"
+    }
+    (copy / "one").mkdir()
+    study = next((copy / "data/rsna/stage_2_train_images").iterdir())
+    done = call(copy, "pipeline.cli", "predict", "models:/rsna-retinanet@champion", str(study), "--out", "one")
+    assert done.returncode == 0, done.stderr

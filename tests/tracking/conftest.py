@@ -2,7 +2,6 @@
 
 import http.server
 import re
-import shutil
 import socket
 import threading
 import time
@@ -13,17 +12,9 @@ import mlflow
 import pytest
 
 
-@pytest.fixture(scope="session")
-def _empty_store(tmp_path_factory):
-    """An SQLite store with MLflow's tables and nothing in them; making the tables takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture(autouse=True)
-def _made_store(_own_folder, _empty_store, tmp_path):
-    shutil.copy(_empty_store, tmp_path / "mlflow.db")
+def _made_store(mlflow_store):
+    """No test here waits until the tables are made."""
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from tests.flows.conftest import free_port
 
 pytestmark = pytest.mark.slow
 
-KINDS = ["401", "403", "404", "500", "503", "cut off", "slow", "truncated", "half", "empty"]
+SOME, MORE = ["403", "503", "empty"], ["401", "404", "500", "cut off", "slow", "truncated", "half"]
+KINDS = [*SOME, *(pytest.param(kind, marks=pytest.mark.long) for kind in MORE)]
 READS = {
     "model": "GET .*registered-models/get",
     "version": "GET .*model-versions/get",
@@ -38,10 +39,10 @@ WRITES = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, _empty_store):
+def server(tmp_path_factory, empty_store):
     """A real MLflow server over a store of its own."""
     folder = tmp_path_factory.mktemp("server")
-    (folder / "mlflow.db").write_bytes(_empty_store.read_bytes())
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
@@ -110,6 +111,7 @@ def test_a_moment_is_survived(store, kind, monkeypatch):
     assert state(client) == ("2", ["1", "2"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["403", "503", "cut off", "empty"])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_that_fails_loses_no_history(store, kind, write):
