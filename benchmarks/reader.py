@@ -24,7 +24,7 @@ from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
 from pipeline.errors import BadStudyError
 
-FILES, DIFFERENT, SIZE, PAIRS = 500, 50, 1024, 5
+FILES, DIFFERENT, SIZE, PAIRS = 500, 50, 1024, 3
 # The model that is shipped, untrained.
 SHAPES = shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2))
 ARCHITECTURE = Architecture("resnet18", "group", 96, "p5", 2, "group", SHAPES, 0.01)

@@ -129,7 +129,7 @@ def _start() -> str:
 
 
 def _done_by_another(client: SyncPrefectClient, run: FlowRun) -> str:
-    if not run.auto_scheduled or run.expected_start_time is None or run.start_time is None:
+    if not (run.auto_scheduled and run.deployment_id and run.expected_start_time and run.start_time):
         return ""
     if run.start_time - run.expected_start_time < _LATE:
         return ""

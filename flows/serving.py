@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 from prefect import Flow
-from prefect.schedules import Cron
+from prefect.schedules import Schedule
 
 from flows.deployments import folder_tag, refuse_takeover
 from flows.folder_lock import only_one
@@ -27,7 +27,7 @@ _PROCESSES = 2
 def serve_flow(
     flow: Flow[..., Any],
     name: str,
-    schedule: Cron | None = None,
+    schedule: Schedule | None = None,
     interval: timedelta | None = None,
     parameters: dict[str, Any] | None = None,
 ) -> None:

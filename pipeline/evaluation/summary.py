@@ -39,7 +39,7 @@ def summarize(
         "images": len(results),
         "patients": len(set(groups)),
         "boxes": sum(len(result.truth) for result in results),
-        "score_thresh": round(score_thresh, 6) if np.isfinite(score_thresh) else None,
+        "score_thresh": float(score_thresh) if np.isfinite(score_thresh) else None,
     }
     for name, value in point.items():
         low, high = interval(drawn[name])
