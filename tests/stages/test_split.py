@@ -6,6 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
+from pipeline.data.manifest import write_manifest
+from pipeline.data.prepared_tables import INDEX_COLUMNS
 from pipeline.data.splits import LEAKED
 from pipeline.errors import UserError
 from pipeline.params import Params
@@ -34,7 +36,8 @@ def index(tmp_path):
 def save(table):
     folder = SPLITS_FILE.parent / "prepared"
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "index.csv", index=False)
+    table.assign(row=range(len(table)))[INDEX_COLUMNS].to_csv(folder / "index.csv", index=False)
+    write_manifest(folder)
 
 
 @pytest.fixture
