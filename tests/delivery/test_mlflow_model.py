@@ -133,7 +133,7 @@ def test_serves_dicom_over_http(trained, studies):
 def hostile():
     """Requests of no use, column and rows: malformed, huge, of the wrong kind."""
     text = lambda content: base64.b64encode(content).decode()  # noqa: E731
-    yield "dicom", [["not base64!"]]
+    yield "dicom", [["?!QUJD-no-base-64"]]
     yield "dicom", [[text(b"no dicom")]]
     yield "dicom", [["AAAA"]] * 65
     yield "dicom", [[text(b"\0" * 128 + b"DICM" + b"\xff" * 30_000_000)]]

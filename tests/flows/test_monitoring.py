@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline.delivery.scored import COLUMNS
 from tests.flows.test_deployments import ask
 
 pytestmark = pytest.mark.slow
@@ -21,11 +22,10 @@ def scored(trained, tmp_path):
     def write(change):
         table = pd.concat([reference] * 6, ignore_index=True)
         change(table)
-        table = table.assign(
-            sha256="0", file="x.dcm", scored_at="2026-01-01", model="m", PredictionString="", problem=""
-        )
+        table = table.assign(file="x.dcm", scored_at="2026-01-01", model="m", PredictionString="", problem="")
+        table["sha256"] = [f"{number:064x}" for number in range(len(table))]
         (tmp_path / "scored").mkdir(exist_ok=True)
-        table.to_csv(tmp_path / "scored/scored.csv", index=False)
+        table[list(COLUMNS)].to_csv(tmp_path / "scored/scored.csv", index=False)
         return str(tmp_path / "scored")
 
     return write

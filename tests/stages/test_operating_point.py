@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline.data.manifest import write_manifest
 from pipeline.detection.device import make_fabric
 from pipeline.detection.postprocess import PostProcessing, shrink
 from pipeline.errors import UserError
@@ -53,6 +54,7 @@ def test_nothing_of_test_reaches_the_model(prepared, tmp_path):
     index.loc[of_test, "class"] = "Normal"
     index.to_csv(tmp_path / "data/prepared/index.csv", index=False)
     boxes[boxes["patientId"].map(splits) != "test"].to_csv(tmp_path / "data/prepared/boxes.csv", index=False)
+    write_manifest(tmp_path / "data/prepared")
     train(params)
     for name, content in before.items():
         assert (tmp_path / "models" / name).read_bytes() == content, name
@@ -60,6 +62,7 @@ def test_nothing_of_test_reaches_the_model(prepared, tmp_path):
     of_val = boxes["patientId"].map(splits) == "val"
     boxes.loc[of_val, "x"] += 40
     boxes.to_csv(tmp_path / "data/prepared/boxes.csv", index=False)
+    write_manifest(tmp_path / "data/prepared")
     train(params)
     assert (tmp_path / "models/model.json").read_bytes() != before["model.json"]
 
@@ -103,6 +106,7 @@ def test_a_val_split_without_a_box_is_one_line(prepared, tmp_path):
     boxes = pd.read_csv(tmp_path / "data/prepared/boxes.csv")
     splits = pd.read_csv(tmp_path / "data/splits.csv").set_index("patientId")["split"]
     boxes[boxes["patientId"].map(splits) != "val"].to_csv(tmp_path / "data/prepared/boxes.csv", index=False)
+    write_manifest(tmp_path / "data/prepared")
     with pytest.raises(UserError, match=r"data/splits\.csv: no study of val has a box"):
         train(params)
 
