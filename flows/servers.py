@@ -117,9 +117,11 @@ def prefect_server(port: int) -> Iterator[str]:
 @contextmanager
 def mlflow_server(port: int) -> Iterator[str]:
     """An MLflow server over the store that runs are written to; yields its URL."""
-    store = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    from pipeline.tracking import shown_uri, tracking_uri  # imports MLflow, which takes seconds
+
+    store = tracking_uri()
     if store.startswith("http"):
-        yield store  # the runs are on a server already
+        yield shown_uri()  # the runs are on a server already
         return
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", store]
     server = Server([*_program("mlflow"), "server", *options], f"http://{HOST}:{port}", "/health")
@@ -183,5 +185,5 @@ def _scheduler_settings() -> dict[str, str]:
     """Few runs on the list at a time: what a machine slept through is run once, not as often as it was missed."""
     return {
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "1",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": "60",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": "PT1M",
     }
