@@ -181,6 +181,7 @@ def test_nothing_of_the_patient_leaves_the_file(project, run, tmp_path):
     # And where parsers quote it: in values that cannot be what they should be.
     dataset.add_new("WindowWidth", "LO", "Lovelace^Augusta")
     dataset.add_new("WindowCenter", "LO", "18151210x")
+    dataset.add_new("BitsStored", "LO", "Lovelace^Augusta")
     dataset.save_as(path)
     subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "data/rsna"], cwd=project, check=True)
     logs = []
