@@ -63,13 +63,21 @@ def _acquire(descriptor: int, path: Path, what: str) -> None:
         pid, since = _holder(descriptor)
         if pid is None:
             raise BusyError(f"{path}: another {what} holds it; wait for that run or end it")
-        if psutil.pid_exists(pid):
+        if _is_alive(pid):
             raise BusyError(
                 f"{path}: another {what} holds it: process {pid}, since {since}; wait for that run or end it"
             )
         if time.monotonic() > deadline:
             raise BusyError(f"{path}: another {what} holds it: what process {pid} has left behind; end it")
         time.sleep(0.5)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process works; one that has ended, and that its parent has not asked after, does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _holder(descriptor: int) -> tuple[int | None, str]:

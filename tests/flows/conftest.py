@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import socket
@@ -47,6 +48,20 @@ def prefect_server(tmp_path_factory):
     yield f"http://127.0.0.1:{port}/api"
     process.terminate()
     process.wait(30)
+
+
+@pytest.fixture(autouse=True)
+def _no_deployments(request):
+    """The server is shared by tests that deploy from different folders, and refuses what is another folder's."""
+    if "prefect_server" not in request.fixturenames:
+        return
+    server = request.getfixturevalue("prefect_server")
+    listing = urllib.request.Request(f"{server}/deployments/filter", b"{}", {"Content-Type": "application/json"})
+    with urllib.request.urlopen(listing, timeout=30) as answer:
+        found = json.load(answer)
+    for one in found:
+        gone = urllib.request.Request(f"{server}/deployments/{one['id']}", method="DELETE")
+        urllib.request.urlopen(gone, timeout=30).close()
 
 
 @pytest.fixture

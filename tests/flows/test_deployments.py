@@ -94,6 +94,20 @@ def test_a_worker_runs_what_prefect_yaml_lists(prefect, prefect_server):
     assert "nothing to do" in run["state"]["message"]
 
 
+@pytest.mark.slow
+def test_another_folder_does_not_take_deployments_over(copy, prefect_in, trained, prefect_server):
+    """Prefect replaces a deployment of the same name without a word: its worker would run the other folder."""
+    for folder in (trained[0], copy):
+        prefect_in(folder, "work-pool", "create", "local", "--type", "process", "--overwrite")
+    prefect_in(trained[0], "--no-prompt", "deploy", "--all")
+    before = ask(prefect_server, "deployments/filter")
+    refused = prefect_in(copy, "--no-prompt", "deploy", "--all", wait=False)
+    said = refused.communicate(timeout=120)[0]
+    assert refused.returncode != 0
+    assert f"belongs to {trained[0]}; deploy to another server, change the name, or" in " ".join(said.split())
+    assert ask(prefect_server, "deployments/filter") == before
+
+
 @pytest.mark.long
 def test_cancelling_a_run_of_a_worker_leaves_nothing_alive(copy, edit, prefect_in, prefect_server):
     edit(copy, "train", epochs=200)
@@ -138,8 +152,7 @@ def test_serving_runs_the_flow_on_its_schedule(trained, prefect, prefect_server)
             assert time.monotonic() < deadline
             time.sleep(0.5)
         assert found[0]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
-        assert found[0]["global_concurrency_limit"]["limit"] == 1
-        assert found[0]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        assert found[0]["global_concurrency_limit"] is None
         # The server's scheduler has put the coming nights on the list.
         while not (coming := ask(prefect_server, "flow_runs/filter", deployments={"name": {"any_": ["scheduled"]}})):
             assert time.monotonic() < deadline
