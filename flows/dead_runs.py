@@ -28,7 +28,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed, State
 
 from flows.deployments import own_deployments
-from flows.folder_lock import try_lock
+from pipeline.folder_lock import try_lock
 
 logger = logging.getLogger(__name__)
 

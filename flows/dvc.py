@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flows import guard
-from flows.folder_lock import held_locks
 from flows.loopback import without_proxy
 from pipeline.errors import UserError
+from pipeline.folder_lock import held_locks
 from pipeline.params import load_params
 
 RAW_DATA = "data/rsna"

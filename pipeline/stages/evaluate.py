@@ -19,6 +19,7 @@ from pipeline.evaluation.results import ImageResult, image_result
 from pipeline.evaluation.subgroups import subgroup_table
 from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
 from pipeline.files import write_json, write_text
+from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
 from pipeline.stages.champion import champion_to_compare, compare_with_champion
 from pipeline.stages.inputs import SplitData, read_inputs
@@ -189,7 +190,9 @@ def _log(
 
 def main() -> None:
     """Run the stage on ``params.yaml``."""
-    evaluate(load_params())
+    params = load_params()
+    with only_run_of("evaluate"):
+        evaluate(params)
 
 
 if __name__ == "__main__":

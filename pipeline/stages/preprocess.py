@@ -20,6 +20,7 @@ from pipeline.data.shards import BOXES, INDEX, ShardJob, ShardResult, Study, fit
 from pipeline.errors import run_main
 from pipeline.escaping import safe_table
 from pipeline.files import directory_atomic, write_text
+from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,9 @@ def _quarantine_table(problems: dict[str, str]) -> str:
 
 def main() -> None:
     """Run the stage on ``params.yaml``."""
-    preprocess(load_params())
+    params = load_params()
+    with only_run_of("preprocess"):
+        preprocess(params)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pipeline.data.splits import LEAKED, SPLITS, deal, kfold_shares, missing_cla
 from pipeline.documents import plain, shown
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_text
+from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
 from pipeline.stages.preprocess import PREPARED
 
@@ -115,7 +116,9 @@ def _read(path: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Run the stage on ``params.yaml``."""
-    split(load_params())
+    params = load_params()
+    with only_run_of("split"):
+        split(params)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipeline.detection.settings import TrainSettings
 from pipeline.detection.weights import start_from
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_json
+from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
 from pipeline.ranks import rank
 from pipeline.stages.inputs import IMAGE_CLASSES, SplitData, read_inputs
@@ -204,7 +206,9 @@ def main() -> None:
         logging.disable(logging.INFO)
     keep_freed_memory()
     try:
-        train(params)
+        # Of the processes of one run the first holds the lock.
+        with nullcontext() if rank() else only_run_of("train"):
+            train(params)
     except RuntimeError as error:
         if world_size() == 1 or not is_lost_connection(error):
             raise

@@ -11,15 +11,15 @@ import psutil
 import pytest
 
 from flows.dvc import run_command
-from flows.folder_lock import BusyError, only_one
 from pipeline.errors import UserError
+from pipeline.folder_lock import BusyError, only_one
 
 # Holds the folder's lock, and runs a command that says its process id and then works for ever.
 FLOW = """
 import sys
 from pathlib import Path
 from flows.dvc import run_command
-from flows.folder_lock import only_one
+from pipeline.folder_lock import only_one
 work = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 with only_one(Path("lock"), "training run"):
     run_command("work", ["-c", work], lambda line: print(line, flush=True))

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 
 # What a killed run had started ends within this time; see `flows.guard`.
 _ORPHAN_SECONDS = 30.0
+STAGE_LOCKS = Path(".pneumoflow/stages")
 _held: list[int] = []
 
 
@@ -41,6 +42,11 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         if descriptor in _held:
             _held.remove(descriptor)
         os.close(descriptor)
+
+
+def only_run_of(stage: str) -> AbstractContextManager[None]:
+    """Inside the block no other process runs this stage in this folder; see `only_one`."""
+    return only_one(STAGE_LOCKS / f"{stage}.lock", f"run of stage {stage}")
 
 
 def held_locks() -> tuple[int, ...]:
