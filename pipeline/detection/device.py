@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import shutil
 import sys
 from typing import Any
@@ -13,10 +14,26 @@ from torch import nn
 
 from pipeline.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 def world_size() -> int:
     """How many processes torchrun has started for this run; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def emulates_bf16() -> bool:
+    """Whether this CPU computes bf16 in software, which takes about eight times as long as float32 does.
+
+    PCs without AVX-512 do. Other processors are not known to.
+    """
+    return platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
+def used_precision(accelerator: str, precision: str) -> str:
+    """The precision that a run will have: ``precision``, but float32 for bf16 on a CPU that only emulates it."""
+    on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return "32-true" if precision == "bf16-mixed" and on_cpu and emulates_bf16() else precision
 
 
 def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fabric:
@@ -25,7 +42,7 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: ``32-true``, ``tf32`` (float32, of which CUDA's matrix units use 10 bits of fraction),
-            ``bf16-mixed`` or ``16-mixed``.
+            ``bf16-mixed`` (see `used_precision`) or ``16-mixed``.
         alone: without the other processes, if there are any.
 
     Raises:
@@ -33,6 +50,9 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
     """
     # Fabric casts what enters and leaves the model; its own messages are of no use to users.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    if (used := used_precision(accelerator, precision)) != precision:
+        logger.warning("train.precision = %s: this CPU only emulates it; training in %s", precision, used)
+        precision = used
     set_tf32(precision == "tf32")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     shared = world_size() > 1 and not alone

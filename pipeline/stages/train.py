@@ -17,7 +17,7 @@ from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter, AugmentSettings
-from pipeline.detection.device import is_lost_connection, make_fabric, world_size
+from pipeline.detection.device import is_lost_connection, make_fabric, used_precision, world_size
 from pipeline.detection.engine import Best, Hooks, Trainer
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss, LossSettings
@@ -73,7 +73,9 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         logger.info("%s: of other params, data or code; this run starts afresh", checkpoints)
     former = read_run_id(run_file) if run_file.exists() else None
     require_registry()
-    with tracked_run(former, run_tags(params)) as run:
+    # The params say which precision was asked for.
+    tags = run_tags(params) | {"precision": used_precision(params.train.accelerator, params.train.precision)}
+    with tracked_run(former, tags) as run:
         write_json(run_file, {"run_id": run.run_id})
         log_start(run, params, layout, splits)
         trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)

@@ -12,7 +12,9 @@ def test_a_second_run_of_a_stage_says_who_is_at_work(stage, run, write_params, s
     write_params(small_params)
     with only_run_of(stage):
         done = run(f"pipeline.stages.{stage}", cwd=tmp_path)
-    one_line_error(done, f".pneumoflow/stages/{stage}.lock", f"run of stage {stage}", f"process {os.getpid()}, since 20")
+    one_line_error(
+        done, f".pneumoflow/stages/{stage}.lock", f"run of stage {stage}", f"process {os.getpid()}, since 20"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pneumoflow", "params.yaml"]
 
 
