@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
+from pipeline.escaping import one_line
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_YAML_BYTES = 2**18  # PyYAML reads about 100 KB a second
@@ -30,22 +31,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def plain(text: str) -> str:
-    """A key or a library's words for a message: no line breaks or control characters, cut off where it is long."""
-    text = " ".join(text.split())
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= 4 * _SHOWN else f"{text[: 4 * _SHOWN]}..."
-
-
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found wrong: key, value and rule."""
     problem = error.errors(include_url=False, include_context=False)[0]
-    key = plain(".".join(str(part) for part in problem["loc"])) or "the file"
+    key = one_line(".".join(str(part) for part in problem["loc"])) or "the file"
     if problem["type"] == "missing":
         return f"{key} is missing; every key must be set"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key} = {shown(problem['input'])}: unknown key"
-    rule = plain(problem["msg"].removeprefix("Value error, "))
+    rule = one_line(problem["msg"].removeprefix("Value error, "))
     return f"{key} = {shown(problem['input'])}: {rule[0].lower()}{rule[1:]}"
 
 
@@ -76,7 +70,7 @@ def parse_json(text: str, place: str) -> Any:
     except RecursionError:
         raise UserError(f"{place}: nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
-        raise UserError(f"{place}: not JSON: {plain(str(error))}") from None
+        raise UserError(f"{place}: not JSON: {one_line(str(error))}") from None
     if _depth(value) > MAX_DEPTH:
         raise UserError(f"{place}: nested deeper than {MAX_DEPTH} levels")
     return value
@@ -97,7 +91,7 @@ def read_yaml(path: Path) -> Any:
     except _RefusedError as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
-        raise UserError(f"{path}: not valid YAML: {plain(str(error))}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(str(error))}") from None
 
 
 def _read_text(path: Path, max_bytes: int) -> str:
@@ -158,7 +152,7 @@ def _require_plain(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
-            raise _RefusedError(f"line {line}: aliases (*{plain(str(event.anchor))}) are not read; write it out")
+            raise _RefusedError(f"line {line}: aliases (*{one_line(str(event.anchor))}) are not read; write it out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
@@ -166,7 +160,7 @@ def _require_plain(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if isinstance(event, yaml.CollectionStartEvent | yaml.ScalarEvent) and event.tag is not None:
-            raise _RefusedError(f"line {line}: tags ({plain(event.tag)}) are not read")
+            raise _RefusedError(f"line {line}: tags ({one_line(event.tag)}) are not read")
         if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.style is None:
             raise _RefusedError(f"line {line}: merge keys (<<) are not read; write the keys out")
 

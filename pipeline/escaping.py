@@ -26,6 +26,11 @@ def quoted(value: object, limit: int = 60) -> str:
     return f"'{printable(value, limit)}'"
 
 
+def one_line(text: str, limit: int = 240) -> str:
+    """`printable` text whose line breaks and runs of spaces are single spaces, as a library's words in a message."""
+    return printable(" ".join(text.split()), limit)
+
+
 def safe_cell(value: object) -> str:
     """A table's cell that no spreadsheet takes for a formula; `original_cell` gives back what was there.
 

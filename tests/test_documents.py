@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.documents import MAX_DEPTH, MAX_JSON_BYTES, parse_json, plain, read_json, read_json_object, read_yaml
+from pipeline.documents import MAX_DEPTH, MAX_JSON_BYTES, parse_json, read_json, read_json_object, read_yaml
 from pipeline.errors import UserError
 
 numbers = st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False)
@@ -128,8 +128,3 @@ def test_yaml_is_read_as_before(tmp_path, repository):
     found = read_yaml(tmp_path / "a.yaml")
     assert found["a"] == 1
     assert math.isnan(found["b"]["c"][0])
-
-
-def test_words_for_a_terminal():
-    assert plain("a\n\x1b[31m b") == "a \\x1b[31m b"
-    assert len(plain("x" * 10_000)) < 300

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.escaping import original_cell, printable, safe_cell, safe_table
+from pipeline.escaping import one_line, original_cell, printable, safe_cell, safe_table
 
 DANGEROUS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "\x00x", "-", "＝1", "'=1", "-inf"]
 
@@ -49,3 +49,8 @@ def test_shown_text_is_cut_and_plain_text_stays():
     assert printable("img_001, größer") == "img_001, größer"
     assert printable("a\x1b[31mb\u202ec\udcff\n") == r"a\x1b[31mb\u202ec\udcff\n"
     assert printable("x" * 300, 10) == "x" * 10 + "..."
+
+
+def test_words_for_a_terminal():
+    assert one_line("a\n\x1b[31m b") == "a \\x1b[31m b"
+    assert len(one_line("x" * 10_000)) < 300

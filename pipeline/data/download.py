@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
-from pipeline.documents import plain, read_json
+from pipeline.documents import read_json
 from pipeline.errors import UserError
+from pipeline.escaping import one_line
 from pipeline.files import directory_atomic, write_text
 
 COMPETITION = "rsna-pneumonia-detection-challenge"
@@ -102,9 +103,9 @@ def _wanted(archive: Path, source: zipfile.ZipFile) -> dict[str, str]:
     counts = Counter([*(name for name in names if name in (LABELS, CLASSES)), *(wanted[name] for name in images)])
     for name, count in counts.items():
         if count > 1:
-            raise UserError(f"{archive}: {plain(name)} is in it {count} times")
+            raise UserError(f"{archive}: {one_line(name)} is in it {count} times")
         if name.startswith(f"{IMAGES}/") and not _IMAGE_ID.fullmatch(Path(name).stem):
-            raise UserError(f"{archive}: {plain(name)}: must be named by a plain id")
+            raise UserError(f"{archive}: {one_line(name)}: must be named by a plain id")
     return wanted
 
 
@@ -112,11 +113,11 @@ def _require_plausible(archive: Path, members: list[zipfile.ZipInfo], folder: Pa
     """What the index says, before anything is written."""
     for member in members:
         if member.flag_bits & _ENCRYPTED:
-            raise UserError(f"{archive}: {plain(member.filename)} is encrypted; Kaggle's archive is not")
+            raise UserError(f"{archive}: {one_line(member.filename)} is encrypted; Kaggle's archive is not")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             method = f"packed by method {member.compress_type}"
             raise UserError(
-                f"{archive}: {plain(member.filename)} is {method}; only stored and deflated members are read"
+                f"{archive}: {one_line(member.filename)} is {method}; only stored and deflated members are read"
             )
     size = archive.stat().st_size
     if not all(0 <= member.header_offset < size for member in members):
@@ -157,7 +158,7 @@ def _named_errors(archive: Path) -> Iterator[None]:
         zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError,
         IndexError, struct.error, zlib.error,
     ) as error:  # fmt: skip
-        reason = plain(str(error.args[0] if error.args else type(error).__name__))
+        reason = one_line(str(error.args[0] if error.args else type(error).__name__))
         raise UserError(f"{archive}: broken, or not the challenge's archive: {reason}") from None
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.manifest import REBUILD
-from pipeline.documents import plain
 from pipeline.errors import UserError
-from pipeline.escaping import original_cell
+from pipeline.escaping import one_line, original_cell
 
 INDEX_COLUMNS = [
     "patientId", "shard", "row", "height", "width", "view", "sex", "age", "spacing",
@@ -77,7 +76,7 @@ def _parse(content: bytes, path: Path, types: Mapping[str, str], missing: Mappin
     try:
         table = pd.read_csv(io.BytesIO(content), dtype=dict(types), keep_default_na=False, na_values=dict(missing))
     except (ValueError, OverflowError) as error:  # pandas' errors are ValueErrors, and so is text that is no UTF-8
-        raise UserError(f"{path}: not a table: {plain(str(error))}; {REBUILD}") from None
+        raise UserError(f"{path}: not a table: {one_line(str(error))}; {REBUILD}") from None
     # Of a row that is longer than the header pandas makes an index, and shifts the columns.
     if list(table.columns) != list(types) or not isinstance(table.index, pd.RangeIndex):
         raise UserError(f"{path}: must have the columns {', '.join(types)}; {REBUILD}")
@@ -88,5 +87,5 @@ def _refuse(path: Path, table: pd.DataFrame, rules: Mapping[str, tuple[pd.Series
     for name, (wrong, rule) in rules.items():
         if wrong.any():
             row, column = int(np.flatnonzero(wrong)[0]), name.strip()
-            value = plain(str(table[column].iloc[row]))
+            value = one_line(str(table[column].iloc[row]))
             raise UserError(f"{path} line {row + 2}: {column} = {value}: {rule}; {REBUILD}")

@@ -22,8 +22,8 @@ from pipeline.data.looks import describe
 from pipeline.data.manifest import MANIFEST, REBUILD, read_manifest, read_table, require_digests
 from pipeline.data.parallel import Workers, map_jobs
 from pipeline.data.prepared_tables import BOX_COLUMNS, parse_boxes, parse_index
-from pipeline.documents import plain
 from pipeline.errors import BadStudyError, UserError
+from pipeline.escaping import one_line
 from pipeline.files import json_text, write_atomic, write_text
 
 # A study has them if its header does.
@@ -212,7 +212,7 @@ def _open_shard(path: Path) -> Image:
         # Not np.load: it would also take an archive, or a pickle.
         shard: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({plain(str(error))}); {REBUILD}") from None
+        raise UserError(f"{path}: cannot be read ({one_line(str(error))}); {REBUILD}") from None
     if shard.dtype != np.uint8 or shard.ndim not in (3, 4):
         raise UserError(f"{path}: holds {shard.dtype} {list(shard.shape)}, must hold uint8 images; {REBUILD}")
     return shard

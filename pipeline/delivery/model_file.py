@@ -16,8 +16,9 @@ from pipeline.data.clahe import Preparation
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
 from pipeline.detection.weight_file import read_layouts, read_weights, require_finite, require_layouts
-from pipeline.documents import first_problem, plain, read_json, read_json_object
+from pipeline.documents import first_problem, read_json, read_json_object
 from pipeline.errors import UserError
+from pipeline.escaping import one_line
 from pipeline.files import write_atomic, write_json
 
 WEIGHTS_FILE = "model.safetensors"
@@ -102,7 +103,7 @@ def _build(layout: Architecture, path: Path) -> RetinaNet:
     # timm has hundreds of models, and each refuses in its own way to be a backbone.
     except Exception as error:  # noqa: BLE001
         raise UserError(
-            f"{path}: architecture.backbone = {layout.backbone!r}: cannot be built: {plain(str(error))}"
+            f"{path}: architecture.backbone = {layout.backbone!r}: cannot be built: {one_line(str(error))}"
         ) from None
 
 

@@ -12,8 +12,8 @@ from pipeline.data.clahe import Levels, letterbox_scale, prepare
 from pipeline.delivery.model_file import load_model, pick_device
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.postprocess import NotFiniteError, find
-from pipeline.documents import plain
 from pipeline.errors import UserError
+from pipeline.escaping import one_line
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Predictor:
         try:
             found = find(self._model, batch, self.config.postprocessing)
         except NotFiniteError as error:
-            which = ", ".join(plain(names[place]) if names else f"image {place + 1}" for place in error.places)
+            which = ", ".join(one_line(names[place]) if names else f"image {place + 1}" for place in error.places)
             what = which if names else f"{which} of the batch"
             raise UserError(f"{self._folder}: the outputs of the model for {what} are not finite") from None
         return [

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.documents import plain
 from pipeline.errors import UserError
+from pipeline.escaping import one_line
 
 # About 100 bytes a tensor: thousands of tensors fit.
 _MAX_HEADER_BYTES = 2**20
@@ -73,7 +73,7 @@ def require_finite(weights: Mapping[str, Tensor], place: str) -> None:
         if value.is_floating_point() and not value.sum().isfinite():
             bad = int((~value.isfinite()).sum())
             if bad:
-                raise UserError(f"{place}: {plain(name)} has {bad} of {value.numel()} values that are not finite")
+                raise UserError(f"{place}: {one_line(name)} has {bad} of {value.numel()} values that are not finite")
 
 
 def require_layouts(found: Mapping[str, Layout], model: torch.nn.Module, place: str) -> None:
@@ -90,7 +90,7 @@ def require_layouts(found: Mapping[str, Layout], model: torch.nn.Module, place: 
             raise UserError(f"{place}: {name} is {found[name]}, must be {layout}")
     for name in found:
         if name not in wanted:
-            raise UserError(f"{place}: {plain(name)} is no part of the model")
+            raise UserError(f"{place}: {one_line(name)} is no part of the model")
 
 
 @contextmanager
@@ -98,4 +98,4 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged, or no safetensors file: {plain(str(error))}") from None
+        raise UserError(f"{path}: damaged, or no safetensors file: {one_line(str(error))}") from None

@@ -8,8 +8,9 @@ import pandas as pd
 
 from pipeline.data.shards import INDEX, read_index
 from pipeline.data.splits import LEAKED, SPLITS, deal, kfold_shares, missing_classes, pick_leaked, require_no_leak
-from pipeline.documents import plain, shown
+from pipeline.documents import shown
 from pipeline.errors import UserError, run_main
+from pipeline.escaping import one_line
 from pipeline.files import write_text
 from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
@@ -109,7 +110,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' errors are ValueErrors, and so is text that is no UTF-8
-        raise UserError(f"{path}: not a table: {plain(str(error))}; {_AGAIN}") from None
+        raise UserError(f"{path}: not a table: {one_line(str(error))}; {_AGAIN}") from None
     # The last line of a file that was cut off has fewer fields: pandas fills them up.
     return table.fillna("")
 
