@@ -1,0 +1,42 @@
+"""A home folder for processes that have none: a container's user id without a name, a service account.
+
+MLflow, Prefect and DVC look for one when they are imported, and end in a traceback if there is none.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Beside the other files that runs leave in a project.
+_OWN = Path(".pneumoflow/home")
+
+
+def provide_home() -> None:
+    """Set HOME where there is none, and Prefect's home where HOME cannot be written.
+
+    A HOME that is there stays what it is, also if it can only be read: credentials lie in it.
+    """
+    if not _exists():
+        os.environ["HOME"] = str(_substitute())
+    if "PREFECT_HOME" not in os.environ and not _can_be_written(Path.home() / ".prefect"):
+        os.environ["PREFECT_HOME"] = str(_substitute() / ".prefect")
+
+
+def _exists() -> bool:
+    try:
+        return os.environ.get("HOME") != "" and Path.home().is_dir()
+    except (RuntimeError, OSError):
+        return False
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether files can be made in ``folder``, or the folder itself."""
+    nearest = next(one for one in (folder, *folder.parents) if one.exists())
+    return os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _substitute() -> Path:
+    if not os.access(".", os.W_OK):
+        return Path(tempfile.gettempdir())
+    _OWN.mkdir(parents=True, exist_ok=True)
+    return _OWN.resolve()

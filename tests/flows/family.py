@@ -1,0 +1,43 @@
+"""All processes that a command has started, wherever they have gone."""
+
+import contextlib
+import uuid
+
+import psutil
+
+_MARK = "PNEUMOFLOW_TEST_MARK"
+
+
+class Family:
+    """Processes that carry a mark in their environment, as all do whose ancestor was started with `env`."""
+
+    def __init__(self):
+        self._mark = uuid.uuid4().hex
+
+    def env(self, env):
+        """The environment to start the ancestor with."""
+        return {**env, _MARK: self._mark}
+
+    def members(self, *words):
+        """Those alive, or those of them whose command line has all of ``words``."""
+        return [one for one in psutil.process_iter() if self._belongs(one, words)]
+
+    def _belongs(self, process, words):
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            return (
+                process.environ().get(_MARK) == self._mark
+                and process.status() != psutil.STATUS_ZOMBIE
+                and all(word in command for word in words)
+            )
+        return False
+
+    def kill(self, *words):
+        """SIGKILL to those that `members` names; they are stopped first, so that none of them sees another die."""
+        found = self.members(*words)
+        for name in ("suspend", "kill"):
+            for one in found:
+                with contextlib.suppress(psutil.Error):
+                    getattr(one, name)()
+        psutil.wait_procs(found, timeout=10)
+        return found

@@ -1,0 +1,84 @@
+"""A real terminal around a command."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import termios
+import threading
+import time
+from pathlib import Path
+
+from tests.flows.family import Family
+
+
+class Terminal:
+    """A command that runs on a terminal of its own, which shows what it prints.
+
+    Attributes:
+        process: the command.
+        family: the command and all that it has started.
+        text: all that the terminal has shown.
+    """
+
+    def __init__(self, command, folder, env):
+        self.family = Family()
+        self._master, slave = os.openpty()
+        self.text = ""
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=self.family.env({**env, "TERM": "xterm", "COLUMNS": "200"}),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(slave)
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def _read(self):
+        # Linux answers with EIO once nobody has the terminal open.
+        with contextlib.suppress(OSError):
+            while part := os.read(self._master, 2**16):
+                self.text += part.decode(errors="replace")
+
+    def press_ctrl_c(self):
+        """The terminal sends SIGINT to all processes of the foreground group, as a user's does."""
+        os.write(self._master, b"\x03")
+
+    def close(self):
+        """The window is closed, or the connection lost: SIGHUP."""
+        os.close(self._master)
+
+    def wait_for(self, condition, seconds=180):
+        """Wait until ``condition`` is true."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < end, self.text
+            time.sleep(0.2)
+
+    def wait(self, seconds):
+        """Wait until the command has ended; returns its exit status, and how long that took."""
+        begun = time.monotonic()
+        status = self.process.wait(seconds)
+        self._reading.join(5)
+        return status, time.monotonic() - begun
+
+    def end(self):
+        """Leave nothing, whatever the test saw."""
+        self.family.kill()
+        with contextlib.suppress(OSError):
+            os.close(self._master)
+
+
+def _take_terminal():
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def started_training(folder):
+    """Whether a training in that folder has written a checkpoint."""
+    return any(Path(folder, "checkpoints").glob("*/step-*"))
