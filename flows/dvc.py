@@ -1,6 +1,7 @@
 """DVC as a subprocess: its output line by line, and no process left behind."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pipeline.folder_lock import held_locks
 from pipeline.params import load_params
 
 RAW_DATA = "data/rsna"
+_FULL = "the disk of this folder or that of DVC's cache is full (`dvc cache dir` names it)"
 # The guard's own time, and a little more.
 _STOP_SECONDS = sum(seconds for _, seconds in guard.GRACE_SECONDS) + 2
 
@@ -91,7 +93,8 @@ def _reason(lines: list[str]) -> str:
     for start in ("error: ", "ERROR: "):
         found = [line for line in lines if line.startswith(start)]
         if found:
-            return found[0].removeprefix(start)
+            said = found[0].removeprefix(start)
+            return f"{said}; {_FULL}" if said.endswith(os.strerror(errno.ENOSPC)) else said
     return lines[-1] if lines else "no output"
 
 

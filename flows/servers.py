@@ -1,103 +1,23 @@
 """MLflow's and Prefect's servers as processes of ours, on loopback."""
 
-import logging
-import os
 import socket
-import subprocess
 import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import prefect
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
-from flows import guard
 from flows.dead_runs import close_dead_runs
-from flows.loopback import without_proxy
+from flows.prefect_database import database_file
+from flows.server_process import Server, answers
 from pipeline.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
 _PREFECT_HEALTH = "/api/health"
-# A first start makes the database; on a machine with other work that takes minutes.
-_START_SECONDS = 900
-_SAID_AFTER_SECONDS = 20
-_STOP_SECONDS = 10
-_WATCH_SECONDS = 5
-
-
-def answers(url: str) -> bool:
-    """Whether a GET of an http URL on this machine succeeds; a proxy is never asked."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        opener.open(url, timeout=2).close()
-    except OSError:
-        return False
-    return True
-
-
-class Server:
-    """A server process, in a session of its own and with a guard: it hears no Ctrl+C, and does not outlive us.
-
-    Attributes:
-        url: where it answers.
-        health: what it answers when it works.
-    """
-
-    def __init__(self, command: list[str], url: str, health: str, env: Mapping[str, str] | None = None) -> None:
-        self.url, self.health = url, url + health
-        self._command, self._env = command, without_proxy(os.environ) | dict(env or {})
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = threading.Event()
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, *self._command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=self._env,
-            start_new_session=True,
-        )
-        begun = time.monotonic()
-        said = False
-        while (passed := time.monotonic() - begun) < _START_SECONDS and self._process.poll() is None:
-            if answers(self.health):
-                return
-            if passed > _SAID_AFTER_SECONDS and not said:
-                logger.info("waiting for the server at %s to start", self.url)
-                said = True
-            time.sleep(0.2)
-        raise UserError(f"{self.url}: the server does not start; its message is above")
-
-    def stop(self) -> None:
-        """End it."""
-        self._stopping.set()
-        if self._process is None or self._process.stdin is None:
-            return
-        self._process.stdin.close()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-
-    def keep(self) -> None:
-        """Start it again whenever it no longer answers, be it ours or one that ran here before; until `stop`."""
-        while not self._stopping.wait(_WATCH_SECONDS):
-            alive = self._process is not None and self._process.poll() is None
-            if alive or answers(self.health) or self._stopping.wait(_WATCH_SECONDS) or answers(self.health):
-                continue
-            logger.warning("the server at %s has ended; starting it again", self.url)
-            try:
-                self.start()
-            except UserError as error:
-                logger.warning("%s", error)
 
 
 @contextmanager
@@ -108,7 +28,7 @@ def prefect_server(port: int) -> Iterator[str]:
     """
     url = f"http://{HOST}:{port}"
     command = [*_program("prefect"), "server", "start", "--host", HOST, "--port", str(port)]
-    server = Server(command, url, _PREFECT_HEALTH, _scheduler_settings())
+    server = Server(command, url, _PREFECT_HEALTH, _scheduler_settings(), database_file())
     with _running(server, shared=True), temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         close_dead_runs()
         yield url
@@ -117,12 +37,13 @@ def prefect_server(port: int) -> Iterator[str]:
 @contextmanager
 def mlflow_server(port: int) -> Iterator[str]:
     """An MLflow server over the store that runs are written to; yields its URL."""
-    from pipeline.tracking import shown_uri, tracking_uri  # imports MLflow, which takes seconds
+    from pipeline.tracking import make_database, shown_uri, tracking_uri  # imports MLflow, which takes seconds
 
     store = tracking_uri()
     if store.startswith("http"):
         yield shown_uri()  # the runs are on a server already
         return
+    make_database(store)
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", store]
     server = Server([*_program("mlflow"), "server", *options], f"http://{HOST}:{port}", "/health")
     with _running(server, shared=False):
@@ -146,7 +67,7 @@ def run_server() -> Iterator[None]:
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory"]
     command += ["prefect.server.api.server:create_app", "--host", HOST, "--port", str(port), "--log-level", "error"]
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    server = Server(command, f"http://{HOST}:{port}", _PREFECT_HEALTH, marks)
+    server = Server(command, f"http://{HOST}:{port}", _PREFECT_HEALTH, marks, database_file())
     with _running(server, shared=False), temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
         yield
 

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from typing import Any, TextIO
 
 # A disk with less is as good as full: file systems keep some for themselves.
 _FULL_BYTES = 2**20
+# How libraries in Rust (safetensors) word an error of the system.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _PREFIX, _SUFFIX = ".pneumoflow-", ".tmp"
 # Of files that name a person, or show one: nobody but their owner reads them.
 PRIVATE = 0o600
@@ -30,7 +33,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, private: bool =
     Raises:
         OSError: with the name of ``path``, also when the disk is full and ``write`` said something else.
     """
-    with _named_errors(path), _folder_beside(path) as folder:
+    with _replacing(path) as folder:
         temporary = folder / path.name
         write(temporary)
         _put(temporary, path, private)
@@ -42,7 +45,7 @@ def open_atomic(path: Path, *, private: bool = False) -> Iterator[TextIO]:
 
     Names of any bytes can be written to it: what UTF-8 does not have is escaped.
     """
-    with _named_errors(path), _folder_beside(path) as folder:
+    with _replacing(path) as folder:
         temporary = folder / path.name
         with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
@@ -68,13 +71,27 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or (error.filename is not None and _PREFIX not in str(error.filename)):
+        if error.filename is not None and _PREFIX not in str(error.filename):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if _is_full(path.parent):  # numpy says how many bytes it has written, and not why
+            raise _no_space(path) from error
+        raise OSError(errno.EIO, str(error), str(path)) from error
     except Exception as error:
-        if isinstance(error, ValueError) or shutil.disk_usage(path.parent).free > _FULL_BYTES:
+        if found := _RUST_ERROR.search(str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if isinstance(error, ValueError) or not _is_full(path.parent):
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise _no_space(path) from error
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_BYTES
+
+
+def _no_space(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,7 +116,7 @@ def directory_atomic(path: Path) -> Iterator[Path]:
     Raises:
         OSError: with the name of ``path``, also when it is no folder.
     """
-    with _named_errors(path), _folder_beside(path) as folder:
+    with _replacing(path) as folder:
         made = folder / "new"
         made.mkdir()
         yield made
@@ -137,10 +154,13 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(path.parent) as folder:
-        yield folder
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, for what will take its name; see `_named_errors`."""
+    with _named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Inside too: whether the disk is full can be seen as long as what was written is there.
+        with temporary_folder(path.parent) as folder, _named_errors(path):
+            yield folder
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:

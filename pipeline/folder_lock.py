@@ -34,10 +34,10 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _acquire(descriptor, path, what)
-        _write(descriptor, {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")})
+        _write(descriptor, path, {"pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")})
         _held.append(descriptor)
         yield
-        _write(descriptor, None)
+        _write(descriptor, path, None)
     finally:
         if descriptor in _held:
             _held.remove(descriptor)
@@ -94,7 +94,10 @@ def _holder(descriptor: int) -> tuple[int | None, str]:
         return None, ""  # just locked, or by another program
 
 
-def _write(descriptor: int, holder: dict[str, object] | None) -> None:
-    os.ftruncate(descriptor, 0)
-    if holder is not None:
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+def _write(descriptor: int, path: Path, holder: dict[str, object] | None) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        if holder is not None:
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    except OSError as error:  # a full disk
+        raise OSError(error.errno, error.strerror, str(path)) from None

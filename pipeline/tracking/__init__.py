@@ -1,9 +1,9 @@
 """MLflow: the one package, besides ``delivery``, that imports it.
 
-Its store (`place`, `store`, `locations`), requests to it (`asking`), a run and what it notes (`run`, `heartbeat`,
-`system_metrics`), one that holds others (`group`), the way there over a disk (`spool`, `courier`), and registered
-models (`registry`, `versions`, `champions`, `lease`), of which
-`model_cache` keeps those in use on this disk.
+Its store (`place`, `database`, `store`, `locations`), requests to it (`asking`), a run and what it notes (`run`,
+`heartbeat`, `system_metrics`), one that holds others (`group`), the way there over a disk (`spool`, `courier`), and
+registered models (`registry`, `versions`, `champions`, `lease`), of which `model_cache` keeps those in use on this
+disk.
 """
 
 from pipeline.tracking.champions import (
@@ -15,6 +15,7 @@ from pipeline.tracking.champions import (
     roll_back,
 )
 from pipeline.tracking.courier import sync_left_behind
+from pipeline.tracking.database import make_database
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.group import PARENT, RunGroup, run_group
 from pipeline.tracking.locations import relocate
@@ -28,7 +29,7 @@ from pipeline.tracking.versions import CHALLENGER, CHAMPION, MODEL_NAME, Identit
 __all__ = [
     "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "ChampionChangedError", "ChampionGoneError", "DataVersion",
     "Identity", "LoggedModel", "Registered", "RunGroup", "TrackedRun", "download_artifact", "download_model",
-    "find_version", "log_model", "make_champion", "note_decision", "open_client", "open_experiment",
+    "find_version", "log_model", "make_champion", "make_database", "note_decision", "open_client", "open_experiment",
     "registered_champion", "relocate", "require_registry", "roll_back", "run_group", "run_place", "serving_config",
     "shown_uri", "sync_left_behind", "tracked_run", "tracking_uri",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
 from pipeline.tracking.asking import BrokenAnswerError, MissingError, ask, reason, tell
+from pipeline.tracking.database import make_database
 from pipeline.tracking.locations import mend_locations, new_location, require_location
 from pipeline.tracking.place import shown_uri, tracking_uri
 
@@ -38,8 +39,10 @@ def open_client() -> mlflow.MlflowClient:
         UserError: the store cannot be used.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration of a new database
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that we report
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # one line per request that is made again
     mlflow.set_tracking_uri(tracking_uri())
+    make_database(tracking_uri())
     mend_locations(tracking_uri())
     return mlflow.MlflowClient(tracking_uri())
 

@@ -1,0 +1,150 @@
+"""One server as a process of ours: started, watched, ended with us."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows import guard
+from flows.loopback import without_proxy
+from flows.prefect_database import whole_database
+from pipeline.errors import UserError
+from pipeline.escaping import one_line
+
+logger = logging.getLogger(__name__)
+
+# A first start makes the database; on a machine with other work that takes minutes.
+_START_SECONDS = 900
+_SAID_AFTER_SECONDS = 20
+_STOP_SECONDS = 10
+_WATCH_SECONDS = 5
+_KEPT_LINES = 200
+# The last line of a traceback.
+_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of an http URL on this machine succeeds; a proxy is never asked."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+class Server:
+    """A server process, in a session of its own and with a guard: it hears no Ctrl+C, and does not outlive us.
+
+    Attributes:
+        url: where it answers.
+        health: what it answers when it works.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        url: str,
+        health: str,
+        env: Mapping[str, str] | None = None,
+        database: Path | None = None,
+    ) -> None:
+        self.url, self.health = url, url + health
+        self._command, self._env = command, without_proxy(os.environ) | dict(env or {})
+        self._database = database
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Start it and wait until it answers; what it says before that is for the error alone.
+
+        Raises:
+            UserError: it does not start.
+        """
+        with whole_database(self._database) as held:
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, *self._command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=self._env,
+                start_new_session=True,
+                pass_fds=held,
+            )
+            words = _Words(process)
+            if not self._has_started(process):
+                place = f" (its database is {self._database})" if self._database else ""
+                raise UserError(f"{self.url}: the server does not start: {words.reason()}{place}")
+            words.show()
+
+    def _has_started(self, process: "subprocess.Popen[bytes]") -> bool:
+        begun = time.monotonic()
+        said = False
+        while (passed := time.monotonic() - begun) < _START_SECONDS and process.poll() is None:
+            if answers(self.health):
+                return True
+            if passed > _SAID_AFTER_SECONDS and not said:
+                logger.info("waiting for the server at %s to start", self.url)
+                said = True
+            time.sleep(0.2)
+        return False
+
+    def stop(self) -> None:
+        """End it."""
+        self._stopping.set()
+        if self._process is None or self._process.stdin is None:
+            return
+        self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+
+    def keep(self) -> None:
+        """Start it again whenever it no longer answers, be it ours or one that ran here before; until `stop`."""
+        while not self._stopping.wait(_WATCH_SECONDS):
+            alive = self._process is not None and self._process.poll() is None
+            if alive or answers(self.health) or self._stopping.wait(_WATCH_SECONDS) or answers(self.health):
+                continue
+            logger.warning("the server at %s has ended; starting it again", self.url)
+            try:
+                self.start()
+            except UserError as error:
+                logger.warning("%s", error)
+
+
+class _Words:
+    """What a server writes to its standard error: kept until it is to be shown."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self._last: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._are_shown = False
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for raw in self._process.stderr:
+            line = raw.decode(errors="replace")
+            if self._are_shown:
+                sys.stderr.write(line)
+            elif line.strip():
+                self._last.append(line.strip())
+
+    def show(self) -> None:
+        """From now on the lines go to our own standard error."""
+        self._are_shown = True
+
+    def reason(self) -> str:
+        """The last line that names an error, once the server has ended."""
+        self._reading.join(_STOP_SECONDS)
+        errors = [line for line in self._last if _ERROR_LINE.match(line)]
+        return one_line((errors or [*self._last] or ["no word from it"])[-1])

@@ -1,0 +1,75 @@
+"""Prefect's own server, which a flow starts where there is none: its database, and its words."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.errors import UserError
+from tests.conftest import REPOSITORY, project_environment
+from tests.flows.family import Family
+
+_START = """
+from flows.servers import run_server
+with run_server():
+    print("answers", flush=True)
+"""
+
+
+def start(home, family):
+    return subprocess.Popen(
+        [sys.executable, "-c", _START],
+        env=family.env(project_environment(home, PYTHONPATH=str(REPOSITORY), PREFECT_HOME=str(home))),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path):
+    home, family = tmp_path / "home", Family()
+    killed = start(home, family)
+    end = time.monotonic() + 120
+    while not (home / "prefect.db").exists() or (home / "prefect.db").stat().st_size < 2**17:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    family.kill()
+    killed.communicate()
+    assert (home / "prefect.db.new").exists()
+    together = [start(home, family) for _ in range(2)]
+    for process in together:
+        out, error = process.communicate(timeout=200)
+        assert out == "answers\n", error
+    assert not (home / "prefect.db.new").exists()
+    assert family.members() == []
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_harmless(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(home)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        _, error = start(home, Family()).communicate(timeout=200)
+        said = error.splitlines()[-1]
+        assert "database or disk is full" in said
+        assert said.endswith(f"(its database is {home}/prefect.db)")
+        subprocess.run(["mount", "-o", "remount,size=100m", str(home)], check=True)
+        out, error = start(home, Family()).communicate(timeout=200)
+        assert out == "answers\n", error
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def test_what_a_server_says_of_its_end(tmp_path):
+    from flows.server_process import Server
+
+    code = "import sys; print('noise', file=sys.stderr); raise OSError('no room')"
+    server = Server([sys.executable, "-c", code], "http://127.0.0.1:9", "/")
+    with pytest.raises(UserError, match="http://127.0.0.1:9: the server does not start: OSError: no room"):
+        server.start()
