@@ -46,6 +46,7 @@ def calm_logs() -> None:
     # Prefect's shipper of logs says so on stderr for each batch that a server does not take, unless told not to; so
     # does a terminal that was closed.
     logging.raiseExceptions = False
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_ONE_LINE)
     for name in _SHIPPERS:

@@ -1,5 +1,6 @@
 """One server as a process of ours: started, watched, ended with us."""
 
+import contextlib
 import logging
 import os
 import re
@@ -60,6 +61,7 @@ class Server:
         self._command, self._env = command, without_proxy(os.environ) | dict(env or {})
         self._database = database
         self._process: subprocess.Popen[bytes] | None = None
+        self._words: _Words | None = None
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -78,11 +80,11 @@ class Server:
                 start_new_session=True,
                 pass_fds=held,
             )
-            words = _Words(process)
+            self._words = words = _Words(process)
             if not self._has_started(process):
                 place = f" (its database is {self._database})" if self._database else ""
                 raise UserError(f"{self.url}: the server does not start: {words.reason()}{place}")
-            words.show()
+            words.are_shown = True
 
     def _has_started(self, process: "subprocess.Popen[bytes]") -> bool:
         begun = time.monotonic()
@@ -97,8 +99,10 @@ class Server:
         return False
 
     def stop(self) -> None:
-        """End it."""
+        """End it, whatever it says of that."""
         self._stopping.set()
+        if self._words is not None:
+            self._words.are_shown = False
         if self._process is None or self._process.stdin is None:
             return
         self._process.stdin.close()
@@ -121,12 +125,16 @@ class Server:
 
 
 class _Words:
-    """What a server writes to its standard error: kept until it is to be shown."""
+    """The lines that a server writes to its standard error.
+
+    Attributes:
+        are_shown: they go to our own standard error; else the last ones are kept.
+    """
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self._process = process
         self._last: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._are_shown = False
+        self.are_shown = False
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
@@ -134,14 +142,11 @@ class _Words:
         assert self._process.stderr is not None
         for raw in self._process.stderr:
             line = raw.decode(errors="replace")
-            if self._are_shown:
-                sys.stderr.write(line)
+            if self.are_shown:
+                with contextlib.suppress(OSError):  # our terminal was closed
+                    sys.stderr.write(line)
             elif line.strip():
                 self._last.append(line.strip())
-
-    def show(self) -> None:
-        """From now on the lines go to our own standard error."""
-        self._are_shown = True
 
     def reason(self) -> str:
         """The last line that names an error, once the server has ended."""

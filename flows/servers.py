@@ -45,7 +45,9 @@ def mlflow_server(port: int) -> Iterator[str]:
         return
     make_database(store)
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", store]
-    server = Server([*_program("mlflow"), "server", *options], f"http://{HOST}:{port}", "/health")
+    # Its workers for language models are of no use here, and end in tracebacks.
+    jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = Server([*_program("mlflow"), "server", *options], f"http://{HOST}:{port}", "/health", jobs)
     with _running(server, shared=False):
         yield server.url
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.loopback import bypass_proxy
+from flows.messages import calm_logs
 from flows.running import stop_on_signals
 from flows.servers import PREFECT_PORT, mlflow_server, prefect_server
 from pipeline.errors import run_main
@@ -25,6 +26,7 @@ def main() -> None:
     """Serve the pages."""
     stop_on_signals()
     bypass_proxy()
+    calm_logs()
     typer.run(serve)
 
 

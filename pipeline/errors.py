@@ -4,6 +4,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
@@ -44,7 +45,8 @@ def run_main(main: Callable[[], None]) -> None:
     except UserError as error:
         fail(str(error))
     except (Killed, KeyboardInterrupt):
-        print("stopped by a signal", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal was closed
+            print("stopped by a signal", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
     except OSError as error:
         if error.filename is None and error.strerror is None:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import select
 import subprocess
 import termios
 import threading
@@ -24,6 +25,7 @@ class Terminal:
     def __init__(self, command, folder, env):
         self.family = Family()
         self._master, slave = os.openpty()
+        self._closing = False
         self.text = ""
         self.process = subprocess.Popen(
             command,
@@ -42,8 +44,10 @@ class Terminal:
     def _read(self):
         # Linux answers with EIO once nobody has the terminal open.
         with contextlib.suppress(OSError):
-            while part := os.read(self._master, 2**16):
-                self.text += part.decode(errors="replace")
+            while not self._closing:
+                # A read that waits would keep the terminal open after `close`.
+                if select.select([self._master], [], [], 0.1)[0]:
+                    self.text += os.read(self._master, 2**16).decode(errors="replace")
 
     def press_ctrl_c(self):
         """The terminal sends SIGINT to all processes of the foreground group, as a user's does."""
@@ -51,6 +55,8 @@ class Terminal:
 
     def close(self):
         """The window is closed, or the connection lost: SIGHUP."""
+        self._closing = True
+        self._reading.join()
         os.close(self._master)
 
     def wait_for(self, condition, seconds=180):
@@ -71,8 +77,8 @@ class Terminal:
     def end(self):
         """Leave nothing, whatever the test saw."""
         self.family.kill()
-        with contextlib.suppress(OSError):
-            os.close(self._master)
+        if not self._closing:
+            self.close()
 
 
 def _take_terminal():
