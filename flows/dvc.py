@@ -9,14 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flows import guard
 from flows.loopback import without_proxy
 from pipeline.errors import UserError
 from pipeline.folder_lock import held_locks
-from pipeline.params import load_params
 
-RAW_DATA = "data/rsna"
 _FULL = "the disk of this folder or that of DVC's cache is full (`dvc cache dir` names it)"
 # The guard's own time, and a little more.
 _STOP_SECONDS = sum(seconds for _, seconds in guard.GRACE_SECONDS) + 2
@@ -98,32 +97,18 @@ def _reason(lines: list[str]) -> str:
     return lines[-1] if lines else "no output"
 
 
-def changed(target: str | None = None) -> dict[str, object]:
+def changed(target: str | None = None, env: Mapping[str, str] | None = None) -> dict[str, object]:
     """What ``dvc status`` reports as changed, for a target or for the whole pipeline; empty when nothing is."""
+    return read_status(["status", *([target] if target else [])], env)
+
+
+def read_status(command: list[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The object that a ``dvc`` command gives with ``--json``."""
     lines: list[str] = []
-    run_dvc(["status", "--json", *([target] if target else [])], lines.append)
+    run_dvc([*command, "--json"], lines.append, env)
     for line in lines:
         with contextlib.suppress(json.JSONDecodeError):
             status = json.loads(line)
             if isinstance(status, dict):
                 return status
-    raise UserError(f"dvc status: no JSON in its output: {' '.join(lines)[:200]}")
-
-
-def raw_data_state() -> str:
-    """``unchanged``, ``missing`` or ``changed``: the raw data folder against its ``.dvc`` file.
-
-    Data elsewhere (``data.dir``) have no such file: they are as they are, and DVC compares them at each stage.
-    """
-    if load_params().data.dir != RAW_DATA:
-        return "unchanged"
-    if Path(RAW_DATA).is_symlink():
-        place = Path(RAW_DATA).readlink()
-        raise UserError(f"{RAW_DATA}: a symbolic link, which DVC cannot add; set data.dir to {place} in params.yaml")
-    if not Path(f"{RAW_DATA}.dvc").exists():
-        raise UserError(f"{RAW_DATA}.dvc: no such file; put a data set into {RAW_DATA} and run `dvc add {RAW_DATA}`")
-    if not Path(RAW_DATA).exists():
-        return "missing"
-    status = changed(f"{RAW_DATA}.dvc")
-    # 'not in cache' means that the folder is as recorded, only DVC's copy is gone.
-    return "changed" if "modified" in json.dumps(status) else "unchanged"
+    raise UserError(f"dvc {' '.join(command)}: no JSON in its output: {' '.join(lines)[:200]}")

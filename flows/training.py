@@ -15,7 +15,8 @@ from prefect.artifacts import (
 )
 from prefect.states import Completed, State
 
-from flows.dvc import RAW_DATA, changed, raw_data_state, run_command, run_dvc
+from flows.dvc import changed, run_command, run_dvc
+from flows.raw_data import RAW_DATA, raw_data_state, verify_raw_data
 from flows.running import flow_process, run_alone
 from flows.showing import show
 from pipeline.documents import read_json_object
@@ -110,6 +111,7 @@ def _run_pipeline() -> State[Any] | None:
         )
     if state == "missing":
         pull_data()
+    verify_raw_data()
     if not changed():
         get_run_logger().info(NOTHING_TO_DO)
         return Completed(message=NOTHING_TO_DO)

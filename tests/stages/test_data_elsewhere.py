@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from flows.dvc import raw_data_state
+from flows.raw_data import raw_data_state
 from pipeline.errors import UserError
 from pipeline.params import PARAMS_FILE, load_params
 from pipeline.stages.run_log import data_version, run_tags

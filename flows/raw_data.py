@@ -1,0 +1,61 @@
+"""The raw data folder against its ``.dvc`` file."""
+
+import json
+from pathlib import Path
+
+from flows.dvc import changed, read_status
+from pipeline.documents import read_yaml
+from pipeline.errors import UserError
+from pipeline.files import temporary_folder, write_text
+from pipeline.params import load_params
+
+RAW_DATA = "data/rsna"
+# The recorded version whose files were last found to be what they are said to be.
+VERIFIED = Path(".pneumoflow/verified_data")
+
+
+def raw_data_state() -> str:
+    """``unchanged``, ``missing`` or ``changed``: the raw data folder against its ``.dvc`` file.
+
+    Data elsewhere (``data.dir``) have no such file: they are as they are, and DVC compares them at each stage.
+    """
+    if load_params().data.dir != RAW_DATA:
+        return "unchanged"
+    if Path(RAW_DATA).is_symlink():
+        place = Path(RAW_DATA).readlink()
+        raise UserError(f"{RAW_DATA}: a symbolic link, which DVC cannot add; set data.dir to {place} in params.yaml")
+    if not Path(f"{RAW_DATA}.dvc").exists():
+        raise UserError(f"{RAW_DATA}.dvc: no such file; put a data set into {RAW_DATA} and run `dvc add {RAW_DATA}`")
+    if not Path(RAW_DATA).exists():
+        return "missing"
+    status = changed(f"{RAW_DATA}.dvc")
+    # 'not in cache' means that the folder is as recorded, only DVC's copy is gone.
+    return "changed" if "modified" in json.dumps(status) else "unchanged"
+
+
+def verify_raw_data() -> None:
+    """Compare all files with the digests that were recorded, once for each version of the data.
+
+    DVC takes what a remote sends for what was asked for, and later only looks at times and sizes: of a remote
+    that is damaged it would say that the data are unchanged.
+
+    Raises:
+        UserError: some differ.
+    """
+    if load_params().data.dir != RAW_DATA:
+        return
+    recorded = str(read_yaml(Path(f"{RAW_DATA}.dvc"))["outs"][0]["md5"])
+    if VERIFIED.exists() and VERIFIED.read_text(encoding="utf-8").strip() == recorded:
+        return
+    with temporary_folder() as folder:
+        # An empty place for what DVC remembers of files: it reads them all.
+        afresh = {"DVC_SITE_CACHE_DIR": str(folder)}
+        if "modified" in json.dumps(changed(f"{RAW_DATA}.dvc", afresh)):
+            found = read_status(["data", "status", "--granular"], afresh).get("uncommitted", {}).get("modified", [])
+            names = [name for name in found if name.startswith(f"{RAW_DATA}/") and not name.endswith("/")]
+            raise UserError(
+                f"{RAW_DATA}: {len(names)} files are not what {RAW_DATA}.dvc recorded, {', '.join(names[:3])}: damaged"
+                f" here or in the remote; mend the remote, remove {RAW_DATA} and DVC's cache (`dvc cache dir`), and"
+                " start again"
+            )
+    write_text(VERIFIED, f"{recorded}\n")
