@@ -21,10 +21,13 @@ from flows.running import flow_process, run_alone
 from flows.showing import show
 from pipeline.documents import read_json_object
 from pipeline.errors import UserError, run_main
+from pipeline.files import write_text
 from pipeline.params import load_params
 
 STAGES = ("preprocess", "split", "train", "evaluate")
 LOCK = Path(".pneumoflow.lock")
+# From the first stage on until the new model is judged: a run that was killed in between is finished by the next.
+UNFINISHED = Path(".pneumoflow/training_unfinished")
 NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the pipeline last ran"
 METRICS = Path("reports/metrics.json")
 REPORT = Path("reports/report.html")
@@ -112,13 +115,15 @@ def _run_pipeline() -> State[Any] | None:
     if state == "missing":
         pull_data()
     verify_raw_data()
-    if not changed():
+    if not changed() and not UNFINISHED.exists():
         get_run_logger().info(NOTHING_TO_DO)
         return Completed(message=NOTHING_TO_DO)
+    write_text(UNFINISHED, f"{runtime.flow_run.id}\n")
     for name in STAGES:
         run_stage(name)
     publish_results()
     promote()
+    UNFINISHED.unlink(missing_ok=True)
     return None
 
 

@@ -2,10 +2,10 @@
 
 import os
 
-from pipeline.home import provide_home
+from pipeline.account import provide_account
 
 __version__ = "0.1.0"
 
-provide_home()
+provide_account()
 # MLflow and Prefect send usage data to their makers unless they are told not to, before they are imported.
 os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -41,7 +41,7 @@ from pipeline.stages.reporting import (
     write_plots,
 )
 from pipeline.stages.run_log import log_datasets, run_tags
-from pipeline.stages.train import MODELS
+from pipeline.stages.train import MODELS, drop_ended
 from pipeline.submission import read_submission, submission_table
 from pipeline.tracking import TrackedRun, tracked_run
 
@@ -192,6 +192,7 @@ def main() -> None:
     """Run the stage on ``params.yaml``."""
     params = load_params()
     with only_run_of("evaluate"):
+        drop_ended()
         evaluate(params)
 
 

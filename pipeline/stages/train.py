@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 MODELS = Path("models")
 CHECKPOINTS = Path("checkpoints")
 RUN_FILE = "mlflow_run.json"
+# Of a training that has ended: its checkpoints stay until the next stage has begun, since DVC, if it is killed before
+# it has recorded the result, removes it and asks for it again.
+_ENDED = "ended"
 _CODE = ("operating_point.py", "run_log.py", "train.py")
 _NOT_THE_LOOPS = {"precision", "accelerator", "picture_epochs", "devices", "restarts"}
 _EXTRA_LOSSES = {"mask", "tversky_beta", "distance_w0", "distance_sigma", "image_class"}
@@ -69,6 +72,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         _train_along(params, fabric, layout, splits, folder)
         return
     run_file = folder / RUN_FILE
+    drop_ended(checkpoints, except_for=folder)
     if not folder.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         logger.info("%s: of other params, data or code; this run starts afresh", checkpoints)
     former = read_run_id(run_file) if run_file.exists() else None
@@ -80,9 +84,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         log_start(run, params, layout, splits)
         trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)
         if trainer.resume():
-            logger.info(
-                "going on with step %d of epoch %d of %d", trainer.position + 1, trainer.epoch + 1, params.train.epochs
-            )
+            _say_where(trainer, folder, params)
         with run.system_metrics(), run.stopping.deferred():
             best = trainer.fit(epoch_hooks(run, splits["val"], picture_epochs=params.train.picture_epochs))
         if (folder / PROFILE).exists():
@@ -94,8 +96,22 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         run.log_metrics({f"val/{name}": value for name, value in chosen.items()}, step=params.train.epochs)
         save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
         write_json(models / RUN_FILE, {"run_id": run.run_id})
-    shutil.rmtree(folder)  # only what was interrupted is resumed
+    write_json(folder / _ENDED, {})
     logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, config.operating_threshold)
+
+
+def _say_where(trainer: Trainer, folder: Path, params: Params) -> None:
+    if (folder / _ENDED).exists():
+        logger.info("%s: trained to the end before, but not recorded by DVC; that result is used", folder)
+        return
+    logger.info("going on with step %d of epoch %d of %d", trainer.position + 1, trainer.epoch + 1, params.train.epochs)
+
+
+def drop_ended(checkpoints: Path = CHECKPOINTS, except_for: Path | None = None) -> None:
+    """Remove the checkpoints of trainings that have ended: only what was interrupted is resumed."""
+    for mark in checkpoints.glob(f"*/{_ENDED}"):
+        if mark.parent != except_for:
+            shutil.rmtree(mark.parent)
 
 
 def _train_along(

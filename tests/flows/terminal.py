@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import select
+import signal
 import subprocess
 import termios
 import threading
@@ -82,6 +83,9 @@ class Terminal:
 
 
 def _take_terminal():
+    # pytest may run under nohup, or in the background of a script.
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -1,10 +1,14 @@
 """Champions come and go, in a project with a real registry."""
 
 import json
+import shutil
+from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
+
+from flows.training import UNFINISHED
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +27,21 @@ def test_the_flow_makes_the_first_model_champion(trained, registry):
     assert (decision["promoted"], decision["champion"]) == (True, None)
     assert json.loads((trained[0] / "reports/comparison.json").read_text()) is None
     assert "version 1 is the champion" in trained[1].stdout + trained[1].stderr
+
+
+def test_a_flow_that_was_killed_before_it_judged_the_model_is_finished_by_the_next(trained, tmp_path, call):
+    folder = Path(shutil.copytree(trained[0], tmp_path / "killed" / "project"))
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client.delete_registered_model_alias("rsna-retinanet", "champion")
+    client.delete_registered_model_tag("rsna-retinanet", "champions")
+    assert not (folder / UNFINISHED).exists()
+    (folder / UNFINISHED).write_text("the run that was killed")
+    for _ in range(2):
+        done = call(folder, "flows.training")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing to do" in done.stdout + done.stderr
+    assert str(client.get_model_version_by_alias("rsna-retinanet", "champion").version) == "1"
+    assert not (folder / UNFINISHED).exists()
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
+from pipeline.stages.train import drop_ended
 
 
 @pytest.mark.long
@@ -34,6 +35,28 @@ def test_killed_at_any_moment_it_ends_the_same(small_params, rsna, tmp_path, wri
     assert killed == whole
     assert [step for step, _ in whole["train/loss"]] == list(range(len(whole["train/loss"])))
     assert [step for step, _ in whole["val/map"]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_a_result_that_dvc_lost_is_not_trained_again(small_params, rsna, tmp_path, write_params, run):
+    """A kill between the stage's end and DVC's record of it: DVC removes the model and runs the stage again."""
+    preprocess(Params.model_validate(small_params))
+    split(Params.model_validate(small_params))
+    write_params(small_params)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    assert run("pipeline.stages.train", cwd=tmp_path, MLFLOW_TRACKING_URI=store).returncode == 0
+    names = ("model.safetensors", "model.json", "seen.json", "mlflow_run.json")
+    wanted = {name: (tmp_path / "models" / name).read_bytes() for name in names}
+    noted = history(tmp_path)
+    shutil.rmtree(tmp_path / "models")
+    again = run("pipeline.stages.train", cwd=tmp_path, MLFLOW_TRACKING_URI=store)
+    assert again.returncode == 0, again.stderr
+    assert "trained to the end before, but not recorded by DVC; that result is used" in again.stderr
+    assert {name: (tmp_path / "models" / name).read_bytes() for name in names} == wanted
+    assert history(tmp_path) == noted
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    drop_ended(tmp_path / "checkpoints")
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def history(folder):

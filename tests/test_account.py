@@ -1,4 +1,4 @@
-"""Processes of an account without a home, or with one that cannot be written."""
+"""Processes of an account without a home or a name, or with a home that cannot be written."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.home import provide_home
+from pipeline.account import provide_account
 from tests.conftest import REPOSITORY
 
 _NAMELESS = """
@@ -17,6 +17,7 @@ pwd.getpwuid = nobody
 for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
     os.environ.pop(name, None)
 import flows.training, pipeline.tracking
+print(os.environ['USER'])
 """
 
 
@@ -24,14 +25,14 @@ import flows.training, pipeline.tracking
 def test_a_home_that_is_not_there_is_replaced(monkeypatch, tmp_path, home):
     monkeypatch.setenv("HOME", home)
     monkeypatch.delenv("PREFECT_HOME", raising=False)
-    provide_home()
+    provide_account()
     assert os.environ["HOME"] == str(tmp_path / ".pneumoflow" / "home")
     assert "PREFECT_HOME" not in os.environ
 
 
 def test_a_home_that_is_there_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    provide_home()
+    provide_account()
     assert os.environ["HOME"] == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -43,7 +44,7 @@ def test_a_home_that_can_only_be_read_keeps_its_credentials(monkeypatch, tmp_pat
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(home) and real(path, mode))
-    provide_home()
+    provide_account()
     assert os.environ["HOME"] == str(home)
     assert os.environ["PREFECT_HOME"] == str(tmp_path / ".pneumoflow" / "home" / ".prefect")
 
@@ -54,7 +55,7 @@ def test_without_a_folder_that_can_be_written_the_temporary_one_is_used(monkeypa
     monkeypatch.setattr("tempfile.tempdir", None)
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != "." and real(path, mode))
-    provide_home()
+    provide_account()
     assert os.environ["HOME"] == str(tmp_path)
 
 
@@ -69,4 +70,5 @@ def test_a_user_id_without_a_name_can_start_everything(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"user-{os.getuid()}\n"
     assert (tmp_path / ".pneumoflow" / "home").is_dir()

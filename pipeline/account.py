@@ -1,8 +1,9 @@
-"""A home folder for processes that have none: a container's user id without a name, a service account.
+"""A home folder and a name for processes that have none: a container's user id, a service account.
 
-MLflow, Prefect and DVC look for one when they are imported, and end in a traceback if there is none.
+MLflow, Prefect and DVC look for them when they are imported, and end in a traceback if there are none.
 """
 
+import getpass
 import os
 import tempfile
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 _OWN = Path(".pneumoflow/home")
 
 
-def provide_home() -> None:
-    """Set HOME where there is none, and Prefect's home where HOME cannot be written.
+def provide_account() -> None:
+    """Set HOME and USER where there are none, and Prefect's home where HOME cannot be written.
 
     A HOME that is there stays what it is, also if it can only be read: credentials lie in it.
     """
@@ -20,6 +21,10 @@ def provide_home() -> None:
         os.environ["HOME"] = str(_substitute())
     if "PREFECT_HOME" not in os.environ and not _can_be_written(Path.home() / ".prefect"):
         os.environ["PREFECT_HOME"] = str(_substitute() / ".prefect")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user-{os.getuid()}"
 
 
 def _exists() -> bool:
