@@ -25,6 +25,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.states import Cancelled, State
 
 from flows.dead_runs import close_dead_runs, mark_alive
+from flows.hang_up import watch_terminal
 from flows.loopback import bypass_proxy
 from flows.messages import calm_logs
 from flows.reach import require_server, server_answers, wait_for_server
@@ -71,9 +72,12 @@ def stop_on_signals() -> None:
     signal.signal(signal.SIGTERM, _raise_killed)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _raise_killed)
+        watch_terminal()
 
 
 def _raise_killed(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGHUP:  # told twice, by a shell and by the system; what is ending is not to be cut off
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise Killed(f"signal {number}")
 
 

@@ -42,7 +42,7 @@ def serve_flow(
     stop_on_signals()
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         # Prefect's runner knows SIGTERM, and ends its runs in order.
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+        signal.signal(signal.SIGHUP, _end_in_order)
     bypass_proxy()
     calm_logs()
     with only_one(Path(f".pneumoflow/serve-{name}.lock"), f"process that serves {name!r}"), scheduling_server():
@@ -50,6 +50,11 @@ def serve_flow(
         refuse_takeover([name])
         while not _served(flow, name, schedule=schedule, interval=interval, parameters=parameters):
             wait_for_server()
+
+
+def _end_in_order(*_: object) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # once is enough
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _served(flow: Flow[..., Any], name: str, **options: Any) -> bool:

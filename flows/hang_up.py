@@ -1,0 +1,27 @@
+"""Notice that the terminal is gone when nobody says so.
+
+The system tells the first process of the terminal's session alone. A shell passes it on; `make`, run in a
+shell's place (``ssh -t host make demo``), only waits for us.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+
+
+def watch_terminal() -> None:
+    """Send this process SIGHUP when its terminal goes, if it was started in the foreground of one."""
+    for descriptor in (0, 1, 2):
+        with contextlib.suppress(OSError):  # no terminal
+            if os.tcgetpgrp(descriptor) == os.getpgrp():
+                threading.Thread(target=_wait, args=(descriptor,), daemon=True).start()
+                return
+
+
+def _wait(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors and hang-ups alone
+    poll.poll()
+    os.kill(os.getpid(), signal.SIGHUP)
