@@ -47,7 +47,7 @@ def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path):
     assert family.members() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_is_one_line_and_harmless(tmp_path):
     home = tmp_path / "home"
     home.mkdir()

@@ -190,7 +190,8 @@ def start(folder, tmp_path, server):
     return process, psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGINT])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_survives_a_signal_and_the_run_goes_on(copy, edit, tmp_path, number, call, prefect_server):
     edit(copy, "train", epochs=8)
     process, family = start(copy, tmp_path, prefect_server)
