@@ -20,6 +20,9 @@ from pipeline.data.sample import make_sample
 
 # Run in the background by a script, pytest ignores SIGINT, and so would every process that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup likewise SIGHUP; a handler of ours is not inherited, and keeps pytest alive.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
