@@ -17,11 +17,11 @@ _SHORTEST = 4
 
 def redact(text: str) -> str:
     """``text`` with ``***`` for the credentials of its URLs, and for every password in this process's environment."""
-    text = _CREDENTIALS.sub(rf"\1{HIDDEN}@", text)
-    text = _IN_A_QUERY.sub(rf"\1{HIDDEN}", text)
-    for secret in _known_secrets():
+    # What is known comes first: a password with :// in it looks like two addresses.
+    for secret in sorted(_known_secrets(), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
-    return text
+    text = _CREDENTIALS.sub(rf"\1{HIDDEN}@", text)
+    return _IN_A_QUERY.sub(rf"\1{HIDDEN}", text)
 
 
 def _known_secrets() -> Iterator[str]:
