@@ -209,7 +209,7 @@ def test_errors(look, tmp_path):
         look()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_any_moment_each_study_is_scored_once(trained, sample, tmp_path):
     """SIGKILL to the real command, again and again: every study has one line in the end, and nothing else is left."""
     inbox, out, scratch = tmp_path / "in", tmp_path / "out", tmp_path / "scratch"

@@ -94,7 +94,7 @@ def test_a_worker_runs_what_prefect_yaml_lists(prefect, prefect_server):
     assert "nothing to do" in run["state"]["message"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_folder_does_not_take_deployments_over(copy, prefect_in, trained, prefect_server):
     """Prefect replaces a deployment of the same name without a word: its worker would run the other folder."""
     for folder in (trained[0], copy):

@@ -28,7 +28,7 @@ def start(home, family):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path):
     home, family = tmp_path / "home", Family()
     killed = start(home, family)
