@@ -7,5 +7,7 @@ from pipeline.account import provide_account
 __version__ = "0.1.0"
 
 provide_account()
-# MLflow and Prefect send usage data to their makers unless they are told not to, before they are imported.
-os.environ.setdefault("DO_NOT_TRACK", "1")
+# MLflow and Prefect send usage data to their makers, unless these are set before they are imported. Prefect reads the
+# first, MLflow both, but the first only where it is "true".
+for _name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "true")

@@ -59,6 +59,23 @@ def test_without_a_folder_that_can_be_written_the_temporary_one_is_used(monkeypa
     assert os.environ["HOME"] == str(tmp_path)
 
 
+_SENDS = """
+import flows, pipeline.tracking
+from mlflow.telemetry.utils import is_telemetry_disabled
+from prefect._internal.analytics.enabled import is_telemetry_enabled
+print(is_telemetry_disabled(), is_telemetry_enabled())
+"""
+
+
+@pytest.mark.parametrize("own", [{}, {"DO_NOT_TRACK": "1"}])
+def test_no_usage_data_are_sent(own):
+    """Not under pytest or in CI, where both libraries are silent by themselves."""
+    names = ("PATH", "HOME")
+    env = {name: os.environ[name] for name in names if name in os.environ} | {"PYTHONPATH": str(REPOSITORY)} | own
+    done = subprocess.run([sys.executable, "-c", _SENDS], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True False\n", done.stderr
+
+
 def test_a_user_id_without_a_name_can_start_everything(tmp_path):
     """MLflow's and Prefect's own imports, on which the traceback was seen."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}

@@ -5,7 +5,6 @@ import os
 
 # Before the import: log_model would otherwise run pip to check what is pinned below.
 os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Its bars become lines of noise in a log.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # MLflow would try for minutes; what must not be lost waits on disk instead.
