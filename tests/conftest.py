@@ -76,6 +76,18 @@ def rsna(sample, tmp_path):
     return Path(shutil.copytree(sample, tmp_path / "data" / "rsna"))
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 @pytest.fixture(scope="session")
 def _small_params():
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())

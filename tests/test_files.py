@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import signal
@@ -5,7 +6,10 @@ import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.files import (
     directory_atomic,
@@ -75,6 +79,27 @@ def test_a_signal_between_two_folders_brings_the_former_back(tmp_path, monkeypat
         )
     assert [path.name for path in target.iterdir()] == ["a"]
     assert [path.name for path in tmp_path.iterdir()] == ["former"]
+
+
+def fill_as_numpy(path):
+    np.save(path, np.zeros(2**20))
+
+
+def fill_as_safetensors(path):
+    save_file({"w": torch.zeros(2**19)}, path)
+
+
+def fill_as_torch(path):
+    torch.save(torch.zeros(2**19), path)
+
+
+@pytest.mark.parametrize("write", [fill_as_numpy, fill_as_safetensors, fill_as_torch])
+def test_libraries_that_hide_a_full_disk(small_disk, write):
+    """numpy says how much it has written, torch where it stood, safetensors the number of the system's error."""
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomic(small_disk / "large", write)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small_disk / "large"))
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_file_is_no_folder(tmp_path):

@@ -1,7 +1,5 @@
 import json
 import os
-import shutil
-import subprocess
 
 import pytest
 import torch
@@ -70,18 +68,6 @@ def test_a_run_of_which_nothing_is_whole_does_not_start_afresh_by_itself(tmp_pat
     truncate(tmp_path / "step-00000005/state.pt")
     with pytest.raises(UserError, match=f"{tmp_path}: all its checkpoints are damaged; remove this folder"):
         load_checkpoint(tmp_path)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(small_disk):

@@ -13,6 +13,7 @@ def cpu(monkeypatch):
         monkeypatch.setattr(device.platform, "machine", lambda: machine)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
     return pretend
 

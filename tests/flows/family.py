@@ -33,11 +33,14 @@ class Family:
         return False
 
     def kill(self, *words):
-        """SIGKILL to those that `members` names; they are stopped first, so that none of them sees another die."""
-        found = self.members(*words)
-        for name in ("suspend", "kill"):
-            for one in found:
-                with contextlib.suppress(psutil.Error):
-                    getattr(one, name)()
-        psutil.wait_procs(found, timeout=10)
-        return found
+        """SIGKILL to those that `members` names; see `kill_at_once`."""
+        kill_at_once(self.members(*words))
+
+
+def kill_at_once(processes):
+    """SIGKILL to all; they are stopped first, so that none of them sees another die."""
+    for name in ("suspend", "kill"):
+        for one in processes:
+            with contextlib.suppress(psutil.Error):
+                getattr(one, name)()
+    psutil.wait_procs(processes, timeout=10)

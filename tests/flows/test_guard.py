@@ -81,6 +81,14 @@ def test_the_commands_own_reason_and_output(tmp_path):
     assert "one" in lines
 
 
+def test_a_full_disk_that_dvc_does_not_name():
+    code = (
+        "import sys; print(\"ERROR: failed to reproduce 'train': [Errno 28] No space left on device\"); sys.exit(255)"
+    )
+    with pytest.raises(UserError, match=r"No space left on device; the disk of this folder or that of DVC's cache"):
+        run_command("dvc", ["-c", code], lambda _: None)
+
+
 def test_a_shell_that_is_not_there_does_not_matter(monkeypatch):
     monkeypatch.setenv("SHELL", "/bin/not-there")
     lines = []

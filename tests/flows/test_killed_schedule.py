@@ -12,9 +12,10 @@ import psutil
 import pytest
 import yaml
 
+from flows.training import LOCK
 from tests.conftest import project_environment
 from tests.flows.conftest import free_port
-from tests.flows.family import Family
+from tests.flows.family import Family, kill_at_once
 from tests.flows.terminal import started_training
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
@@ -75,18 +76,20 @@ class Site:
             found = json.load(answer)
         return sorted((run for run in found if run["start_time"]), key=lambda run: run["start_time"])
 
-    def kill(self, *names):
-        """SIGKILL to processes of these names at once; "all" is a power cut."""
-        words = {
-            "serve": ("flows.",), "worker": ("prefect", "worker"), "flow": ("flow-run", "execute"),
-            "stage": ("pipeline.",), "server": ("server",), "pages": ("flows.ui",),
-        }  # fmt: skip
-        found = [one for name in names for one in self.family.members(*([] if name == "all" else words[name]))]
-        assert found
-        for action in ("suspend", "kill"):
-            for one in found:
-                with contextlib.suppress(psutil.Error):
-                    getattr(one, action)()
+    def cut_off(self, *names):
+        """SIGKILL to the processes of these names at once ("all": a power cut), and start again what served."""
+        served = [name for name in self._commands if name in names or "all" in names]
+        found = [one for name in names for one in self._processes(name)]
+        assert len(found) >= len(names)
+        kill_at_once(found)
+        for name in served:  # in the order in which they were started: the server first
+            self.start(name)
+
+    def _processes(self, name):
+        if name == "flow":
+            return [psutil.Process(json.loads((self.folder / LOCK).read_text())["pid"])]
+        words = {"all": (), "stage": ("pipeline.stages",)}
+        return self.family.members(*words.get(name, self._commands.get(name, ())))
 
     def end(self):
         self.family.kill()
@@ -114,8 +117,11 @@ def moment(text):
     return datetime.fromisoformat(text)
 
 
-def require_next_run(site, dead, since):
-    """A run begins in time, works, and by then the killed one is closed."""
+def require_next_run_after(site, *killed):
+    """Processes are killed while a run works: the next run begins in time, and by then the killed one is closed."""
+    dead = running(site)
+    site.cut_off(*killed)
+    since = datetime.now(UTC)
 
     def begun():
         with contextlib.suppress(OSError):
@@ -143,12 +149,7 @@ def test_training_that_is_served(site, killed):
     site.start_server()
     site.start("serve", "flows.serve")
     wait_for(lambda: started_training(site.folder))
-    dead = running(site)
-    site.kill(*killed)
-    for name in ("server", "serve"):
-        if name in killed or killed == ("all",):
-            site.start(name)
-    require_next_run(site, dead, datetime.now(UTC))
+    require_next_run_after(site, *killed)
 
 
 def start_worker(site, deployment):
@@ -167,12 +168,7 @@ def test_training_by_a_worker(site, killed):
     site.start_server()
     start_worker(site, "nightly")
     wait_for(lambda: started_training(site.folder))
-    dead = running(site)
-    site.kill(*killed)
-    for name in ("server", "worker"):
-        if name in killed or killed == ("all",):
-            site.start(name)
-    require_next_run(site, dead, datetime.now(UTC))
+    require_next_run_after(site, *killed)
 
 
 @pytest.mark.parametrize("deployment", ["inbox", "drift"])
@@ -180,19 +176,11 @@ def test_inbox_and_monitoring_by_a_worker(site, deployment):
     (site.folder / "inbox").mkdir()
     site.start_server()
     start_worker(site, deployment)
-    dead = running(site)
-    site.kill("all")
-    site.start("server")
-    site.start("worker")
-    require_next_run(site, dead, datetime.now(UTC))
+    require_next_run_after(site, "all")
 
 
 def test_with_the_pages_in_between(site):
     site.start_pages()
     site.start("serve", "flows.serve")
     wait_for(lambda: started_training(site.folder))
-    dead = running(site)
-    site.kill("all")
-    site.start("pages")
-    site.start("serve")
-    require_next_run(site, dead, datetime.now(UTC))
+    require_next_run_after(site, "all")

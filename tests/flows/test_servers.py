@@ -1,12 +1,12 @@
 """Prefect's own server, which a flow starts where there is none: its database, and its words."""
 
-import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
+from flows.prefect_database import whole_database
 from pipeline.errors import UserError
 from tests.conftest import REPOSITORY, project_environment
 from tests.flows.family import Family
@@ -48,22 +48,33 @@ def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path):
 
 
 @pytest.mark.long
-def test_a_full_disk_is_one_line_and_harmless(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(home)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        _, error = start(home, Family()).communicate(timeout=200)
-        said = error.splitlines()[-1]
-        assert "database or disk is full" in said
-        assert said.endswith(f"(its database is {home}/prefect.db)")
-        subprocess.run(["mount", "-o", "remount,size=100m", str(home)], check=True)
-        out, error = start(home, Family()).communicate(timeout=200)
-        assert out == "answers\n", error
-    finally:
-        subprocess.run(["umount", "-l", str(home)], check=True)
+def test_a_full_disk_is_one_line_and_harmless(small_disk):
+    _, error = start(small_disk, Family()).communicate(timeout=200)
+    said = error.splitlines()[-1]
+    assert "database or disk is full" in said
+    assert said.endswith(f"(its database is {small_disk}/prefect.db)")
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    out, error = start(small_disk, Family()).communicate(timeout=200)
+    assert out == "answers\n", error
+
+
+def test_a_marker_that_nobody_holds_takes_its_database_along(tmp_path):
+    database, marker = tmp_path / "prefect.db", tmp_path / "prefect.db.new"
+    for path in (database, marker, tmp_path / "prefect.db-wal"):
+        path.write_bytes(b"half")
+    with pytest.raises(OSError, match="the server does not start"), whole_database(database) as held:
+        assert len(held) == 1
+        assert [path.name for path in tmp_path.iterdir()] == [marker.name]
+        database.write_bytes(b"half again")
+        raise OSError("the server does not start")
+    assert marker.exists()
+    with whole_database(database):
+        assert not database.exists()
+        database.write_bytes(b"whole")
+    assert not marker.exists()
+    with whole_database(database) as held:
+        assert held == ()
+    assert database.read_bytes() == b"whole"
 
 
 def test_what_a_server_says_of_its_end(tmp_path):
