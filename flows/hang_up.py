@@ -1,7 +1,7 @@
-"""Notice that the terminal is gone when nobody says so.
+"""Notice that the terminal has been closed, also when no other process passes SIGHUP on.
 
-The system tells the first process of the terminal's session alone. A shell passes it on; `make`, run in a
-shell's place (``ssh -t host make demo``), only waits for us.
+Linux sends SIGHUP to the first process of the session only. A shell passes it on. `make` as the first process
+(``ssh -t host make demo``) does not: it waits until we end.
 """
 
 import contextlib

@@ -27,13 +27,20 @@ def database_file() -> Path | None:
 
 @contextmanager
 def whole_database(database: Path | None) -> Iterator[tuple[int, ...]]:
-    """Start a server inside the block; by its end the database must be there.
+    """Hold the right to make the database inside the block, which must start a server and wait until it answers.
 
-    A file beside the database says that it is being made, and is locked by all who hold the descriptors that
-    are yielded. One that nobody holds is of a start that was cut off: its database is removed.
+    A marker file beside the database says that the database is being made. This process, and the server that
+    inherits the descriptor, hold the marker's lock. A marker without a lock was left by a start that was cut off:
+    its database is removed first. After an error the marker stays.
+
+    Yields:
+        The descriptors that the server must inherit; none if the database is there already.
     """
-    marker = None if database is None else database.with_name(f"{database.name}.new")
-    if database is None or marker is None or (database.exists() and not marker.exists()):
+    if database is None:
+        yield ()
+        return
+    marker = database.with_name(f"{database.name}.new")
+    if database.exists() and not marker.exists():
         yield ()
         return
     descriptor = _lock(marker)

@@ -34,13 +34,13 @@ def raw_data_state() -> str:
 
 
 def verify_raw_data() -> None:
-    """Compare all files with the digests that were recorded, once for each version of the data.
+    """Compare all files with the MD5 digests that ``data/rsna.dvc`` recorded, once for each version of the data.
 
-    DVC takes what a remote sends for what was asked for, and later only looks at times and sizes: of a remote
-    that is damaged it would say that the data are unchanged.
+    DVC does not check the files that a remote sends, and later compares only their times and sizes. It would
+    call data from a damaged remote unchanged.
 
     Raises:
-        UserError: some differ.
+        UserError: a file differs.
     """
     if load_params().data.dir != RAW_DATA:
         return
@@ -54,8 +54,8 @@ def verify_raw_data() -> None:
             found = read_status(["data", "status", "--granular"], afresh).get("uncommitted", {}).get("modified", [])
             names = [name for name in found if name.startswith(f"{RAW_DATA}/") and not name.endswith("/")]
             raise UserError(
-                f"{RAW_DATA}: {len(names)} files are not what {RAW_DATA}.dvc recorded, {', '.join(names[:3])}: damaged"
-                f" here or in the remote; mend the remote, remove {RAW_DATA} and DVC's cache (`dvc cache dir`), and"
+                f"{', '.join(names[:3])} ({len(names)} in all): not as {RAW_DATA}.dvc recorded, so damaged here or in"
+                f" the remote; mend the remote, remove {RAW_DATA} and DVC's cache (`dvc cache dir`), and"
                 " start again"
             )
     write_text(VERIFIED, f"{recorded}\n")

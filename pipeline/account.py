@@ -35,7 +35,7 @@ def _exists() -> bool:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Whether files can be made in ``folder``, or the folder itself."""
+    """Return True if this process may create files in ``folder``, or create ``folder`` itself."""
     nearest = next(one for one in (folder, *folder.parents) if one.exists())
     return os.access(nearest, os.W_OK | os.X_OK)
 

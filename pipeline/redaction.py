@@ -17,7 +17,7 @@ _SHORTEST = 4
 
 def redact(text: str) -> str:
     """``text`` with ``***`` for the credentials of its URLs, and for every password in this process's environment."""
-    # What is known comes first: a password with :// in it looks like two addresses.
+    # Known passwords are replaced first: the pattern for URLs would take a part of one that contains :// for a URL.
     for secret in sorted(_known_secrets(), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = _CREDENTIALS.sub(rf"\1{HIDDEN}@", text)

@@ -23,9 +23,9 @@ def world_size() -> int:
 
 
 def emulates_bf16() -> bool:
-    """Whether this CPU computes bf16 in software, which takes about eight times as long as float32 does.
+    """Return True if this CPU has no instructions for bf16: x86 without AVX-512.
 
-    PCs without AVX-512 do. Other processors are not known to.
+    A training step in bf16 then takes about eight times as long as one in float32.
     """
     return platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 

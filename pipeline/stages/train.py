@@ -47,8 +47,9 @@ logger = logging.getLogger(__name__)
 MODELS = Path("models")
 CHECKPOINTS = Path("checkpoints")
 RUN_FILE = "mlflow_run.json"
-# Of a training that has ended: its checkpoints stay until the next stage has begun, since DVC, if it is killed before
-# it has recorded the result, removes it and asks for it again.
+# This file marks the checkpoints of a training that has ended. The stage `evaluate` removes them. Until then DVC can
+# be killed before it has recorded the model; it then deletes the model and runs `train` again, which makes the same
+# model from these checkpoints.
 _ENDED = "ended"
 _CODE = ("operating_point.py", "run_log.py", "train.py")
 _NOT_THE_LOOPS = {"precision", "accelerator", "picture_epochs", "devices", "restarts"}

@@ -90,5 +90,5 @@ def _take_terminal():
 
 
 def started_training(folder):
-    """Whether a training in that folder has written a checkpoint."""
+    """Return True if a training in ``folder`` has written a checkpoint."""
     return any(Path(folder, "checkpoints").glob("*/step-*"))
