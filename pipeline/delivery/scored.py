@@ -37,6 +37,9 @@ class Table:
     lines: list[bytes] = field(default_factory=list)
     damaged: list[bytes] = field(default_factory=list)
     has_header: bool = False
+    """In its first line."""
+    is_ours: bool = False
+    """A row, a header in any line, or what is left of one, says so."""
 
 
 def read_scored(path: Path) -> list[dict[str, str]]:
@@ -102,8 +105,9 @@ def _parse(path: Path, content: bytes) -> Table:
     for number, line in enumerate(lines):
         cells = _cells(line)
         if cells == list(COLUMNS):
-            # In any other place it is no row; two tables may have been joined.
+            # In any other place it is no row; two tables may have been joined, or a line come before it.
             table.has_header = table.has_header or number == 0
+            table.is_ours = True
         elif cells is not None and _is_row(row := dict(zip(COLUMNS, cells, strict=True))):
             table.rows.append({name: original_cell(value) for name, value in row.items()})
             table.lines.append(line)
@@ -111,7 +115,8 @@ def _parse(path: Path, content: bytes) -> Table:
             table.damaged.append(line)
     # Its last number may have been cut, and look whole.
     table.damaged += [half] if half else []
-    if not table.rows and not table.has_header and any(_is_foreign(line) for line in table.damaged):
+    table.is_ours = table.is_ours or bool(table.rows) or _is_left_of_ours(table.damaged)
+    if not table.is_ours and any(_is_text(line) for line in table.damaged):
         raise UserError(f"{path}: not a table of scored studies; move it away")
     return table
 
@@ -139,7 +144,14 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _is_foreign(line: bytes) -> bool:
-    """Whether it is text that was never ours, rather than a row or a header of which the disk lost bytes."""
-    ours = _BEGINNING.match(line) or sum(name.encode() in line for name in COLUMNS) > len(COLUMNS) // 2
-    return not ours and line.decode("utf-8", "replace").isprintable()
+def _is_left_of_ours(lines: Sequence[bytes]) -> bool:
+    """Whether these are rows or a header of which the disk lost bytes, rather than text that was never ours."""
+    # A header may have been cut off, or be in two halves in two lines.
+    cut_header = any(line and _line(COLUMNS).startswith(line) for line in lines)
+    names = sum(any(name.encode() in line for line in lines) for name in COLUMNS)
+    return cut_header or names > len(COLUMNS) // 2 or any(_BEGINNING.match(line) for line in lines)
+
+
+def _is_text(line: bytes) -> bool:
+    text = line.decode("utf-8", "replace").strip()
+    return text != "" and text.isprintable()

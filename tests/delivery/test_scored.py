@@ -5,7 +5,7 @@ import os
 import stat
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.delivery.scored import COLUMNS, append_rows, open_scored, read_scored
@@ -85,6 +85,25 @@ def test_a_table_of_which_nothing_is_left_starts_anew(table):
     assert open_scored(table) == set()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda header: b" \n" + header,
+        lambda header: b"something else\n" + header,
+        lambda header: header[:8] + b"\n" + header[8:],
+        lambda header: header[:50] + b"x\n" + header[50:],
+        lambda header: header[:20],
+        lambda header: b" \n",
+    ],
+)
+def test_a_table_without_rows_starts_anew_whatever_hit_its_header(tmp_path, damage):
+    path = tmp_path / "scored.csv"
+    open_scored(path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert open_scored(path) == set()
+    assert path.read_text().splitlines() == [",".join(COLUMNS)]
+
+
 def test_another_table_is_refused(tmp_path):
     path = tmp_path / "scored.csv"
     path.write_text("patientId,PredictionString\nx,\n")
@@ -96,6 +115,7 @@ def test_another_table_is_refused(tmp_path):
         read_scored(tmp_path / "none.csv")
 
 
+@example(names=[], cut=0, noise=b" \n")
 @given(names=st.lists(st.text(max_size=20), max_size=5), cut=st.integers(0, 2000), noise=st.binary(max_size=12))
 def test_whatever_names_and_damage_the_other_rows_come_back(tmp_path_factory, names, cut, noise):
     path = tmp_path_factory.mktemp("t") / "scored.csv"
