@@ -16,7 +16,11 @@ from flows.loopback import without_proxy
 from pipeline.errors import UserError
 from pipeline.folder_lock import held_locks
 
-_FULL = "the disk of this folder or that of DVC's cache is full (`dvc cache dir` names it)"
+# The end of what DVC says -> the cure, which it does not say.
+_CURES = {
+    os.strerror(errno.ENOSPC): "the disk of this folder or that of DVC's cache is full (`dvc cache dir` names it)",
+    "is not a git repository": "`git init` makes it one, `dvc config core.no_scm true` lets DVC work without",
+}
 # The guard's own time, and a little more.
 _STOP_SECONDS = sum(seconds for _, seconds in guard.GRACE_SECONDS) + 2
 
@@ -93,7 +97,7 @@ def _reason(lines: list[str]) -> str:
         found = [line for line in lines if line.startswith(start)]
         if found:
             said = found[0].removeprefix(start)
-            return f"{said}; {_FULL}" if said.endswith(os.strerror(errno.ENOSPC)) else said
+            return "; ".join([said, *(cure for end, cure in _CURES.items() if said.endswith(end))])
     return lines[-1] if lines else "no output"
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -82,9 +83,14 @@ class Server:
             )
             self._words = words = _Words(process)
             if not self._has_started(process):
-                place = f" (its database is {self._database})" if self._database else ""
-                raise UserError(f"{self.url}: the server does not start: {words.reason()}{place}")
+                raise UserError(f"{self.url}: the server does not start: {words.reason()}{self._places()}")
             words.are_shown = True
+
+    def _places(self) -> str:
+        """Where it writes: a full disk is either of them, and SQLite does not say of which file it speaks."""
+        if self._database is None:
+            return ""
+        return f" (its database is {self._database}, its temporary files are in {tempfile.gettempdir()})"
 
     def _has_started(self, process: "subprocess.Popen[bytes]") -> bool:
         begun = time.monotonic()

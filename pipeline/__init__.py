@@ -11,3 +11,5 @@ provide_account()
 # first, MLflow both, but the first only where it is "true".
 for _name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "true")
+# MLflow asks GitPython, which fills a screen where there is no git; `pipeline.provenance` says it in one line.
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

@@ -76,6 +76,14 @@ def test_no_usage_data_are_sent(own):
     assert done.stdout == "True False\n", done.stderr
 
 
+def test_mlflow_is_silent_where_there_is_no_git(tmp_path):
+    code = "import pipeline, sys; from mlflow.utils.git_utils import get_git_commit as f; print(f(sys.argv[0]))"
+    env = {"PATH": str(tmp_path), "PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "None\n"
+    assert len(done.stderr.splitlines()) <= 1, done.stderr
+
+
 def test_a_user_id_without_a_name_can_start_everything(tmp_path):
     """MLflow's and Prefect's own imports, on which the traceback was seen."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}

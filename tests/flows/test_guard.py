@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from flows.dvc import run_command
+from flows.dvc import changed, run_command
 from pipeline.errors import UserError
 from pipeline.folder_lock import BusyError, only_one
 
@@ -18,7 +18,7 @@ from pipeline.folder_lock import BusyError, only_one
 FLOW = """
 import sys
 from pathlib import Path
-from flows.dvc import run_command
+from flows.dvc import changed, run_command
 from pipeline.folder_lock import only_one
 work = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 with only_one(Path("lock"), "training run"):
@@ -87,6 +87,18 @@ def test_a_full_disk_that_dvc_does_not_name():
     )
     with pytest.raises(UserError, match=r"No space left on device; the disk of this folder or that of DVC's cache"):
         run_command("dvc", ["-c", code], lambda _: None)
+
+
+def test_a_folder_without_git_gets_the_cures_and_both_work(tmp_path, monkeypatch):
+    for name in ("git", "no_scm"):
+        (tmp_path / name / ".dvc").mkdir(parents=True)
+    said = "is not a git repository; `git init` makes it one, `dvc config core.no_scm true` lets DVC work without"
+    for name, cure in (("git", ["git", "init", "-q"]), ("no_scm", ["dvc", "config", "core.no_scm", "true"])):
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} {said}$"):
+            changed()
+        subprocess.run([sys.executable, "-m", *cure] if cure[0] == "dvc" else cure, check=True)
+        assert changed() == {}
 
 
 def test_a_shell_that_is_not_there_does_not_matter(monkeypatch):

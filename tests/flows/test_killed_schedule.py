@@ -133,9 +133,13 @@ def require_next_run_after(site, *killed):
     waited = (moment(run["start_time"]) - since).total_seconds()
     print(f"the next run began {waited:.0f} s after the restart", flush=True)
     assert waited < DUE + START
-    states = {one["id"]: one["state_type"] for one in site.runs()}
-    assert states[dead] == "CRASHED"
-    assert list(states.values()).count("RUNNING") <= 1
+    # The run that begins closes the killed one first.
+    wait_for(lambda: states(site)[dead] == "CRASHED", START)
+    assert list(states(site).values()).count("RUNNING") <= 1
+
+
+def states(site):
+    return {run["id"]: run["state_type"] for run in site.runs()}
 
 
 def running(site):
