@@ -358,7 +358,7 @@ def test_a_killed_server_leaves_nothing(model, study, tmp_path):
 
 @pytest.mark.long
 def test_a_flood_changes_nothing(server, study):
-    before, after, grown = flood(*server, study, 100)
+    before, after, grown = flood(*server, study, 500)
     assert statistics.median(after) < 2 * statistics.median(before)
     assert grown < 100 * 2**20
 

@@ -1,0 +1,39 @@
+"""Prefect's server is away for long while a flow works: the flow goes on, and tells its end when the server is back."""
+
+import re
+import time
+
+import pytest
+
+from tests.flows.site import Site, wait_for
+from tests.flows.terminal import started_training
+
+# Past the time for which Prefect's client tries again, which is a minute and a half.
+OUTAGE_SECONDS = 150
+
+
+@pytest.fixture
+def site(copy, edit, tmp_path):
+    edit(copy, "train", epochs=10)
+    made = Site(copy, tmp_path / "site.log")
+    yield made
+    made.end()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(OUTAGE_SECONDS + 600)
+def test_a_run_that_ends_while_the_server_is_away_is_completed_when_it_is_back(site, tmp_path):
+    site.start_server()
+    flow = site.start("flow", "flows.training")
+    wait_for(lambda: started_training(site.folder))
+    site.kill("server")
+    time.sleep(OUTAGE_SECONDS)
+    assert flow.poll() is None
+    site.start("server")
+    assert flow.wait(300) == 0
+    (run,) = site.runs()
+    assert (run["state_type"], run["name"] in (tmp_path / "site.log").read_text()) == ("COMPLETED", True)
+    said = (tmp_path / "site.log").read_text()
+    assert len(re.findall("does not take what would be shown", said)) == 1
+    assert len(re.findall("Prefect at .* does not answer", said)) == 1
+    assert "Traceback" not in said
