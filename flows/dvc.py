@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import guard
+from flows.dvc_lock import release_dead, require_free
 from flows.loopback import without_proxy
 from pipeline.errors import UserError
 from pipeline.folder_lock import held_locks
@@ -26,7 +27,12 @@ _STOP_SECONDS = sum(seconds for _, seconds in guard.GRACE_SECONDS) + 2
 
 
 def run_dvc(arguments: list[str], on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> None:
-    """Run ``dvc`` and give each line of its output to ``on_line``; see `run_command`."""
+    """Run ``dvc`` and give each line of its output to ``on_line``; see `run_command`.
+
+    Raises:
+        BusyError: another ``dvc`` command works on the same files.
+    """
+    release_dead()
     run_command(f"dvc {' '.join(arguments)}", ["-m", "dvc", *arguments], on_line, env)
 
 
@@ -40,6 +46,7 @@ def run_command(
     keeps the folder's lock until then.
 
     Raises:
+        BusyError: it is, or has started, a ``dvc`` command, and another one works on the same files.
         UserError: it failed; the message is the reason that the stage or DVC gave.
     """
     process = subprocess.Popen(
@@ -69,6 +76,7 @@ def run_command(
             assert pipe is not None
             pipe.close()
     if code:
+        require_free(lines)
         raise UserError(f"{name} (exit code {code}): {_reason(lines)}")
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.data.shards import INDEX, read_index
 from pipeline.data.splits import LEAKED, SPLITS, deal, kfold_shares, missing_classes, pick_leaked, require_no_leak
-from pipeline.documents import shown
+from pipeline.documents import parse_json, shown
 from pipeline.errors import UserError, run_main
 from pipeline.escaping import one_line
 from pipeline.files import write_text
@@ -19,8 +19,12 @@ from pipeline.stages.preprocess import PREPARED
 logger = logging.getLogger(__name__)
 
 SPLITS_FILE = Path("data/splits.csv")
-_AGAIN = "`dvc checkout` brings the recorded table back; without it, `dvc repro split` deals all patients anew"
+_AGAIN = (
+    f"`dvc checkout --force {SPLITS_FILE}` brings the recorded table back; once the file is removed,"
+    " `dvc repro split` deals all patients anew"
+)
 _COLUMNS = ["patientId", "groupId", "part", "split", "rule"]
+_STUDIES = "studies"
 
 
 def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE) -> None:
@@ -35,7 +39,7 @@ def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE)
     section = params.split
     fractions = section.fractions.model_dump()
     shares = kfold_shares(fractions, section.folds) if section.folds else fractions
-    rule = json.dumps({"seed": params.seed, **shares})
+    rule: dict[str, float] = {"seed": params.seed, **shares}
     former = _former_parts(target, index, rule)
     parts = deal(index, shares, params.seed, former)
     names = parts.map(_split_of(shares, section.fold))
@@ -44,7 +48,10 @@ def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE)
     require_no_leak(index, names)
     for line in missing_classes(index, names):
         logger.warning("%s; more studies or another split.fractions are needed", line)
-    table = index[["patientId", "groupId"]].assign(part=parts, split=names, rule=rule)
+    # Each line tells how many there are: a table that was cut off between two lines is known as damaged.
+    table = index[["patientId", "groupId"]].assign(
+        part=parts, split=names, rule=json.dumps({**rule, _STUDIES: len(index)})
+    )
     write_text(target, table[_COLUMNS].to_csv(index=False))
     logger.info("splits: %s", ", ".join(f"{name} {count}" for name, count in names.value_counts().items()))
 
@@ -56,15 +63,12 @@ def _split_of(shares: dict[str, float], fold: int) -> dict[str, str]:
     }
 
 
-def _former_parts(target: Path, index: pd.DataFrame, rule: str) -> dict[str, str]:
+def _former_parts(target: Path, index: pd.DataFrame, rule: dict[str, float]) -> dict[str, str]:
     """Cluster -> part, of the clusters that have a study or a patient of the former splits."""
     if not target.exists():
         return {}
     table = _read(target)
-    if list(table.columns) == _COLUMNS and table["rule"].nunique() > 1:
-        # Dealt anew, patients of test would come to train unsaid.
-        raise UserError(f"{target}: damaged: its lines are not of one rule; {_AGAIN}")
-    if list(table.columns) != _COLUMNS or not (table["rule"] == rule).all():
+    if list(table.columns) != _COLUMNS or _rule_of(table, target) != rule:
         logger.warning("%s: of another seed, other shares or another version; all patients are dealt anew", target)
         return {}
     by_study = dict(zip(table["patientId"], table["part"], strict=True))
@@ -79,6 +83,23 @@ def _former_parts(target: Path, index: pd.DataFrame, rule: str) -> dict[str, str
     new = index["cluster"].nunique() - len(parts)
     logger.info("%d patients stay in their splits, %d are new", len(parts), new)
     return parts
+
+
+def _rule_of(table: pd.DataFrame, path: Path) -> dict[str, float]:
+    """By which seed and shares a table was dealt.
+
+    Raises:
+        UserError: the table is damaged. Dealt anew, patients of test would come to train unsaid.
+    """
+    if table["rule"].nunique() != 1:
+        raise UserError(f"{path}: damaged: its lines are not of one rule; {_AGAIN}")
+    rule = parse_json(table["rule"].iloc[0], f"{path} line 2: rule")
+    if not isinstance(rule, dict):
+        raise UserError(f"{path} line 2: rule {shown(rule)}: must be a JSON object; {_AGAIN}")
+    studies = rule.pop(_STUDIES, len(table))  # tables of older versions do not tell
+    if studies != len(table):
+        raise UserError(f"{path}: damaged: has {len(table)} studies of {shown(studies)}; {_AGAIN}")
+    return rule
 
 
 def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:

@@ -250,7 +250,15 @@ def test_a_cut_off_table_of_splits_does_not_move_patients(prepared, tmp_path, sm
     folder, _ = prepared
     path = folder.parent / "splits.csv"
     whole = path.read_text()
-    for content, rule in ((cut_in_split(whole), "its lines are not of one rule"), (whole[:-20], "not a table")):
+    lines = whole.splitlines(keepends=True)
+    for content, rule in (
+        (cut_in_split(whole), "its lines are not of one rule"),
+        (whole[:-20], "not a table"),
+        ("".join(lines[:3]), f"has 2 studies of {len(lines) - 1}"),
+        (lines[0], "its lines are not of one rule"),
+        (lines[0] + 's,g,train,train,"[17, 1]"\n', r"rule \[17, 1\]: must be a JSON object"),
+        (lines[0] + "s,g,train,train,x\n", "rule: not JSON"),
+    ):
         path.write_text(content)
         with pytest.raises(UserError, match=rule):
             split(load_params(write_params(small_params)))

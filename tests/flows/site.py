@@ -80,6 +80,11 @@ class Site:
         assert len(found) >= len(names)
         kill_at_once(found)
 
+    def signal(self, number):
+        """A signal to all processes at once."""
+        for process in self._processes("all"):
+            process.send_signal(number)
+
     def _processes(self, name):
         if name == "flow":
             return [psutil.Process(json.loads((self.folder / LOCK).read_text())["pid"])]

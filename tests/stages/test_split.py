@@ -81,6 +81,14 @@ def test_another_seed_or_other_shares_deal_anew(index, dealt, caplog):
     assert dealt().equals(before)
 
 
+def test_a_table_of_an_older_version_keeps_its_patients(index, dealt):
+    before = dealt()
+    SPLITS_FILE.write_text(SPLITS_FILE.read_text().replace(', ""studies"": 120', ""))
+    assert "studies" not in SPLITS_FILE.read_text()
+    save(index[20:])
+    assert dealt().equals(before[20:])
+
+
 def test_a_copy_brings_two_patients_together(index, dealt, caplog):
     before = dealt()
     train, test = (next(key for key in before.index if before[key] == name) for name in ("train", "test"))

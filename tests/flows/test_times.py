@@ -1,0 +1,80 @@
+"""Schedules where the clock or the machine does not go on evenly: one run, not many, not none."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from prefect.server.schemas.schedules import CronSchedule
+
+from tests.flows.site import Site, wait_for
+
+# Long enough that several runs fall due.
+SLEEP_SECONDS = 200
+
+
+def due(cron, zone, day):
+    """All times of three days, as a scheduler that asks for the next one every ten minutes gets them."""
+    schedule = CronSchedule(cron=cron, timezone=zone)
+    begin = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+    moments = (begin.astimezone(UTC) + timedelta(minutes=minute) for minute in range(0, 3 * 24 * 60, 10))
+    found = {asyncio.run(schedule.get_dates(n=1, start=moment))[0].astimezone(UTC) for moment in moments}
+    return [one.astimezone(ZoneInfo(zone)).isoformat() for one in sorted(found)][:3]
+
+
+@pytest.mark.parametrize(
+    ("day", "expected"),
+    [
+        ("2027-03-27", ["2027-03-27T02:30:00+01:00", "2027-03-28T03:30:00+02:00", "2027-03-29T02:30:00+02:00"]),
+        ("2026-10-24", ["2026-10-24T02:30:00+02:00", "2026-10-25T02:30:00+02:00", "2026-10-26T02:30:00+01:00"]),
+    ],
+    ids=["an hour that is not there", "an hour that is there twice"],
+)
+def test_a_nightly_run_falls_due_once_where_clocks_change(day, expected):
+    assert due("30 2 * * *", "Europe/Berlin", day) == expected
+
+
+def test_the_shipped_schedules_name_their_time_zone(repository):
+    listed = yaml.safe_load((repository / "prefect.yaml").read_text())["deployments"]
+    crons = [schedule for one in listed for schedule in one["schedules"] if "cron" in schedule]
+    assert len(crons) >= 2
+    assert all(ZoneInfo(schedule["timezone"]) for schedule in crons)
+
+
+@pytest.fixture
+def site(copy, edit, tmp_path):
+    edit(copy, "schedule", cron="* * * * *")
+    made = Site(copy, tmp_path / "site.log")
+    yield made
+    made.end()
+
+
+def begun(site, since):
+    with contextlib.suppress(OSError):
+        runs = [run for run in site.runs() if run["state_name"] != "Skipped"]
+        return [run for run in runs if datetime.fromisoformat(run["start_time"]) > since]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("start", ["start_server", "start_pages"])
+def test_after_a_machine_slept_one_run_does_for_all_that_were_missed(site, start):
+    getattr(site, start)()
+    site.start("serve", "flows.serve")
+    wait_for(lambda: any(run["state_type"] == "COMPLETED" for run in site.runs()), 300)
+    wait_for(lambda: all(run["state_type"] != "RUNNING" for run in site.runs()), 300)
+    # To the processes, being stopped is like a machine that sleeps: the clock has moved on when they go on.
+    site.signal(signal.SIGSTOP)
+    time.sleep(SLEEP_SECONDS)
+    woken = datetime.now(UTC)
+    site.signal(signal.SIGCONT)
+    wait_for(lambda: begun(site, woken), 90)
+    time.sleep(60)
+    # One for what was missed, and what falls due in the time that was waited.
+    regular = (datetime.now(UTC) - woken).total_seconds() // 60 + 1
+    assert 1 <= len(begun(site, woken)) <= 1 + regular
+    assert all(run["state_type"] in ("COMPLETED", "RUNNING", "PENDING") for run in begun(site, woken))
