@@ -3,7 +3,7 @@
 import logging
 import time
 
-from pipeline.errors import UserError
+from pipeline.errors import message_for_users
 
 # Prefect's own threads tell the server of logs and events; each says so for every batch that fails.
 _SHIPPERS = ("prefect._internal.concurrency", "prefect.events.clients", "prefect.events.worker", "EventsWorker")
@@ -11,12 +11,12 @@ _QUIET_SECONDS = 600.0
 
 
 class _OneLineForUsers(logging.Filter):
-    """A traceback says nothing to who gave a wrong path; a bug keeps its own."""
+    """A traceback says nothing to a user who gave a wrong path; a bug keeps its own."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, UserError):
-            record.exc_info, record.msg, record.args = None, "%s", (str(error),)
+        if error and (message := message_for_users(error)):
+            record.exc_info, record.msg, record.args = None, "%s", (message,)
         return True
 
 

@@ -142,7 +142,8 @@ def _done_by_another(client: SyncPrefectClient, run: FlowRun) -> str:
         start_time=FlowRunFilterStartTime(after_=run.expected_start_time),
     )
     for other in client.read_flow_runs(flow_run_filter=since):
-        skipped = other.state is not None and other.state.name == "Skipped"
-        if other.id != run.id and not skipped and (other.start_time, other.id) < (run.start_time, run.id):
+        if other.start_time is None or (other.state is not None and other.state.name == "Skipped"):
+            continue  # due by then, but not begun: the server's filter takes these too
+        if other.id != run.id and (other.start_time, other.id) < (run.start_time, run.id):
             return f"due at {run.expected_start_time:%Y-%m-%d %H:%M} UTC; run {other.name} has begun since"
     return ""

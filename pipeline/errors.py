@@ -31,6 +31,15 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(1)
 
 
+def message_for_users(error: BaseException) -> str:
+    """The one line that tells a user of an error: of bad input or of a file that was refused; empty for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and (error.filename is not None or error.strerror is not None):
+        return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror or error}"
+    return ""
+
+
 class Killed(BaseException):
     """The process was asked to end (SIGTERM); not an `Exception`, so that nothing swallows it."""
 
@@ -42,17 +51,14 @@ def run_main(main: Callable[[], None]) -> None:
     forget_stray_ranks()
     try:
         main()
-    except UserError as error:
-        fail(str(error))
     except (Killed, KeyboardInterrupt):
         with suppress(OSError):  # the terminal was closed
             print("stopped by a signal", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
-    except OSError as error:
-        if error.filename is None and error.strerror is None:
+    except (UserError, OSError) as error:
+        if not (message := message_for_users(error)):
             raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        fail(f"{place}{error.strerror or error}")
+        fail(message)
 
 
 def hide_passwords() -> None:

@@ -5,12 +5,16 @@ import contextlib
 import signal
 import time
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.server.schemas.schedules import CronSchedule
+from prefect.states import Running, Scheduled
 
+from flows.running import _done_by_another
 from tests.flows.site import Site, wait_for
 
 # Long enough that several runs fall due.
@@ -46,6 +50,35 @@ def test_the_shipped_schedules_name_their_time_zone(repository):
 
 
 @pytest.fixture
+def client(prefect_server):
+    with SyncPrefectClient(prefect_server) as made:
+        yield made
+
+
+@pytest.fixture
+def due_run(client):
+    """Make a run that fell due ten minutes ago; ``begin`` it or not."""
+    deployment = client.create_deployment(client.create_flow_from_name("training"), f"nightly-{uuid4()}")
+
+    def make(begin):
+        past = datetime.now(UTC) - timedelta(minutes=10)
+        run = client.create_flow_run_from_deployment(deployment, state=Scheduled(scheduled_time=past))
+        if begin:
+            client.set_flow_run_state(run.id, Running(), force=True)
+        return client.read_flow_run(run.id).model_copy(update={"auto_scheduled": True})
+
+    return make
+
+
+def test_a_late_run_is_done_by_one_that_has_begun_and_not_by_one_that_waits(client, due_run):
+    first = due_run(begin=True)
+    due_run(begin=False)
+    assert _done_by_another(client, first) == ""
+    said = _done_by_another(client, due_run(begin=True))
+    assert said.endswith(f"run {first.name} has begun since")
+
+
+@pytest.fixture
 def site(copy, edit, tmp_path):
     edit(copy, "schedule", cron="* * * * *")
     made = Site(copy, tmp_path / "site.log")
@@ -77,4 +110,5 @@ def test_after_a_machine_slept_one_run_does_for_all_that_were_missed(site, start
     # One for what was missed, and what falls due in the time that was waited.
     regular = (datetime.now(UTC) - woken).total_seconds() // 60 + 1
     assert 1 <= len(begun(site, woken)) <= 1 + regular
-    assert all(run["state_type"] in ("COMPLETED", "RUNNING", "PENDING") for run in begun(site, woken))
+    states = {run["name"]: run["state_name"] for run in begun(site, woken)}
+    assert set(states.values()) <= {"Completed", "Running", "Pending"}, states
