@@ -1,42 +1,36 @@
 """What the log of a flow says of errors."""
 
 import logging
-
-import pytest
+import sys
 
 from flows.messages import calm_logs
 from pipeline.errors import UserError
 
 
-@pytest.fixture
-def log(caplog):
-    """Log an error the way Prefect does; the record that arrives."""
+def logged(error):
+    """The record of an error as Prefect logs it, after it has passed the filters of the log."""
     calm_logs()
     logger = logging.getLogger("prefect.flow_runs")
-    logger.addHandler(caplog.handler)
-
-    def call(error):
-        try:
-            raise error
-        except type(error):
-            logger.exception("Encountered exception during execution")
-        return caplog.records[-1]
-
-    yield call
-    logger.removeHandler(caplog.handler)
+    said = "Encountered exception during execution"
+    try:
+        raise error
+    except type(error):
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 1, said, (), sys.exc_info())
+    assert logger.filter(record)
+    return record
 
 
-def test_an_error_for_users_is_one_line(log):
+def test_an_error_for_users_is_one_line():
     for error, line in (
         (UserError("params.yaml: wrong"), "params.yaml: wrong"),
         (OSError(30, "Read-only file system", "reports/a"), "reports/a: Read-only file system"),
         (OSError(28, "No space left on device"), "No space left on device"),
     ):
-        record = log(error)
+        record = logged(error)
         assert (record.getMessage(), record.exc_info) == (line, None)
 
 
-def test_a_bug_keeps_its_traceback(log):
+def test_a_bug_keeps_its_traceback():
     for error in (KeyError("x"), OSError("nothing known")):
-        record = log(error)
+        record = logged(error)
         assert (record.getMessage(), record.exc_info[1]) == ("Encountered exception during execution", error)
