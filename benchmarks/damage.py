@@ -21,7 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import pixel_array
 from pydicom.pixels.encoders import RLELosslessEncoder
 
-from pipeline.data.decoding import decode
+from pipeline.dicom.decoding import decode
 from pipeline.errors import BadStudyError
 
 FILES, SIZE = 150, 512
@@ -36,10 +36,10 @@ def radiograph(size: int, bits: int, seed: int = 0) -> npt.NDArray[np.uint16]:
     body = np.exp(-((x - 0.5) ** 2 / 0.12 + (y - 0.55) ** 2 / 0.2))
     coarse = cv2.resize(rng.random((8, 8)), (size, size), interpolation=cv2.INTER_CUBIC)
     shown = 0.1 + body * (0.5 + 0.2 * coarse + 0.06 * np.sin(40 * y + 6 * x)) + rng.normal(0, 0.006, (size, size))
-    return np.round(np.clip(shown, 0, 1) * (2**bits - 1)).astype(np.uint16)
+    return np.asarray(np.round(np.clip(shown, 0, 1) * (2**bits - 1)), np.uint16)
 
 
-def kinds() -> dict[str, tuple[str, int, bytes]]:
+def kinds() -> dict[str, tuple[uid.UID, int, bytes | bytearray]]:
     """Each kind's transfer syntax, its bits and the compressed image."""
     eight, twelve = radiograph(SIZE, 8).astype(np.uint8), radiograph(SIZE, 12)
     progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
@@ -67,7 +67,7 @@ def rle(pixels: npt.NDArray[np.uint16]) -> bytes:
     )  # fmt: skip
 
 
-def dataset(syntax: str, bits: int, frame: bytes) -> Dataset:
+def dataset(syntax: uid.UID, bits: int, frame: bytes | bytearray) -> Dataset:
     """Make the data set of an image of `SIZE`."""
     made = Dataset()
     made.file_meta = FileMetaDataset()
@@ -76,7 +76,7 @@ def dataset(syntax: str, bits: int, frame: bytes) -> Dataset:
     made.SamplesPerPixel, made.PhotometricInterpretation, made.PixelRepresentation = 1, "MONOCHROME2", 0
     made.BitsAllocated, made.BitsStored, made.HighBit = 8 if bits == 8 else 16, bits, bits - 1
     made.NumberOfFrames = 1
-    made.PixelData = encapsulate([frame])
+    made.PixelData = encapsulate([bytes(frame)])
     made["PixelData"].VR = "OB"
     return made
 
@@ -101,7 +101,7 @@ def outcomes(name: str, damage: Callable[[bytes, random.Random], bytes], decoder
     rng, counts = random.Random(0), Counter[str]()
     for _ in range(FILES):
         try:
-            found = decoder(dataset(syntax, bits, damage(frame, rng)))
+            found = decoder(dataset(syntax, bits, damage(bytes(frame), rng)))
         except (BadStudyError, RuntimeError, ValueError, IndexError, pydicom.errors.BytesLengthException) as error:
             counts["refused"] += 1
             if seen is not None:

@@ -14,16 +14,32 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from pipeline.data.annotations import IMAGES, xyxy
-from pipeline.data.dicom import read_radiograph
-from pipeline.data.sample import draw_boxes, make_sample
+from pipeline.data.annotations import IMAGES
+from pipeline.data.geometry import xyxy
 from pipeline.detection.anchors import shape_grid
-from pipeline.detection.losses import DetectionLoss, LossSettings
+from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.settings import LossSettings
+from pipeline.dicom.radiograph import read_radiograph
+from pipeline.sources.sample import draw_boxes, make_sample
 
 SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
 ARCHITECTURE = Architecture("resnet50", "frozen_batch", 256, "p5", 4, "none", SHAPES, 0.01)
-LOSS = LossSettings("focal", 0.25, 2.0, 1.0, "per_image", "l1", 1 / 9, 1.0, 0.5, 0.4, True)
+LOSS = LossSettings(
+    classification="focal",
+    alpha=0.25,
+    gamma=2.0,
+    beta=1.0,
+    normalizer="per_image",
+    box="l1",
+    box_beta=1 / 9,
+    box_weight=1.0,
+    fg_iou_thresh=0.5,
+    bg_iou_thresh=0.4,
+    low_quality_matches=True,
+    sampling="all",
+    ohem_ratio=3.0,
+)
 
 
 class Batch(NamedTuple):

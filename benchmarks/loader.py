@@ -12,14 +12,16 @@ import pandas as pd
 import pydicom
 
 from benchmarks.pairs import compare
-from pipeline.data.annotations import IMAGES, xyxy
+from pipeline.data.annotations import IMAGES
 from pipeline.data.checks import take_inventory
-from pipeline.data.clahe import Preparation
-from pipeline.data.sample import make_sample
-from pipeline.data.shards import PreparedImages, ShardJob, write_shard
-from pipeline.detection.augment import Augmenter, AugmentSettings, Boxes
+from pipeline.data.geometry import xyxy
+from pipeline.data.preparation import Preparation
+from pipeline.data.prepared import PreparedImages
+from pipeline.data.shards import ShardJob, write_shard
+from pipeline.detection.augment import Augmenter, Boxes
 from pipeline.detection.dataset import DetectionDataset, Example, collate
 from pipeline.params import load_params
+from pipeline.sources.sample import make_sample
 
 STUDIES, SIZE, TARGET, BATCH = 32, 1024, 512, 4
 
@@ -27,7 +29,7 @@ STUDIES, SIZE, TARGET, BATCH = 32, 1024, 512, 4
 def main() -> None:
     cv2.setNumThreads(1)
     params = load_params(Path("profiles/rsna.yaml"))
-    augmenter = Augmenter(AugmentSettings(**params.augment.model_dump()))
+    augmenter = Augmenter(params.augment)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data, prepared = Path(folder) / "rsna", Path(folder) / "prepared"

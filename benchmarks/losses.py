@@ -1,5 +1,7 @@
 """Matching and both losses, forward and backward: us, eager and compiled, against torchvision's eager."""
 
+from collections.abc import Callable
+
 import torch
 
 from benchmarks.detectors import LOSS, SHAPES, make_batch, torchvision_detector
@@ -20,7 +22,7 @@ def main() -> None:
     deltas = (torch.randn(len(BOXES), count, 4) / 10).requires_grad_()
     theirs = torchvision_detector(SIZE).train()
 
-    def step(loss):
+    def step(loss: DetectionLoss) -> Callable[[], None]:
         def run() -> None:
             logits.grad = deltas.grad = None
             losses = loss(logits, deltas, anchors, batch.boxes, batch.labels)
@@ -31,7 +33,8 @@ def main() -> None:
     def peer() -> None:
         logits.grad = deltas.grad = None
         heads = {"cls_logits": logits, "bbox_regression": deltas}
-        sum(theirs.compute_loss(batch.torchvision_targets, heads, [anchors.boxes] * len(BOXES)).values()).backward()
+        losses = theirs.compute_loss(batch.torchvision_targets, heads, [anchors.boxes] * len(BOXES))
+        torch.stack(list(losses.values())).sum().backward()
 
     what = f"matching and losses, {SIZE} px, batch {len(BOXES)}, 0 to 8 boxes"
     compare(f"{what}, eager", step(DetectionLoss(LOSS)), peer, 15)

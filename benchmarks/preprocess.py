@@ -11,10 +11,10 @@ import pydicom
 from benchmarks.pairs import compare
 from pipeline.data.annotations import IMAGES
 from pipeline.data.checks import take_inventory
-from pipeline.data.clahe import Preparation
 from pipeline.data.parallel import Workers
-from pipeline.data.sample import make_sample
+from pipeline.data.preparation import Preparation
 from pipeline.data.shards import ShardJob, prepare_shards, write_shard
+from pipeline.sources.sample import make_sample
 
 STUDIES, SIZE, TARGET = 32, 1024, 512
 RULES = Preparation(TARGET, 2.0, (8, 8))

@@ -14,15 +14,15 @@ from benchmarks.pairs import compare
 from pipeline import cli
 from pipeline.data import reader
 from pipeline.data.annotations import IMAGES
-from pipeline.data.clahe import Preparation
-from pipeline.data.dicom import read_radiograph
+from pipeline.data.preparation import Preparation
 from pipeline.data.reader import Outcome
-from pipeline.data.sample import make_sample
 from pipeline.delivery.model_file import ModelConfig, save_model
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import BadStudyError
+from pipeline.sources.sample import make_sample
 
 FILES, DIFFERENT, SIZE, PAIRS = 500, 50, 1024, 3
 # The model that is shipped, untrained.

@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 
 from benchmarks.pairs import _seconds
+from pipeline.assembly.inputs import read_inputs
+from pipeline.assembly.training import architecture, build_trainer
 from pipeline.detection.device import make_fabric
-from pipeline.detection.engine import Hooks, Trainer
-from pipeline.detection.memory import keep_freed_memory
 from pipeline.params import load_params
-from pipeline.stages.inputs import read_inputs
-from pipeline.stages.train import architecture, build_trainer
 from pipeline.tracking import tracked_run
+from pipeline.training.malloc import keep_freed_memory
+from pipeline.training.trainer import Hooks, Trainer
 
 SIZE, EPOCHS, STARTS, CHECKPOINTS = 512, 3, 3, 7
 
@@ -99,8 +99,8 @@ class Clock:
         self._trainer = trainer
         self.spent: dict[str, float] = {}
         self.shares: dict[str, list[float]] = {}
-        trainer.learner.step = self.timed(trainer.learner.step, "model")  # type: ignore[method-assign]
-        trainer.judge.look = self.timed(trainer.judge.look, "model")  # type: ignore[method-assign]
+        trainer.train_step.step = self.timed(trainer.train_step.step, "model")  # type: ignore[method-assign]
+        trainer.guard.look = self.timed(trainer.guard.look, "model")  # type: ignore[method-assign]
 
     def timed(self, function: Any, name: str) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:

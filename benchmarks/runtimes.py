@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.detectors import ARCHITECTURE, make_batch, our_detector, torchvision_detector
 from benchmarks.pairs import compare
-from pipeline.data.clahe import Preparation
+from pipeline.data.preparation import Preparation
 from pipeline.delivery.export import export_model, load_export
 from pipeline.delivery.model_file import ModelConfig, save_model
 from pipeline.detection.postprocess import PostProcessing, find
@@ -66,7 +66,7 @@ def _torch(model: torch.nn.Module, images: torch.Tensor, precision: torch.dtype)
 def _openvino(path: Path, pixels: np.ndarray, precision: str) -> Callable[[], object]:
     import openvino
 
-    core = openvino.Core()
+    core = openvino.Core()  # type: ignore[attr-defined]
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision})
     return lambda: compiled([pixels])
 

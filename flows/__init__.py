@@ -1,3 +1,3 @@
-"""Prefect flows: when the stages run, and what happens when one fails."""
+"""Prefect flows, which define when the stages run and how failures are handled."""
 
-import pipeline  # noqa: F401 # first of all: it sets what Prefect reads from the environment when it is imported
+import pipeline  # noqa: F401 # imported first: it sets environment variables that Prefect reads when it is imported

@@ -1,7 +1,7 @@
-"""Flow runs whose process was killed: nobody told Prefect's server, which calls them Running for ever.
+"""Closing of flow runs whose process was killed; Prefect's server was not told, and calls them Running for ever.
 
-Each run holds a lock on a file of its own in `.pneumoflow/flow_runs` as long as its process lives. A file
-that nobody holds is of a run that is over, however it ended.
+Each run holds a lock on its own file in `.pneumoflow/flow_runs` as long as its process lives. A file without a
+lock belongs to a run that is over, however it ended.
 """
 
 import logging
@@ -35,25 +35,25 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(".pneumoflow/flow_runs")
 _HOST = "pneumoflow.host"
 _AT_WORK = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-# A run that its process has not marked after this time never had one.
+# A run that no process has marked after this time never had a process.
 _TO_START = {StateType.PENDING: timedelta(minutes=3)}
 _TO_MARK = timedelta(seconds=60)
-# A file whose run another server knows, or none.
+# How long the file of a run is kept that this server does not know (another server may know it, or none).
 _KEPT = timedelta(days=30)
 _marks: list[int] = []
 
 
 def mark_alive(client: SyncPrefectClient, run: UUID) -> None:
-    """Show that this process works on a run, until the process ends."""
+    """Mark a run as worked on by this process, until the process ends."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(FOLDER / str(run), os.O_RDWR | os.O_CREAT, 0o644)
     try_lock(descriptor)
-    _marks.append(descriptor)  # never closed: the run's last state is told after its function has ended
+    _marks.append(descriptor)  # never closed: the run's last state is reported after its function ends
     client.update_flow_run_labels(run, {_HOST: socket.gethostname()})
 
 
 def close_dead_runs() -> None:
-    """Tell the server that the runs of this folder whose process is gone have crashed."""
+    """Close this folder's runs whose process is gone: as crashed, or as cancelled if they were being cancelled."""
     try:
         with get_client(sync_client=True) as client:
             _close_marked(client)
@@ -94,7 +94,7 @@ def _close_unmarked(client: SyncPrefectClient) -> None:
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_AT_WORK)),
     )
     for run in client.read_flow_runs(flow_run_filter=wanted):
-        # Another machine's runs are that machine's to judge.
+        # Only the machine that a run works on can judge whether its process is gone.
         here = run.labels.get(_HOST, socket.gethostname()) == socket.gethostname()
         if here and not (FOLDER / str(run.id)).exists() and _is_overdue(run):
             _close(client, run)

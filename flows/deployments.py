@@ -1,7 +1,7 @@
-"""Which deployments on a server are of this folder; those of another folder are not taken over.
+"""Deployments of this folder on a server; those of another folder are not taken over.
 
-`prefect deploy` replaces a deployment of the same name without a word. Run as a build step of
-`prefect.yaml`, this file refuses instead.
+`prefect deploy` silently replaces a deployment of the same name. This file, run as a build step of
+`prefect.yaml`, refuses to do that.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ _DIRECTORY = "prefect.deployments.steps.set_working_directory"
 
 
 def folder_tag() -> str:
-    """A tag for served deployments, whose path says nothing of the folder."""
+    """Return a tag that names this folder, for served deployments, whose path does not name it."""
     return f"{_TAG}{Path.cwd()}"
 
 
 def folder_of(deployment: DeploymentResponse) -> str | None:
-    """The folder that a deployment runs in, as far as it says."""
+    """Return the folder that a deployment runs in, or None if the deployment does not name it."""
     for tag in deployment.tags:
         if tag.startswith(_TAG):
             return tag.removeprefix(_TAG)
@@ -38,15 +38,15 @@ def folder_of(deployment: DeploymentResponse) -> str | None:
 
 
 def own_deployments(client: SyncPrefectClient) -> list[UUID]:
-    """The ids of the deployments that run in this folder."""
+    """Return the ids of the deployments that run in this folder."""
     return [one.id for one in client.read_deployments() if folder_of(one) == str(Path.cwd())]
 
 
 def refuse_takeover(names: Sequence[str]) -> None:
-    """See that no deployment of one of these names belongs to another folder.
+    """Require that no deployment with one of these names belongs to another folder.
 
     Raises:
-        UserError: one does.
+        UserError: a deployment does.
     """
     wanted = DeploymentFilter(name=DeploymentFilterName(any_=list(names)))
     with get_client(sync_client=True) as client:
@@ -61,7 +61,7 @@ def refuse_takeover(names: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Check the names in ``prefect.yaml``."""
+    """Check the names of the deployments in ``prefect.yaml``."""
     bypass_proxy()
     require_server()
     listed = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]

@@ -1,4 +1,4 @@
-"""DVC as a subprocess: its output line by line, and no process left behind."""
+"""DVC as a subprocess: its output is passed on line by line, and no process is left behind."""
 
 import contextlib
 import errno
@@ -17,12 +17,12 @@ from flows.loopback import without_proxy
 from pipeline.errors import UserError
 from pipeline.folder_lock import held_locks
 
-# The end of what DVC says -> the cure, which it does not say.
+# The end of a DVC error message -> the remedy, which DVC does not name.
 _CURES = {
     os.strerror(errno.ENOSPC): "the disk of this folder or that of DVC's cache is full (`dvc cache dir` names it)",
     "is not a git repository": "`git init` makes it one, `dvc config core.no_scm true` lets DVC work without",
 }
-# The guard's own time, and a little more.
+# The longest time that the guard needs, and a little more.
 _STOP_SECONDS = sum(seconds for _, seconds in guard.GRACE_SECONDS) + 2
 
 
@@ -30,7 +30,7 @@ def run_dvc(arguments: list[str], on_line: Callable[[str], None], env: Mapping[s
     """Run ``dvc`` and give each line of its output to ``on_line``; see `run_command`.
 
     Raises:
-        BusyError: another ``dvc`` command works on the same files.
+        BusyError: another ``dvc`` command is working on the same files.
     """
     release_dead()
     run_command(f"dvc {' '.join(arguments)}", ["-m", "dvc", *arguments], on_line, env)
@@ -41,13 +41,13 @@ def run_command(
 ) -> None:
     """Run this Python with ``arguments`` and give each line of its output to ``on_line``.
 
-    The command has a session of its own, and a guard in it: whatever exception arrives here, a signal's
-    included, ends all that the command has started, and so does the death of this process. The guard
-    keeps the folder's lock until then.
+    The command runs in its own session, together with a guard. Any exception here, also one raised by a signal,
+    and the death of this process end all processes that the command has started. The guard keeps the folder's
+    lock until then.
 
     Raises:
-        BusyError: it is, or has started, a ``dvc`` command, and another one works on the same files.
-        UserError: it failed; the message is the reason that the stage or DVC gave.
+        BusyError: the command is, or has started, a ``dvc`` command, and another one is working on the same files.
+        UserError: the command failed; the message contains the reason that the stage or DVC gave.
     """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", guard.__file__, sys.executable, *arguments],
@@ -81,7 +81,7 @@ def run_command(
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Tell the guard to end the command, and wait until it has."""
+    """Tell the guard to end the command, and wait until it has ended."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -92,15 +92,15 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # The stages' `python` must be this one, also when the environment was not activated. DVC runs them by
-    # SHELL: a service account's says no to everything, and one that is not there fails.
+    # `python` in a stage must be this interpreter, even if its environment was not activated. DVC runs stages with
+    # SHELL: a service account's shell refuses every command, and a shell that does not exist fails.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     own = {"PATH": path, "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
     return without_proxy(os.environ) | own
 
 
 def _reason(lines: list[str]) -> str:
-    """The stage's own error line if it has one, else DVC's, else the last line."""
+    """Return the stage's own error line if there is one, else DVC's, else the last line."""
     for start in ("error: ", "ERROR: "):
         found = [line for line in lines if line.startswith(start)]
         if found:
@@ -110,12 +110,12 @@ def _reason(lines: list[str]) -> str:
 
 
 def changed(target: str | None = None, env: Mapping[str, str] | None = None) -> dict[str, object]:
-    """What ``dvc status`` reports as changed, for a target or for the whole pipeline; empty when nothing is."""
+    """Return the changes that ``dvc status`` reports for a target or the whole pipeline; empty if there are none."""
     return read_status(["status", *([target] if target else [])], env)
 
 
 def read_status(command: list[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The object that a ``dvc`` command gives with ``--json``."""
+    """Return the JSON object that a ``dvc`` command prints with ``--json``."""
     lines: list[str] = []
     run_dvc([*command, "--json"], lines.append, env)
     for line in lines:

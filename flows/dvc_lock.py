@@ -1,4 +1,4 @@
-"""DVC's lock on files, ``.dvc/tmp/rwlock``: who holds it, and entries of processes that are gone."""
+"""DVC's lock on files, ``.dvc/tmp/rwlock``: its holders, and the removal of entries whose process is gone."""
 
 import contextlib
 import fcntl
@@ -24,10 +24,10 @@ _HOLDER = re.compile(r"\s*\(PID (?P<pid>\d+)\): (?P<command>.*)")
 
 
 def release_dead() -> None:
-    """Drop the entries of processes that are gone.
+    """Remove the entries of processes that are gone.
 
-    DVC does so itself, but only as long as no other process has the number: after a restart of the machine
-    one often has, and DVC asks the user to remove the file.
+    DVC does this itself, but only if no other process has the same process id. After a restart of the machine
+    another process often has it, and DVC asks the user to remove the file.
     """
     if not _ENTRIES.exists():
         return
@@ -49,7 +49,7 @@ def release_dead() -> None:
 
 
 def require_free(lines: list[str]) -> None:
-    """Raise a BusyError if the output of a ``dvc`` command says that another one is at work on the same files."""
+    """Raise a BusyError if the output of a ``dvc`` command says that another one is working on the same files."""
     for number, line in enumerate(lines):
         if (busy := _BUSY.match(line)) and (holder := _HOLDER.match("".join(lines[number + 1 : number + 2]))):
             arguments = holder["command"].partition(" ")[2]
@@ -61,7 +61,7 @@ def require_free(lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def _guard() -> Iterator[None]:
-    """DVC's own lock, which each of its commands takes for the moment in which it changes the entries."""
+    """Hold DVC's own lock, which each of its commands takes while it changes the entries."""
     descriptor = os.open(f"{_ENTRIES}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -71,11 +71,14 @@ def _guard() -> Iterator[None]:
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the process that took an entry still has its number; the program's own name is written differently."""
+    """Return whether the process that took an entry still runs under its process id.
+
+    Only the arguments are compared, because the program's own name is written differently.
+    """
     arguments = str(holder["cmd"]).partition(" ")[2]
     try:
         return " ".join(psutil.Process(int(holder["pid"])).cmdline()).endswith(arguments)
-    except psutil.NoSuchProcess:  # a zombie is one too
+    except psutil.NoSuchProcess:  # includes a zombie process
         return False
     except psutil.AccessDenied:
         return True

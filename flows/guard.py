@@ -1,7 +1,7 @@
-"""A process between a flow and the command that it runs: when the flow ends, however it ends, so does the command.
+"""A process between a flow and the command that it runs: when the flow ends in any way, it ends the command.
 
 `run_command` starts this file with a pipe as its standard input, which the operating system closes when
-the flow is killed. It imports the standard library alone, since it is started for every command.
+the flow is killed. The file imports only the standard library, because it is started for every command.
 """
 
 import contextlib
@@ -12,15 +12,15 @@ import subprocess
 import sys
 from types import FrameType
 
-# How long the group has to end after SIGINT (a stage closes its MLflow run), then after SIGTERM.
+# Seconds that the process group has to end after SIGINT (a stage closes its MLflow run), SIGTERM and SIGKILL.
 GRACE_SECONDS = ((signal.SIGINT, 12.0), (signal.SIGTERM, 4.0), (signal.SIGKILL, 5.0))
 _POLL_SECONDS = 0.1
 
 
 def main(command: list[str]) -> int:
-    """Run ``command`` until it ends, or until standard input does; then leave nothing of its group."""
+    """Run ``command`` until it ends or standard input is closed; then end the rest of its process group."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A handler is not inherited, as SIG_IGN would be: the command hears signals even if we are in the background.
+        # Unlike SIG_IGN, a handler is not inherited: the command gets signals even if we run in the background.
         signal.signal(number, _pass_over)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
     while child.poll() is None and not _parent_is_gone():
@@ -31,7 +31,7 @@ def main(command: list[str]) -> int:
 
 
 def _pass_over(_: int, __: FrameType | None) -> None:
-    """This process ends when the command has ended."""
+    """Do nothing, because this process ends when the command has ended."""
 
 
 def _parent_is_gone() -> bool:
@@ -40,7 +40,7 @@ def _parent_is_gone() -> bool:
 
 
 def stop_group(leader: subprocess.Popen[bytes]) -> None:
-    """End a process and all of its group: gently, then firmly. A group that is empty already costs nothing."""
+    """End a process and its whole group: gently, then by force. An empty group takes no time."""
     for number, seconds in GRACE_SECONDS:
         try:
             os.killpg(leader.pid, number)
@@ -51,7 +51,7 @@ def stop_group(leader: subprocess.Popen[bytes]) -> None:
 
 
 def _group_ended(leader: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for the leader, then see whether its group is empty."""
+    """Wait for the leader, then return whether its group is empty."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         leader.wait(seconds)
     try:

@@ -1,7 +1,7 @@
-"""Notice that the terminal has been closed, also when no other process passes SIGHUP on.
+"""A watch that notices when the terminal is closed, even if no other process passes SIGHUP on.
 
-Linux sends SIGHUP to the first process of the session only. A shell passes it on. `make` as the first process
-(``ssh -t host make demo``) does not: it waits until we end.
+Linux sends SIGHUP only to the first process of the session. A shell passes it on. `make` as the first process
+(``ssh -t host make demo``) does not: it waits until this process ends.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ import threading
 
 
 def watch_terminal() -> None:
-    """Send this process SIGHUP when its terminal goes, if it was started in the foreground of one."""
+    """Send SIGHUP to this process when its terminal is closed, if it was started in the foreground of one."""
     for descriptor in (0, 1, 2):
-        with contextlib.suppress(OSError):  # no terminal
+        with contextlib.suppress(OSError):  # not a terminal
             if os.tcgetpgrp(descriptor) == os.getpgrp():
                 threading.Thread(target=_wait, args=(descriptor,), daemon=True).start()
                 return
@@ -22,6 +22,6 @@ def watch_terminal() -> None:
 
 def _wait(descriptor: int) -> None:
     poll = select.poll()
-    poll.register(descriptor, 0)  # errors and hang-ups alone
+    poll.register(descriptor, 0)  # only errors and hang-ups
     poll.poll()
     os.kill(os.getpid(), signal.SIGHUP)

@@ -1,10 +1,10 @@
-"""The inference flow: score what is new in a watched folder, each study once."""
+"""The inference flow, which scores the new studies in a watched folder, each study once."""
 
-import argparse
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.states import State
@@ -22,7 +22,7 @@ _SHOWN = 20
 
 @task(name="score new studies", retries=1, retry_delay_seconds=10)
 def score_new_studies(model: str, folder: str, out: str, study_seconds: float) -> None:
-    """Run ``pneumoflow inbox`` in a process of its own: a file that kills its decoder kills no worker."""
+    """Run ``pneumoflow inbox`` in a separate process, so that a file that kills its decoder kills no worker."""
     command = ["-m", "pipeline.cli", "inbox", model, folder, "--out", out, "--study-seconds", str(study_seconds)]
     run_command("pneumoflow inbox", command, get_run_logger().info)
 
@@ -31,7 +31,7 @@ def score_new_studies(model: str, folder: str, out: str, study_seconds: float) -
 def inference(
     folder: str = "inbox", out: str = "scored", model: str = MODEL, study_seconds: float = 60
 ) -> State[Any] | None:
-    """Score the files of ``folder`` that ``out/scored.csv`` does not have yet, and show the last ones."""
+    """Score the files of ``folder`` that are not in ``out/scored.csv`` yet, and show the last rows of that table."""
     lock = Path(out) / ".flow.lock"
     return run_alone(lock, "run of the inbox", lambda: _score_and_show(folder, out, model, study_seconds))
 
@@ -45,24 +45,27 @@ def _score_and_show(folder: str, out: str, model: str, study_seconds: float) -> 
         show(lambda: create_table_artifact(table=last, key="scored", description=description))
 
 
-def main() -> None:
-    """Score once, or serve the flow every so many seconds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", default="inbox", help="where studies arrive")
-    parser.add_argument("--out", default="scored", help="folder of scored.csv")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--study-seconds", type=float, default=60, help="a study that takes longer is passed over")
-    parser.add_argument("--every", type=float, help="seconds between looks; without it, one look")
-    chosen = parser.parse_args()
-    values = {
-        "folder": chosen.folder, "out": chosen.out, "model": chosen.model, "study_seconds": chosen.study_seconds,
-    }  # fmt: skip
-    if chosen.every is None:
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def look(
+    folder: Annotated[str, typer.Argument(help="Where studies arrive.")] = "inbox",
+    out: Annotated[str, typer.Option(help="The folder of scored.csv.")] = "scored",
+    model: Annotated[str, typer.Option(help="A folder, or a model in MLflow.")] = MODEL,
+    study_seconds: Annotated[
+        float, typer.Option(min=0.1, help="A study that takes longer to read is passed over.")
+    ] = 60,
+    every: Annotated[float | None, typer.Option(min=1, help="Seconds between looks; without it, one look.")] = None,
+) -> None:
+    """Score once, or, with --every, serve the flow at that interval."""
+    values: dict[str, Any] = {"folder": folder, "out": out, "model": model, "study_seconds": study_seconds}
+    if every is None:
         with flow_process():
             inference(**values)
         return
-    serve_flow(inference, "inbox", interval=timedelta(seconds=chosen.every), parameters=values)
+    serve_flow(inference, "inbox", interval=timedelta(seconds=every), parameters=values)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(app)

@@ -1,4 +1,4 @@
-"""Loopback never goes through a proxy, whatever the variables of the shell say."""
+"""Loopback addresses are never reached through a proxy, whatever the variables of the shell say."""
 
 import os
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ _NAMES = ("no_proxy", "NO_PROXY")
 
 
 def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with loopback among the hosts that are reached directly; others stay as they are."""
-    # Programs that read one of the two names alone see the hosts of both.
+    """Return the environment with loopback among the hosts that are reached directly; other hosts are kept."""
+    # A program that reads only one of the two variables sees the hosts of both.
     listed = ",".join(environment.get(name, "") for name in _NAMES)
     hosts = [host.strip() for host in listed.split(",") if host.strip()]
     if "*" in hosts:
@@ -19,5 +19,5 @@ def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def bypass_proxy() -> None:
-    """Change the environment of this process, and so of those that it starts."""
+    """Exempt loopback from proxies in the environment of this process and of those that it starts."""
     os.environ.update(without_proxy(os.environ))

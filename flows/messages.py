@@ -1,17 +1,17 @@
-"""What Prefect's log says of errors."""
+"""Filters that shorten the errors in Prefect's log."""
 
 import logging
 import time
 
 from pipeline.errors import message_for_users
 
-# Prefect's own threads tell the server of logs and events; each says so for every batch that fails.
+# Loggers of Prefect's threads that send logs and events to the server; each logs every batch that fails.
 _SHIPPERS = ("prefect._internal.concurrency", "prefect.events.clients", "prefect.events.worker", "EventsWorker")
 _QUIET_SECONDS = 600.0
 
 
 class _OneLineForUsers(logging.Filter):
-    """A traceback says nothing to a user who gave a wrong path; a bug keeps its own."""
+    """A filter that replaces the traceback of a user's error (a wrong path) by one line; a bug keeps its traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -21,7 +21,7 @@ class _OneLineForUsers(logging.Filter):
 
 
 class _OneWarning(logging.Filter):
-    """Of what fails again and again while a server is away, one line without a traceback."""
+    """A filter that reduces failures that repeat while a server is away to one line without a traceback."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ _ONE_WARNING = _OneWarning()
 
 
 def calm_logs() -> None:
-    """Errors that are meant for users are one line in the log of flows and tasks; so is an outage of the server."""
-    # Prefect's shipper of logs says so on stderr for each batch that a server does not take, unless told not to; so
-    # does a terminal that was closed.
+    """Reduce errors that are meant for users, and outages of the server, to one line in the log of flows and tasks."""
+    # Otherwise Prefect's log sender writes to stderr for each batch that a server does not accept, and logging does
+    # so when the terminal was closed.
     logging.raiseExceptions = False
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request
     for name in ("prefect.flow_runs", "prefect.task_runs"):

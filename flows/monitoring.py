@@ -1,4 +1,4 @@
-"""The monitoring flow: are the studies that arrive still like those that the champion was validated on?"""
+"""The monitoring flow, which checks whether new studies are still like those that the champion was validated on."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def compare_new_studies(scored: str) -> dict[str, Any]:
 
 @task(name="publish drift")
 def publish_drift(found: dict[str, Any]) -> None:
-    """Show the numbers as an artifact; past the limits, raise an event that automations can act on."""
+    """Show the numbers as an artifact; if a limit is exceeded, emit an event that automations can act on."""
     rows = [{key: one[key] for key in ("feature", "psi", "ks", "p_value", "past")} for one in found["drifts"]]
     description = f"{found['studies']} new studies against the reference"
     show(lambda: create_table_artifact(table=rows, key="drift", description=description))
@@ -49,7 +49,7 @@ def publish_drift(found: dict[str, Any]) -> None:
 
 @flow(name="monitoring", validate_parameters=False)
 def monitoring(scored: str = "scored") -> bool | State[Any]:
-    """Compare, publish, and retrain if ``monitor.retrain`` says so; returns whether anything is past its limits."""
+    """Compare, publish, and retrain on drift if ``monitor.retrain`` is set; return whether any limit is exceeded."""
     return run_alone(LOCK, "run of monitoring", lambda: _monitor(scored))
 
 
@@ -65,7 +65,7 @@ def _monitor(scored: str) -> bool:
 
 
 def main() -> None:
-    """Check once."""
+    """Run the flow once."""
     with flow_process():
         monitoring()
 

@@ -1,7 +1,7 @@
-"""The SQLite file of Prefect's server, which the server's first start makes: whole, or made anew.
+"""The SQLite file of Prefect's server: the server's first start creates it completely, or it is created anew.
 
-Prefect makes its tables in dozens of steps. A server that is killed there, or finds the disk full, leaves a
-file that no later server can use; so does a second server that makes the same file.
+Prefect creates its tables in dozens of steps. A server that is killed meanwhile, or finds the disk full, leaves a
+file that no later server can use. Two servers that create the same file do the same.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ _PARTS = ("", "-wal", "-shm", "-journal")
 
 
 def database_file() -> Path | None:
-    """The file that Prefect is set to; None for another kind of database, or one in memory."""
+    """Return the file that Prefect is configured to use; None for another kind of database, or one in memory."""
     address = PREFECT_API_DATABASE_CONNECTION_URL.value()
     url = make_url(address) if address else None
     if url is None or not url.drivername.startswith("sqlite") or url.database in (None, "", ":memory:"):
@@ -27,14 +27,14 @@ def database_file() -> Path | None:
 
 @contextmanager
 def whole_database(database: Path | None) -> Iterator[tuple[int, ...]]:
-    """Hold the right to make the database inside the block, which must start a server and wait until it answers.
+    """Hold the right to create the database in the block, which must start a server and wait until it answers.
 
-    A marker file beside the database says that the database is being made. This process, and the server that
-    inherits the descriptor, hold the marker's lock. A marker without a lock was left by a start that was cut off:
+    A marker file beside the database shows that the database is being created. This process, and the server that
+    inherits the descriptor, hold the marker's lock. A marker without a lock was left by a start that was interrupted:
     its database is removed first. After an error the marker stays.
 
     Yields:
-        The descriptors that the server must inherit; none if the database is there already.
+        The descriptors that the server must inherit; none if the database exists already.
     """
     if database is None:
         yield ()
@@ -45,7 +45,7 @@ def whole_database(database: Path | None) -> Iterator[tuple[int, ...]]:
         return
     descriptor = _lock(marker)
     try:
-        if not _is_at(descriptor, marker):  # another process has made the database meanwhile
+        if not _is_at(descriptor, marker):  # another process has created the database meanwhile
             yield ()
             return
         for part in _PARTS:

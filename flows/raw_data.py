@@ -1,4 +1,4 @@
-"""The raw data folder against its ``.dvc`` file."""
+"""Comparison of the raw data folder with its ``.dvc`` file."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ from pipeline.files import temporary_folder, write_text
 from pipeline.params import load_params
 
 RAW_DATA = "data/rsna"
-# The recorded version whose files were last found to be what they are said to be.
+# A file that names the recorded version whose files were last found to match their digests.
 VERIFIED = Path(".pneumoflow/verified_data")
 
 
 def raw_data_state() -> str:
-    """``unchanged``, ``missing`` or ``changed``: the raw data folder against its ``.dvc`` file.
+    """Compare the raw data folder with its ``.dvc`` file: return ``unchanged``, ``missing`` or ``changed``.
 
-    Data elsewhere (``data.dir``) have no such file: they are as they are, and DVC compares them at each stage.
+    Data elsewhere (``data.dir``) have no such file: they count as unchanged, and DVC compares them at each stage.
     """
     if load_params().data.dir != RAW_DATA:
         return "unchanged"
@@ -29,15 +29,15 @@ def raw_data_state() -> str:
     if not Path(RAW_DATA).exists():
         return "missing"
     status = changed(f"{RAW_DATA}.dvc")
-    # 'not in cache' means that the folder is as recorded, only DVC's copy is gone.
+    # 'not in cache' means that the folder is as recorded, and only DVC's copy is gone.
     return "changed" if "modified" in json.dumps(status) else "unchanged"
 
 
 def verify_raw_data() -> None:
-    """Compare all files with the MD5 digests that ``data/rsna.dvc`` recorded, once for each version of the data.
+    """Compare all files with the MD5 digests recorded in ``data/rsna.dvc``, once for each version of the data.
 
     DVC does not check the files that a remote sends, and later compares only their times and sizes. It would
-    call data from a damaged remote unchanged.
+    report data from a damaged remote as unchanged.
 
     Raises:
         UserError: a file differs.
@@ -48,7 +48,7 @@ def verify_raw_data() -> None:
     if VERIFIED.exists() and VERIFIED.read_text(encoding="utf-8").strip() == recorded:
         return
     with temporary_folder() as folder:
-        # An empty place for what DVC remembers of files: it reads them all.
+        # With an empty folder for its records of files, DVC reads all files.
         afresh = {"DVC_SITE_CACHE_DIR": str(folder)}
         if "modified" in json.dumps(changed(f"{RAW_DATA}.dvc", afresh)):
             found = read_status(["data", "status", "--granular"], afresh).get("uncommitted", {}).get("modified", [])

@@ -1,4 +1,4 @@
-"""Prefect's server: whether it answers, and waiting for it."""
+"""Functions that check whether Prefect's server answers, and that wait for it."""
 
 import logging
 import time
@@ -17,10 +17,10 @@ _POLL_SECONDS = 2.0
 
 
 def require_server() -> None:
-    """See that the server of ``PREFECT_API_URL`` answers.
+    """Require that the server at ``PREFECT_API_URL`` answers.
 
     Raises:
-        UserError: it does not, after a few tries.
+        UserError: the server does not answer after a few tries.
     """
     reason = ""
     for attempt in range(_TRIES):
@@ -35,7 +35,7 @@ def require_server() -> None:
 
 
 def wait_for_server() -> None:
-    """Wait until the server answers, for an hour at most: a run's end is only told to one that does."""
+    """Wait until the server answers, for an hour at most; a run's end can be reported only to a server that answers."""
     deadline = time.monotonic() + _OUTAGE_SECONDS
     warned = False
     while reason := _what_is_wrong():
@@ -48,7 +48,7 @@ def wait_for_server() -> None:
 
 
 def server_answers() -> bool:
-    """Whether it answers at once."""
+    """Return whether the server answers at once."""
     return not _what_is_wrong()
 
 
@@ -64,5 +64,5 @@ def _what_is_wrong() -> str:
 
 
 def _client() -> SyncPrefectClient:
-    # One of its own, since the flow's keeps connections to a server that may be gone.
+    # A separate client, because the flow's client keeps connections to a server that may be gone.
     return get_client(sync_client=True, httpx_settings={"timeout": 10.0})

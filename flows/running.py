@@ -1,4 +1,4 @@
-"""How every flow of ours runs: alone in its folder, marked alive, and not ended by a server that is away."""
+"""The frame of every flow: it runs alone in its folder, is marked alive, and survives an outage of the server."""
 
 import logging
 import os
@@ -36,17 +36,17 @@ from pipeline.folder_lock import BusyError, only_one
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-# A run that starts later than this after its time has been missed: the machine slept, or was busy.
+# A run that starts later than this after its scheduled time was missed: the machine slept, or was busy.
 _LATE = timedelta(seconds=90)
 _DELIVERY_SECONDS = 5.0
 
 
 @contextmanager
 def flow_process() -> Iterator[None]:
-    """Around a flow that a terminal, cron or another program has started: signals, and a server to report to.
+    """Handle signals and provide a server for a flow that a terminal, cron or another program has started.
 
     Raises:
-        UserError: there is no server, or the flow did not run since another is at work here.
+        UserError: there is no server, or the flow did not run because another run is at work here.
     """
     stop_on_signals()
     bypass_proxy()
@@ -62,13 +62,13 @@ def flow_process() -> Iterator[None]:
 
 
 def _deliver() -> None:
-    """Send the last logs and events, as long as there is a server to take them."""
+    """Send the last logs and events while there still is a server that takes them."""
     for service in (APILogWorker, EventsWorker):
         service.drain_all(timeout=_DELIVERY_SECONDS)
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and the hang-up of the terminal end this process as Ctrl+C does; ``nohup`` keeps its meaning."""
+    """Let SIGTERM and the closing of the terminal end this process as Ctrl+C does; ``nohup`` keeps its effect."""
     signal.signal(signal.SIGTERM, _raise_killed)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _raise_killed)
@@ -76,16 +76,16 @@ def stop_on_signals() -> None:
 
 
 def _raise_killed(number: int, _: FrameType | None) -> None:
-    if number == signal.SIGHUP:  # told twice, by a shell and by the system; what is ending is not to be cut off
+    if number == signal.SIGHUP:  # sent by both shell and system; the second must not interrupt the ending
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise Killed(f"signal {number}")
 
 
 def run_alone(lock: Path, what: str, work: Callable[[], Result]) -> Result | State[None]:
-    """The body of a flow: do ``work`` under the folder's lock.
+    """Run the body of a flow, ``work``, under the folder's lock.
 
-    A run that finds another at work ends as Skipped, and so does one whose time has passed while
-    another run began: after a night's sleep one run does the job of all that were missed.
+    A run ends as Skipped if another run is at work, or if another run has begun since this one was due:
+    after the machine has slept for a night, one run replaces all that were missed.
     """
     calm_logs()
     bypass_proxy()
@@ -113,14 +113,17 @@ def _skipped(reason: str) -> State[None]:
 
 
 def _end_untold() -> None:
-    """Prefect would try for a minute and more to tell a server that is away; who stopped us does not want to wait."""
+    """End the process at once, because the user who stopped it does not want to wait.
+
+    Prefect would try for a minute and more to reach a server that is away.
+    """
     logger.warning("Prefect does not answer; the next run tells it that this one has ended")
     logging.shutdown()
     os._exit(130)
 
 
 def _start() -> str:
-    """Mark the run and close dead ones; the reason why it need not run, or nothing."""
+    """Close dead runs and mark this one as alive; return the reason why it need not run, or an empty string."""
     close_dead_runs()
     try:
         with get_client(sync_client=True) as client:
@@ -143,7 +146,7 @@ def _done_by_another(client: SyncPrefectClient, run: FlowRun) -> str:
     )
     for other in client.read_flow_runs(flow_run_filter=since):
         if other.start_time is None or (other.state is not None and other.state.name == "Skipped"):
-            continue  # due by then, but not begun: the server's filter takes these too
+            continue  # skipped, or due but not begun: the server's filter returns these too
         if other.id != run.id and (other.start_time, other.id) < (run.start_time, run.id):
             return f"due at {run.expected_start_time:%Y-%m-%d %H:%M} UTC; run {other.name} has begun since"
     return ""

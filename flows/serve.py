@@ -11,7 +11,7 @@ DEPLOYMENT = "scheduled"
 
 
 def main() -> None:
-    """Register the deployment and run what falls due until stopped."""
+    """Register the deployment and run the flow whenever it is due, until stopped."""
     schedule = load_params().schedule
     try:
         cron = Cron(schedule.cron, timezone=schedule.timezone)

@@ -1,4 +1,4 @@
-"""One server as a process of ours: started, watched, ended with us."""
+"""A server as a child process: it is started, watched, and ended together with this process."""
 
 import contextlib
 import logging
@@ -22,7 +22,7 @@ from pipeline.escaping import one_line
 
 logger = logging.getLogger(__name__)
 
-# A first start makes the database; on a machine with other work that takes minutes.
+# The first start creates the database, which takes minutes on a busy machine.
 _START_SECONDS = 900
 _SAID_AFTER_SECONDS = 20
 _STOP_SECONDS = 10
@@ -33,7 +33,7 @@ _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 def answers(url: str) -> bool:
-    """Return True if ``url``, a server on this machine, answers a GET request within 2 seconds; no proxy is used."""
+    """Return whether ``url``, a server on this machine, answers a GET request within 2 seconds; no proxy is used."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         opener.open(url, timeout=2).close()
@@ -43,11 +43,11 @@ def answers(url: str) -> bool:
 
 
 class Server:
-    """A server process, in a session of its own and with a guard: it hears no Ctrl+C, and does not outlive us.
+    """A server process in its own session, with a guard: Ctrl+C does not reach it, and it does not outlive us.
 
     Attributes:
-        url: where it answers.
-        health: what it answers when it works.
+        url: the server's address.
+        health: the address that answers while the server works.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Server:
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Start it and wait until it answers; what it says before that is for the error alone.
+        """Start the server and wait until it answers; its output until then is used only for the error message.
 
         Raises:
-            UserError: it does not start.
+            UserError: the server does not start.
         """
         with whole_database(self._database) as held:
             self._process = process = subprocess.Popen(
@@ -87,7 +87,7 @@ class Server:
             words.are_shown = True
 
     def _places(self) -> str:
-        """Where it writes: a full disk is either of them, and SQLite does not say of which file it speaks."""
+        """Name the places that the server writes to: either disk may be full, and SQLite does not name the file."""
         if self._database is None:
             return ""
         return f" (its database is {self._database}, its temporary files are in {tempfile.gettempdir()})"
@@ -105,7 +105,7 @@ class Server:
         return False
 
     def stop(self) -> None:
-        """End it, whatever it says of that."""
+        """End the server; its output meanwhile is not shown."""
         self._stopping.set()
         if self._words is not None:
             self._words.are_shown = False
@@ -118,7 +118,10 @@ class Server:
             self._process.terminate()
 
     def keep(self) -> None:
-        """Start it again whenever it no longer answers, be it ours or one that ran here before; until `stop`."""
+        """Start the server again, until `stop`, whenever its process has ended and nothing answers.
+
+        The server that ended may be ours, or one that ran here before.
+        """
         while not self._stopping.wait(_WATCH_SECONDS):
             alive = self._process is not None and self._process.poll() is None
             if alive or answers(self.health) or self._stopping.wait(_WATCH_SECONDS) or answers(self.health):
@@ -134,7 +137,7 @@ class _Words:
     """The lines that a server writes to its standard error.
 
     Attributes:
-        are_shown: they go to our own standard error; else the last ones are kept.
+        are_shown: whether the lines go to our own standard error; if not, the last ones are kept.
     """
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
@@ -155,7 +158,7 @@ class _Words:
                 self._last.append(line.strip())
 
     def reason(self) -> str:
-        """The last line that names an error, once the server has ended."""
+        """Return the last line that names an error, else the last line, once the server has ended."""
         self._reading.join(_STOP_SECONDS)
         errors = [line for line in self._last if _ERROR_LINE.match(line)]
         return one_line((errors or [*self._last] or ["no word from it"])[-1])

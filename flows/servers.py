@@ -1,4 +1,4 @@
-"""MLflow's and Prefect's servers as processes of ours, on loopback."""
+"""MLflow's and Prefect's servers as child processes, on loopback."""
 
 import socket
 import sys
@@ -22,9 +22,9 @@ _PREFECT_HEALTH = "/api/health"
 
 @contextmanager
 def prefect_server(port: int) -> Iterator[str]:
-    """A Prefect server with its scheduler and pages, as long as the block lasts; yields its URL.
+    """Run a Prefect server with its scheduler and pages as long as the block lasts; yield its URL.
 
-    One that runs there already is used, and replaced should it end.
+    A server that runs there already is used, and replaced if it ends.
     """
     url = f"http://{HOST}:{port}"
     command = [*_program("prefect"), "server", "start", "--host", HOST, "--port", str(port)]
@@ -36,7 +36,7 @@ def prefect_server(port: int) -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(port: int) -> Iterator[str]:
-    """An MLflow server over the store that runs are written to; yields its URL."""
+    """Run an MLflow server over the store that runs are written to; yield its URL."""
     from pipeline.tracking import make_database, shown_uri, tracking_uri  # imports MLflow, which takes seconds
 
     store = tracking_uri()
@@ -45,7 +45,7 @@ def mlflow_server(port: int) -> Iterator[str]:
         return
     make_database(store)
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", store]
-    # Its workers for language models are of no use here, and end in tracebacks.
+    # MLflow's workers for language models are of no use here, and end in tracebacks.
     jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = Server([*_program("mlflow"), "server", *options], f"http://{HOST}:{port}", "/health", jobs)
     with _running(server, shared=False):
@@ -54,7 +54,7 @@ def mlflow_server(port: int) -> Iterator[str]:
 
 @contextmanager
 def run_server() -> Iterator[None]:
-    """The server that Prefect is set to, else one for as long as the block lasts, on any free port."""
+    """Use the server that Prefect is configured for, else run one on any free port as long as the block lasts."""
     if PREFECT_API_URL.value():
         yield
         return
@@ -65,7 +65,7 @@ def run_server() -> Iterator[None]:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    # As Prefect starts its own temporary server, which dies of our Ctrl+C before it is told of our end.
+    # Prefect's command for its own temporary server, which our Ctrl+C would end before it learns of our end.
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory"]
     command += ["prefect.server.api.server:create_app", "--host", HOST, "--port", str(port), "--log-level", "error"]
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -76,7 +76,7 @@ def run_server() -> Iterator[None]:
 
 @contextmanager
 def scheduling_server() -> Iterator[None]:
-    """The server that Prefect is set to, else one on this machine: running already, or ours while we serve."""
+    """Use the server that Prefect is configured for, else one on this machine, which we start if none runs."""
     if PREFECT_API_URL.value():
         yield
         return
@@ -100,12 +100,12 @@ def _running(server: Server, shared: bool) -> Iterator[None]:
 
 
 def _program(name: str) -> list[str]:
-    # By its file, since `python -m` would look into the working folder first.
+    # By its path, because `python -m` would search the working folder first.
     return [sys.executable, str(Path(sys.executable).parent / name)]
 
 
 def _scheduler_settings() -> dict[str, str]:
-    """Few runs on the list at a time: what a machine slept through is run once, not as often as it was missed."""
+    """Return settings that schedule few runs ahead: the times that a machine slept through cause one run, not many."""
     return {
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "1",
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_SCHEDULED_TIME": "PT1M",

@@ -1,4 +1,4 @@
-"""Serving a flow: register its deployment and run what falls due, until stopped."""
+"""Serving a flow: its deployment is registered, and the flow runs whenever it is due, until stopped."""
 
 import logging
 import signal
@@ -20,7 +20,7 @@ from pipeline.folder_lock import only_one
 
 logger = logging.getLogger(__name__)
 
-# One at work, and one that finds the folder's lock taken and ends as Skipped.
+# One run at work, and one that finds the folder's lock taken and ends as Skipped.
 _PROCESSES = 2
 
 
@@ -33,15 +33,15 @@ def serve_flow(
 ) -> None:
     """Serve a flow on a schedule.
 
-    Prefect's own limits are not used: after a power cut its database still counts the runs that were
-    killed. The folder's lock sees to it that one run works at a time.
+    Prefect's own concurrency limits are not used, because after a power cut its database still counts the runs
+    that were killed. The folder's lock ensures that only one run works at a time.
 
     Raises:
-        UserError: no server answers, or the deployment is of another folder or served already.
+        UserError: no server answers, or the deployment belongs to another folder or is served already.
     """
     stop_on_signals()
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        # Prefect's runner knows SIGTERM, and ends its runs in order.
+        # Prefect's runner handles SIGTERM by ending its runs in order.
         signal.signal(signal.SIGHUP, _end_in_order)
     bypass_proxy()
     calm_logs()
@@ -58,7 +58,7 @@ def _end_in_order(*_: object) -> None:
 
 
 def _served(flow: Flow[..., Any], name: str, **options: Any) -> bool:
-    """Serve until stopped, which is True, or until Prefect gives up on a server that is away."""
+    """Serve the flow; return True once it is stopped, False if Prefect gives up on a server that is away."""
     try:
         flow.serve(name=name, tags=[folder_tag()], limit=_PROCESSES, print_starting_message=False, **options)
     except (httpx.HTTPError, RuntimeError) as error:

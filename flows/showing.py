@@ -1,4 +1,4 @@
-"""Artifacts and events: they show what works, and never end or hold it up."""
+"""Artifacts and events: they show a run's progress and results, and never end or delay the run."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ _quiet_until = 0.0
 
 
 def show(call: Callable[[], Result]) -> Result | None:
-    """Call something that tells Prefect's server; None where that fails, with one warning for each outage."""
+    """Call a function that reports to Prefect's server; return None if it fails, with one warning per outage."""
     global _quiet_until
     if time.monotonic() < _quiet_until:
         return None
@@ -28,7 +28,7 @@ def show(call: Callable[[], Result]) -> Result | None:
         if not _quiet_until:
             reason = " ".join(str(error).split())[:200]
             logger.warning("Prefect does not take what would be shown (%s: %s)", type(error).__name__, reason)
-        # Each try may take as long as a request's time-out.
+        # Each attempt may take as long as a request's time-out.
         _quiet_until = time.monotonic() + _PAUSE_SECONDS
         return None
     _quiet_until = 0.0

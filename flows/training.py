@@ -1,4 +1,4 @@
-"""The training flow: raw data from DVC, then every stage that has something to do."""
+"""The training flow: it gets the raw data from DVC, then runs every stage that has something to do."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from pipeline.params import load_params
 
 STAGES = ("preprocess", "split", "train", "evaluate")
 LOCK = Path(".pneumoflow.lock")
-# From the first stage on until the new model is judged: a run that was killed in between is finished by the next.
+# Exists from the first stage until the new model is judged: the next run finishes one that was killed in between.
 UNFINISHED = Path(".pneumoflow/training_unfinished")
 NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the pipeline last ran"
 METRICS = Path("reports/metrics.json")
@@ -44,24 +44,24 @@ def pull_data() -> None:
 
 @task(name="stage", task_run_name="{name}")
 def run_stage(name: str) -> None:
-    """Let DVC run one stage, if anything it depends on has changed."""
+    """Let DVC run one stage if anything that the stage depends on has changed."""
     progress = _Progress(get_run_logger().info)
     run_dvc(["repro", "--single-item", name], progress.line, {"PNEUMOFLOW_FLOW_RUN_ID": str(runtime.flow_run.id)})
 
 
 class _Progress:
-    """Passes a stage's lines on, and shows its epochs as a progress artifact."""
+    """A logger of a stage's output lines, which shows the stage's epochs as a progress artifact."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
         self._artifact: UUID | None = None
 
     def line(self, text: str) -> None:
-        """One line of output."""
+        """Log one line of output, and show the progress that it reports."""
         self._log(text)
         if not (found := _EPOCH.match(text)):
             return
-        # A line within an epoch is of one that is not over.
+        # A line that names a step belongs to an epoch that is not over.
         done = int(found[1]) - (found[3] is not None)
         share = 100 * done / int(found[2])
         show(lambda: self._show(share, text))
@@ -76,7 +76,7 @@ class _Progress:
 
 @task(name="publish results")
 def publish_results() -> None:
-    """Put the metrics and the way to the report into Prefect's artifacts."""
+    """Publish the metrics, and the places of the MLflow run and the report, as Prefect artifacts."""
     metrics = read_json_object(METRICS)
     rows = [
         {"metric": key, **{split: _with_interval(summary, key) for split, summary in metrics.items()}} for key in _SHOWN
@@ -89,8 +89,8 @@ def publish_results() -> None:
 
 @task(name="promote")
 def promote() -> None:
-    """Let the new model be compared with the champion, and take its place if it is surely better."""
-    run_command("pneumoflow promote", ["-m", "pipeline.stages.promote"], get_run_logger().info)
+    """Compare the new model with the champion, and let it take the champion's place if it is surely better."""
+    run_command("pneumoflow promote", ["-m", "pipeline.jobs.promote"], get_run_logger().info)
     decision = read_json_object(PROMOTION)
     what = "is the champion" if decision["promoted"] else f"does not replace version {decision['champion']}"
     lines = [f"Version {decision['challenger']} {what}.", "", *(f"- {reason}" for reason in decision["reasons"])]
@@ -128,7 +128,7 @@ def _run_pipeline() -> State[Any] | None:
 
 
 def summary() -> str:
-    """The test metrics, where the MLflow run is, and where the report lies."""
+    """Return the test metrics, the place of the MLflow run and the path of the report, as text."""
     test = read_json_object(METRICS)["test"]
     lines = ["", f"Test split: {test['images']} images of {test['patients']} patients"]
     lines += [f"  {key:<12} {_with_interval(test, key)}" for key in _SHOWN]
@@ -149,7 +149,7 @@ def _mlflow_place() -> str:
 
 
 def main() -> None:
-    """Run the flow once and say what came out."""
+    """Run the flow once and print its results."""
     with flow_process():
         training()
     print(summary(), flush=True)

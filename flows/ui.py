@@ -1,4 +1,4 @@
-"""MLflow's and Prefect's web pages on this machine alone, until stopped."""
+"""MLflow's and Prefect's web pages, served to this machine only, until stopped."""
 
 import signal
 from typing import Annotated

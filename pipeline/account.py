@@ -1,6 +1,6 @@
-"""A home folder and a name for processes that have none: a container's user id, a service account.
+"""A home folder and a user name for processes that have none, under a container's user id or a service account.
 
-MLflow, Prefect and DVC look for them when they are imported, and end in a traceback if there are none.
+MLflow, Prefect and DVC look for both when they are imported, and end in a traceback if they are missing.
 """
 
 import getpass
@@ -8,14 +8,14 @@ import os
 import tempfile
 from pathlib import Path
 
-# Beside the other files that runs leave in a project.
+# Beside the other files that runs leave in a project folder.
 _OWN = Path(".pneumoflow/home")
 
 
 def provide_account() -> None:
-    """Set HOME and USER where there are none, and Prefect's home where HOME cannot be written.
+    """Set HOME and USER if they are missing, and Prefect's home if HOME cannot be written.
 
-    A HOME that is there stays what it is, also if it can only be read: credentials lie in it.
+    An existing HOME stays as it is, even if it is read-only, because credentials lie in it.
     """
     if not _exists():
         os.environ["HOME"] = str(_substitute())
@@ -35,7 +35,7 @@ def _exists() -> bool:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Return True if this process may create files in ``folder``, or create ``folder`` itself."""
+    """Return whether this process may create files in ``folder``, or create ``folder`` itself."""
     nearest = next(one for one in (folder, *folder.parents) if one.exists())
     return os.access(nearest, os.W_OK | os.X_OK)
 

@@ -1,4 +1,4 @@
-"""The ``pneumoflow`` command: arguments in, one call, one line out."""
+"""The ``pneumoflow`` command: each subcommand reads its arguments, makes one call and prints a short result."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +9,9 @@ from pipeline.errors import UserError, run_main
 from pipeline.escaping import printable
 
 if TYPE_CHECKING:
+    from pipeline.delivery.batch import Writer
     from pipeline.delivery.served import ServingLimits
     from pipeline.delivery.structured_report import ReportWriter
-    from pipeline.delivery.writers import Writer
 
 app = typer.Typer(
     help="Chest X-ray detection: sample and real data, checks, prediction, scoring.",
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# What MLflow fetches; else a model is a folder.
+# Prefixes of models that MLflow fetches; any other model is a folder.
 _REGISTERED = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 StudySeconds = Annotated[float, typer.Option(min=0.1, help="A study that takes longer to read is unusable.")]
@@ -40,7 +40,7 @@ def sample(
     workers: Workers = 0,
 ) -> None:
     """Render a synthetic data set in the challenge's format."""
-    from pipeline.data.sample import make_sample
+    from pipeline.sources.sample import make_sample
 
     made = make_sample(
         out, studies=studies, size=size, seed=seed, opacity_fraction=opacity_fraction, labels=labels, workers=workers
@@ -56,7 +56,7 @@ def download(
     ] = None,
 ) -> None:
     """Fetch the RSNA Pneumonia Detection Challenge from Kaggle."""
-    from pipeline.data.download import download_challenge
+    from pipeline.sources.kaggle import download_challenge
 
     download_challenge(out, mapping)
     typer.echo(f"{out} is complete; `dvc add {out}` makes it the data to train on")
@@ -70,19 +70,19 @@ def check(
         float | None,
         typer.Option(min=0.1, help="A study that takes longer is unusable; without it, data.study_seconds, or 60."),
     ] = None,
-    shown: Annotated[int, typer.Option(min=0, help="Studies to name for each finding.")] = 20,
+    shown: Annotated[int, typer.Option(min=0, help="Studies to name for each issue.")] = 20,
     workers: Workers = 0,
 ) -> None:
-    """Compare tables, files and pixels of a data set, and draw a page; exit code 1 if any study is unusable.
+    """Compare tables, files and pixels of a data set, and write a page; exit code 1 if any study is unusable.
 
-    Studies are prepared as params.yaml says, where there is one.
+    Studies are prepared as params.yaml says, if there is one.
     """
+    from pipeline.assembly.preparation import preparation
     from pipeline.data.checks import SMALLEST, check_dataset
-    from pipeline.data.data_page import findings_text, render_data_page
     from pipeline.data.parallel import Workers as Processes
     from pipeline.files import write_text
     from pipeline.params import load_params
-    from pipeline.stages.preprocess import preparation
+    from pipeline.reports.data_page import issues_text, render_data_page
 
     where, rules, seconds = Processes(workers), SMALLEST, 60.0
     if Path("params.yaml").exists():
@@ -91,11 +91,11 @@ def check(
     found = check_dataset(folder, where, study_seconds or seconds, rules)
     write_text(report, render_data_page(found, study_seconds or seconds))
     typer.echo(found.summary())
-    for line in findings_text(found, shown):
+    for line in issues_text(found, shown):
         typer.echo(line)
     typer.echo(f"{report} shows more")
     if found.problems:
-        raise UserError(f"{folder}: {len(found.problems)} unusable studies; the findings marked error say why")
+        raise UserError(f"{folder}: {len(found.problems)} unusable studies; the issues marked error say why")
 
 
 @app.command()
@@ -103,8 +103,8 @@ def groups(
     mapping: Annotated[Path, typer.Argument(help="RSNA's mapping to NIH names (JSON).")],
     out: Annotated[Path, typer.Option(help="The table to write.")] = Path("data/rsna/patient_groups.csv"),
 ) -> None:
-    """Write which images are of one patient, from the official mapping to NIH ChestX-ray14."""
-    from pipeline.data.download import write_groups
+    """Write a table that assigns images to patients, from the official mapping to NIH ChestX-ray14."""
+    from pipeline.sources.kaggle import write_groups
 
     images, patients = write_groups(mapping, out)
     typer.echo(f"{out}: {images} images of {patients} patients")
@@ -127,14 +127,14 @@ def predict(
     from pipeline.data.reader import Reader, reading_processes
 
     with ExitStack() as stack:
-        # Its processes start while PyTorch is imported and the model is loaded.
+        # The reader's processes start while PyTorch is imported and the model is loaded.
         reader = stack.enter_context(Reader(reading_processes(), study_seconds)).start()
-        from pipeline.data.findings import RULES
+        from pipeline.data.data_issues import RULES
         from pipeline.delivery.batch import list_files, predict_files
         from pipeline.delivery.predictor import Predictor
         from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 
-        files = list_files(inputs)  # what is not there is said before the model is loaded
+        files = list_files(inputs)  # missing inputs are reported before the model is loaded
         predictor = Predictor(_model_folder(model))
         reports = _report_writer(out / "sr") if sr else None
         writers: list[Writer] = [reports] if reports else []
@@ -162,7 +162,7 @@ def inbox(
     batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
     study_seconds: StudySeconds = 60,
 ) -> None:
-    """Score what is new in a folder, each study once; `python -m flows.inference` does so on a schedule."""
+    """Score the new studies in a folder, each study once; `python -m flows.inference` does this on a schedule."""
     from pipeline.data.reader import Reader, reading_processes
     from pipeline.delivery.inbox import score_inbox
     from pipeline.delivery.predictor import Predictor
@@ -202,7 +202,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for the exported model and its model.json.")],
     kind: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
 ) -> None:
-    """Write the model for other runtimes, with suppression in the graph; what is written is compared with the model."""
+    """Export the model for other runtimes, with suppression in the graph, and compare the result with the model."""
     try:
         from pipeline.delivery.export import export_model
 
@@ -220,9 +220,9 @@ def monitor(
     out: Annotated[Path, typer.Option(help="Folder for drift.html and drift.json.")] = Path("reports"),
 ) -> None:
     """Compare new studies with those that the champion was validated on (params: monitor)."""
+    from pipeline.jobs.monitor import DRIFT_PAGE
+    from pipeline.jobs.monitor import monitor as run_check
     from pipeline.params import load_params
-    from pipeline.stages.monitor import DRIFT_PAGE
-    from pipeline.stages.monitor import monitor as run_check
 
     typer.echo(f"{run_check(load_params(), scored, out)}; {out / DRIFT_PAGE} shows more")
 
@@ -244,11 +244,11 @@ def score(
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(min=0)] = 17,
 ) -> None:
-    """Score a submission file. Prints JSON."""
+    """Score a submission file and print JSON."""
     import json
     from math import isfinite
 
-    from pipeline.stages.scoring import EVERYTHING, compare_submissions, score_submission
+    from pipeline.jobs.score import EVERYTHING, compare_submissions, score_submission
 
     found: object
     if score_thresh is not None and not isfinite(score_thresh):
@@ -277,19 +277,18 @@ def promote(
         dropped, back = roll_back()
         typer.echo(f"version {back} is the champion again, not {dropped}")
         return
+    from pipeline.jobs.promote import promote as run_promotion
     from pipeline.params import load_params
-    from pipeline.stages.promote import promote as run_promotion
 
     typer.echo(str(run_promotion(load_params(), force=force)))
 
 
 @app.command()
 def register() -> None:
-    """Enter models/ and its results into this store of MLflow, if they came from another one (dvc pull)."""
+    """Register models/ and its results in this MLflow store, if they came from another store (dvc pull)."""
+    from pipeline.assembly.registration import register as run_registration
     from pipeline.params import load_params
-    from pipeline.stages.evaluate import REPORTS
-    from pipeline.stages.registration import register as run_registration
-    from pipeline.stages.train import MODELS
+    from pipeline.paths import MODELS, REPORTS
     from pipeline.tracking import shown_uri
 
     version = run_registration(load_params(), MODELS, REPORTS)
@@ -302,7 +301,7 @@ def doctor(
         bool, typer.Option("--relocate", help="Make mlruns, beside MLflow's database, the place of all its files.")
     ] = False,
 ) -> None:
-    """See whether runs and models can be written and read here, and set right where a moved store looks for files."""
+    """Check whether runs and models can be written and read here; --relocate corrects a moved store's file places."""
     from pipeline.tracking import (
         open_client,
         open_experiment,
@@ -329,10 +328,10 @@ def ablate(
     tables: Annotated[str, typer.Option(help="Which, with commas between: a, b, d, clahe.")] = "a,b,d,clahe",
     epochs: Annotated[int | None, typer.Option(min=1, help="Of each arm, instead of train.epochs.")] = None,
 ) -> None:
-    """Repeat the focal loss paper's comparisons, and CLAHE on and off, on your prepared data."""
+    """Repeat the focal loss paper's comparisons, and compare CLAHE on and off, on your prepared data."""
+    from pipeline.jobs.ablate import TABLES
+    from pipeline.jobs.ablate import ablate as run_ablation
     from pipeline.params import load_params
-    from pipeline.stages.ablate import TABLES
-    from pipeline.stages.ablate import ablate as run_ablation
 
     asked = tables.split(",")
     for name in asked:
@@ -350,9 +349,9 @@ def find_lr(
     low: Annotated[float, typer.Option(min=1e-12, help="The first rate.")] = 1e-5,
     high: Annotated[float, typer.Option(min=1e-12, help="The last rate, if the loss has not exploded before.")] = 1.0,
 ) -> None:
-    """Try all learning rates in one short run on your prepared data, and plot the loss over them."""
+    """Try learning rates from low to high in one short run on your prepared data, and plot the loss over them."""
+    from pipeline.jobs.find_lr import find_lr as run_search
     from pipeline.params import load_params
-    from pipeline.stages.find_lr import find_lr as run_search
 
     if low >= high:
         raise UserError(f"--low {low:g} --high {high:g}: low must be below high")
@@ -366,9 +365,9 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder of the trials; started again, it goes on there.")] = Path("sweep"),
     trials: Annotated[int | None, typer.Option(min=1, help="How many in all, instead of sweep.trials.")] = None,
 ) -> None:
-    """Search params for a better model on your prepared data; several processes may do so at once."""
+    """Search for params that give a better model on your prepared data; several processes may search at once."""
+    from pipeline.jobs.sweep import sweep as run_sweep
     from pipeline.params import load_params
-    from pipeline.stages.sweep import sweep as run_sweep
 
     best = run_sweep(load_params(), out, trials)
     typer.echo(f"{best}: cp it to params.yaml; trials.csv and plots are beside it")
@@ -376,7 +375,7 @@ def sweep(
 
 @app.command()
 def sync() -> None:
-    """Deliver metrics that runs of this folder could not, because MLflow did not answer."""
+    """Deliver metrics that runs of this folder could not deliver because MLflow did not answer."""
     from pipeline.tracking import shown_uri, sync_left_behind
 
     delivered, waiting = sync_left_behind()
@@ -421,7 +420,7 @@ def _model_folder(model: str) -> Path:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     run_main(app)
 
 

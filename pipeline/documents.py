@@ -1,6 +1,6 @@
-"""Read JSON and YAML files that may be damaged or hostile: bounded in size and depth, one line for what is wrong.
+"""Read JSON and YAML files that may be damaged or hostile: size and depth are bounded, and an error is one line.
 
-Refused besides what is malformed: keys that occur twice (the last would silently win), numbers that are not
+Besides malformed files these are refused: keys that occur twice (the last would silently win), numbers that are not
 finite, and in YAML aliases (a few lines can stand for billions), tags, merge keys and keys that are not text.
 """
 
@@ -23,16 +23,16 @@ _SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """A value of a file for a message: printable, on one line, and cut off where it is long."""
+    """Return a file's value for a message: printable, on one line, and cut off if it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, or deep nesting
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or deep nesting
         text = type(value).__name__
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong: key, value and rule."""
+    """Describe the first problem that pydantic found: key, value and rule."""
     problem = error.errors(include_url=False, include_context=False)[0]
     key = one_line(".".join(str(part) for part in problem["loc"])) or "the file"
     if problem["type"] == "missing":
@@ -44,17 +44,17 @@ def first_problem(error: ValidationError) -> str:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it is malformed, larger or deeper than allowed, or says something twice.
+        FileNotFoundError: the file does not exist.
+        UserError: the file is malformed, larger or deeper than allowed, or has a key twice.
     """
     return parse_json(_read_text(path, max_bytes), str(path))
 
 
 def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """As `read_json`; anything but an object is refused."""
+    """Read a JSON file as `read_json` does; refuse any value but an object."""
     value = read_json(path, max_bytes)
     if not isinstance(value, dict):
         raise UserError(f"{path}: must be a JSON object, not {shown(value)}")
@@ -62,7 +62,7 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
 
 
 def parse_json(text: str, place: str) -> Any:
-    """The value in a JSON text; ``place`` is named in errors, which are those of `read_json`."""
+    """Return the value in a JSON text; errors name ``place`` and are those of `read_json`."""
     try:
         value = json.loads(
             text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite
@@ -77,12 +77,12 @@ def parse_json(text: str, place: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file.
+    """Return the value in a YAML file.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it is malformed, larger or deeper than allowed, says something twice, or uses what is
-            refused; see this module's docstring.
+        FileNotFoundError: the file does not exist.
+        UserError: the file is malformed, larger or deeper than allowed, has a key twice, or uses a refused
+            feature; see this module's docstring.
     """
     text = _read_text(path, MAX_YAML_BYTES)
     try:
@@ -90,7 +90,7 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except _RefusedError as error:
         raise UserError(f"{path}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
         raise UserError(f"{path}: not valid YAML: {one_line(str(error))}") from None
 
 
@@ -128,7 +128,7 @@ def _finite(digits: str) -> float:
 
 
 def _depth(value: object) -> int:
-    """How many containers lie in each other; level by level, since a stack has an end."""
+    """Return how deep containers are nested; counted level by level, because recursion depth is limited."""
     depth, level = 0, [value]
     while level := [one for one in level if isinstance(one, dict | list)]:
         depth += 1
@@ -143,11 +143,11 @@ def _children(container: dict[str, Any] | list[Any]) -> Iterator[Any]:
 
 
 class _RefusedError(ValueError):
-    """Valid YAML that is refused; the message is the rest of the line."""
+    """Valid YAML that is refused; the message is the error line without the file's path."""
 
 
 def _require_plain(text: str) -> None:
-    """Look at the parser's events, which come one by one: nothing is expanded, and no depth needs a stack."""
+    """Check the parser's events one by one: nothing is expanded, and no nesting depth needs recursion."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 1
@@ -166,10 +166,10 @@ def _require_plain(text: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """A `SafeLoader` whose mappings have text for keys, each once."""
+    """A `SafeLoader` whose mappings must have text keys, each of which occurs once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, once its keys are looked at."""
+        """Check the keys of the mapping, then return it."""
         seen: set[str] = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1

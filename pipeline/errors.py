@@ -1,4 +1,4 @@
-"""The one error type that a user is meant to read, and how a process ends on it."""
+"""The one error type that a user is meant to read, and the functions that end a process on it."""
 
 import logging
 import sys
@@ -17,22 +17,22 @@ class UserError(ValueError):
 
 
 class BadStudyError(ValueError):
-    """This one study cannot be used; the message is the reason, and holds nothing of the patient."""
+    """One study that cannot be used; the message is the reason, and holds no data of the patient."""
 
 
 def fail(message: str) -> NoReturn:
     """Print one line to stderr and end the process with exit code 1.
 
-    Of several processes of one run the first speaks for all; what the others say is marked as theirs.
+    In a run of several processes, the first reports for all; the others' lines begin with their process number.
     """
-    # A file's name may hold characters that command a terminal.
+    # A file's name may hold characters that control a terminal.
     shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in redact(message))
     print(f"{f'process {rank()}' if rank() else 'error'}: {shown}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
 
 def message_for_users(error: BaseException) -> str:
-    """The one line that tells a user of an error: of bad input or of a file that was refused; empty for a bug."""
+    """Return the one line that tells a user about bad input or a refused file; an empty string for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and (error.filename is not None or error.strerror is not None):
@@ -41,7 +41,7 @@ def message_for_users(error: BaseException) -> str:
 
 
 class Killed(BaseException):
-    """The process was asked to end (SIGTERM); not an `Exception`, so that nothing swallows it."""
+    """A request that the process end (SIGTERM); not an `Exception`, so that nothing swallows it."""
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -62,13 +62,13 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def hide_passwords() -> None:
-    """From here on no log record and no traceback of this process shows a password."""
+    """Hide passwords in all further log records and tracebacks of this process."""
     logging.setLogRecordFactory(_RedactedRecord)
     sys.excepthook = _print_redacted
 
 
 class _RedactedRecord(logging.LogRecord):
-    """A log record, of whatever library, whose message is redacted."""
+    """A log record, of any library, whose message is redacted."""
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         return redact(super().getMessage())

@@ -1,20 +1,20 @@
-"""Text that came from outside, made harmless for terminals, logs, pages and spreadsheets."""
+"""Escaping of text from outside, which makes it harmless for terminals, logs, pages and spreadsheets."""
 
 import re
 from collections.abc import Iterable
 
 import pandas as pd
 
-# Spreadsheets take a cell that begins so for a formula, and run it; the wide forms are those of East Asian keyboards.
+# Spreadsheets run a cell that begins like this as a formula; the wide forms are those of East Asian keyboards.
 _FORMULA = re.compile(r"'*\s*[=+\-@\x00-\x1f\x7f＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def printable(value: object, limit: int = 200) -> str:
-    """The text of ``value`` with control characters escaped, cut to ``limit`` characters.
+    """Return the text of ``value`` with control characters escaped, cut to ``limit`` characters.
 
-    Bidirectional marks, lone surrogates (names that are not UTF-8) and whatever else Unicode calls not printable are
-    escaped too: a terminal shows what is written, and nothing acts on it.
+    Bidirectional marks, lone surrogates (names that are not UTF-8) and all else that Unicode calls not printable are
+    escaped too: a terminal shows the text as it is written, and does not act on it.
     """
     text = str(value)
     shown = text if len(text) <= limit else text[:limit] + "..."
@@ -22,19 +22,19 @@ def printable(value: object, limit: int = 200) -> str:
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`printable` text in quotes, as a message shows what it found."""
+    """Return `printable` text in quotes, for a value that a message shows."""
     return f"'{printable(value, limit)}'"
 
 
 def one_line(text: str, limit: int = 240) -> str:
-    """`printable` text whose line breaks and runs of spaces are single spaces, as a library's words in a message."""
+    """Return `printable` text with line breaks and runs of spaces as single spaces, to quote a library in a message."""
     return printable(" ".join(text.split()), limit)
 
 
 def safe_cell(value: object) -> str:
-    """A table's cell that no spreadsheet takes for a formula; `original_cell` gives back what was there.
+    """Return a table's cell that no spreadsheet takes for a formula; `original_cell` returns the original text.
 
-    Text that begins with ``=``, ``+``, ``-``, ``@`` or a control character, also behind spaces, gets an apostrophe in
+    Text that begins with ``=``, ``+``, ``-``, ``@`` or a control character, also after spaces, gets an apostrophe in
     front, which spreadsheets read as "text"; numbers such as -1.5 stay as they are.
     """
     text = str(value)
@@ -42,12 +42,12 @@ def safe_cell(value: object) -> str:
 
 
 def original_cell(cell: str) -> str:
-    """The text that `safe_cell` turned into this cell."""
+    """Return the text that `safe_cell` turned into this cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def safe_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `safe_cell` applied to its headers and to every cell that is text."""
+    """Return the table with `safe_cell` applied to its headers and to every cell that is text."""
     columns = [_safe_column(table[name]) for name in table.columns]
     made = pd.concat(columns, axis=1) if columns else table.copy()
     made.columns = pd.Index(_safe(table.columns))

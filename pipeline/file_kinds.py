@@ -1,15 +1,15 @@
-"""Name a file's kind by its first bytes: whether it is DICOM, and what else it is, in plain words."""
+"""Recognition of a file's kind by its first bytes: DICOM, or another kind that is named in plain words."""
 
 import re
 import struct
 
-# So many bytes of a file are looked at.
+# The number of bytes of a file that are examined.
 HEAD_BYTES = 1024
 
 _DICOM, _DICOMDIR = "a DICOM file", "a DICOM directory (DICOMDIR)"
 _DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"
 
-# Place and bytes that a kind has there.
+# Offset in the file, the bytes there, and the kind that has them.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
@@ -52,7 +52,7 @@ _TEXT_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?:ObjectType|NDims)\s*="), "a MetaImage header"),
 )  # fmt: skip
 
-# PS3.5, 6.2: a value representation says how a header's element is to be read.
+# PS3.5, 6.2: a value representation defines how an element of the header is read.
 _VALUE_REPRESENTATIONS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
@@ -79,7 +79,7 @@ def file_kind(head: bytes) -> str:
         return _DICOMDIR if _DIRECTORY_CLASS in head else _DICOM
     if not head.strip(b"\0"):
         return "a file of zero bytes only"
-    if head.startswith(b"BM") and head[6:10] == bytes(4):  # two letters alone may begin a text
+    if head.startswith(b"BM") and head[6:10] == bytes(4):  # the two letters alone may begin a text
         return "a BMP image"
     for place, magic, kind in _MAGIC:
         if head.startswith(magic, place):
@@ -101,7 +101,7 @@ def _text_kind(head: bytes) -> str:
 
 
 def _as_text(head: bytes) -> str | None:
-    """The text of the bytes; None where they hold what no text holds."""
+    """Return the bytes as text; None if they hold bytes that no text holds."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head[: len(head) // 2 * 2].decode("utf-16", errors="replace")
     if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head):
@@ -120,12 +120,12 @@ def _begins_with_elements(head: bytes, order: str) -> bool:
         return False
     tag, length = first
     second = _element(head[length:], order)
-    # The file, or what is known of it, may end before the second.
+    # The file, or the part that was read, may end before the second element.
     return len(head) < length + 8 or (second is not None and tag < second[0] <= 0x00100000 | 0xFFFF)
 
 
 def _element(head: bytes, order: str) -> tuple[int, int] | None:
-    """Tag and whole length in bytes of the element at the start; None where there is none of a bearable length."""
+    """Return tag and total length in bytes of the element at the start; None if there is none of plausible length."""
     if len(head) < 8:
         return None
     group, number = struct.unpack(f"{order}HH", head[:4])

@@ -1,12 +1,13 @@
 """Write files whole or not at all: in a temporary folder beside the target, fsync, rename.
 
 A temporary folder is locked by the process that made it, and the system drops the lock when that process ends,
-however it ends. So the next process that writes to the same place can tell what a killed one left behind, and
-removes that alone, also where the two have different process tables or clocks (containers, a shared disk).
+however it ends. The next process that writes to the same place can therefore recognise what a killed one left behind,
+and removes only that, even if the two have different process tables or clocks (containers, a shared disk).
 """
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -18,12 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
-# A disk with less is as good as full: file systems keep some for themselves.
+# A disk with less free space counts as full, because file systems keep some for themselves.
 _FULL_BYTES = 2**20
-# How libraries in Rust (safetensors) word an error of the system.
+# The wording of a system error in Rust libraries (safetensors).
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _PREFIX, _SUFFIX = ".pneumoflow-", ".tmp"
-# Of files that name a person, or show one: nobody but their owner reads them.
+# The mode of files that name or show a person: only their owner can read them.
 PRIVATE = 0o600
 
 
@@ -31,7 +32,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, private: bool =
     """Let ``write`` fill a temporary file, then rename it to ``path``; ``private``: only the owner can read it.
 
     Raises:
-        OSError: with the name of ``path``, also when the disk is full and ``write`` said something else.
+        OSError: names ``path``, also if the disk is full and ``write`` raised another error.
     """
     with _replacing(path) as folder:
         temporary = folder / path.name
@@ -41,9 +42,9 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, private: bool =
 
 @contextmanager
 def open_atomic(path: Path, *, private: bool = False) -> Iterator[TextIO]:
-    """A text file that takes the name ``path`` at the end of the block; after an error there is none.
+    """Yield a text file that takes the name ``path`` at the end of the block; after an error it is removed.
 
-    Names of any bytes can be written to it: what UTF-8 does not have is escaped.
+    File names of any bytes can be written to it: characters that UTF-8 does not have are escaped.
     """
     with _replacing(path) as folder:
         temporary = folder / path.name
@@ -67,7 +68,7 @@ def sync_file(path: Path) -> None:
 
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Errors of writing name the file that was to be written; libraries in C++ hide a full disk behind their own."""
+    """Make write errors name the file to be written; C++ libraries hide a full disk behind errors of their own."""
     try:
         yield
     except OSError as error:
@@ -75,7 +76,7 @@ def _named_errors(path: Path) -> Iterator[None]:
             raise
         if error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        if _is_full(path.parent):  # numpy says how many bytes it has written, and not why
+        if _is_full(path.parent):  # numpy says how many bytes it has written, but not the reason
             raise _no_space(path) from error
         raise OSError(errno.EIO, str(error), str(path)) from error
     except Exception as error:
@@ -94,6 +95,12 @@ def _no_space(path: Path) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -105,16 +112,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """``value`` as indented JSON; a NaN, which JSON has not, is an error."""
+    """Return ``value`` as indented JSON; a NaN, which JSON does not have, is an error."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 @contextmanager
 def directory_atomic(path: Path) -> Iterator[Path]:
-    """Yield an empty folder; on success it replaces the folder ``path``, on failure it goes.
+    """Yield an empty folder; on success it replaces the folder ``path``, on failure it is removed.
 
     Raises:
-        OSError: with the name of ``path``, also when it is no folder.
+        OSError: names ``path``, also if ``path`` is not a folder.
     """
     with _replacing(path) as folder:
         made = folder / "new"
@@ -126,7 +133,7 @@ def directory_atomic(path: Path) -> Iterator[Path]:
 
 
 def _swap(made: Path, path: Path, former: Path) -> None:
-    """At no time is half of a folder at ``path``; a signal between the two steps brings the former one back."""
+    """Replace ``path``, which is never half a folder; a signal between the two steps restores the former one."""
     try:
         if path.exists():
             path.rename(former)
@@ -139,9 +146,9 @@ def _swap(made: Path, path: Path, former: Path) -> None:
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder in ``parent`` (``TMPDIR`` without one) that only the owner can read; it goes after the block.
+    """Yield a new folder in ``parent`` (by default ``TMPDIR``) that only the owner can read; remove it after the block.
 
-    After a kill it goes when the next process makes one there.
+    After a kill, the next process that makes such a folder there removes it.
     """
     place = Path(tempfile.gettempdir()) if parent is None else parent
     _clear_once(place.resolve())
@@ -155,19 +162,19 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, for what will take its name; see `_named_errors`."""
+    """Yield a temporary folder beside ``path``, for the content that takes its name; see `_named_errors`."""
     with _named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Inside too: whether the disk is full can be seen as long as what was written is there.
+        # Inside too, because a full disk can be seen only as long as the written content is there.
         with temporary_folder(path.parent) as folder, _named_errors(path):
             yield folder
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:
-    """A new folder, and the descriptor that holds its lock; unlocked where the file system has no locks."""
+    """Return a new folder and the descriptor that holds its lock; unlocked if the file system has no locks."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=parent))
-        with suppress(FileNotFoundError):  # cleared by another process before it was locked
+        with suppress(FileNotFoundError):  # removed by another process before it was locked
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             if lock_descriptor(lock) is not False and path.exists():
                 return path, lock
@@ -178,7 +185,7 @@ def lock_descriptor(descriptor: int, *, shared: bool = False) -> bool | None:
     """Lock an open file or folder until the descriptor is closed or the process ends.
 
     Returns:
-        False if another process holds it, None if the file system has no locks.
+        False if another process holds the lock, None if the file system has no locks.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -191,15 +198,15 @@ def lock_descriptor(descriptor: int, *, shared: bool = False) -> bool | None:
 
 @lru_cache(maxsize=256)
 def _clear_once(parent: Path) -> None:
-    """Once for each process and folder: a folder of thousands of pictures is not searched for each of them."""
+    """Remove leftovers once per process and folder: a folder of thousands of pictures is not searched for each one."""
     for path in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
         remove_unlocked(path)
 
 
 def remove_unlocked(path: Path) -> bool:
-    """Remove a folder unless a living process holds its lock; returns whether it is gone.
+    """Remove a folder unless a living process holds its lock; return whether it is gone.
 
-    Where the file system has no locks it stays: who can say that its process has ended?
+    If the file system has no locks the folder stays, because nothing shows that its process has ended.
     """
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -13,7 +13,7 @@ import psutil
 
 from pipeline.errors import UserError
 
-# What a killed run had started ends within this time; see `flows.guard`.
+# The processes that a killed run had started end within this time; see `flows.guard`.
 _ORPHAN_SECONDS = 30.0
 STAGE_LOCKS = Path(".pneumoflow/stages")
 _held: list[int] = []
@@ -25,10 +25,11 @@ class BusyError(UserError):
 
 @contextmanager
 def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock ``path`` inside the block; ``what`` names in a message who else might hold it.
+    """Hold the lock ``path`` inside the block; messages call another holder "another ``what``".
 
     Raises:
-        BusyError: another run holds it. One whose process is gone is waited for: what it had started is ending.
+        BusyError: another run holds it. If that run's process is gone, the processes that it had started are ending,
+            and are waited for first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -45,17 +46,17 @@ def only_one(path: Path, what: str) -> Iterator[None]:
 
 
 def only_run_of(stage: str) -> AbstractContextManager[None]:
-    """Inside the block no other process runs this stage in this folder; see `only_one`."""
+    """Return a context inside which no other process runs this stage in this folder; see `only_one`."""
     return only_one(STAGE_LOCKS / f"{stage}.lock", f"run of stage {stage}")
 
 
 def held_locks() -> tuple[int, ...]:
-    """File descriptors of the locks that this process holds, for a guard to hold them too."""
+    """Return the file descriptors of the locks that this process holds, so that a guard can hold them too."""
     return tuple(_held)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process, if no other process has."""
+    """Lock an open file unless another process holds the lock; return whether this process now holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,7 +80,7 @@ def _acquire(descriptor: int, path: Path, what: str) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process works; one that has ended, and that its parent has not asked after, does not."""
+    """Return whether a process runs; one that has ended, but that its parent has not waited for, does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -91,7 +92,7 @@ def _holder(descriptor: int) -> tuple[int | None, str]:
         found = json.loads(os.pread(descriptor, 200, 0))
         return int(found["pid"]), str(found["since"])
     except (ValueError, KeyError, TypeError):
-        return None, ""  # just locked, or by another program
+        return None, ""  # locked a moment ago, or by another program
 
 
 def _write(descriptor: int, path: Path, holder: dict[str, object] | None) -> None:

@@ -1,10 +1,12 @@
-"""Every value of ``params.yaml``, checked once per process. No model here has a default."""
+"""Every value of ``params.yaml``, checked once per process. No pydantic model here has a default."""
 
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.dataclasses import dataclass
 
 from pipeline.bounds import (
     CHECKED,
@@ -32,13 +34,14 @@ from pipeline.bounds import (
     Suppression,
     Tiles,
     TopCandidates,
+    Workers,
 )
+from pipeline.detection.settings import AugmentSettings, LossSettings
 from pipeline.documents import first_problem, read_yaml
 from pipeline.errors import UserError
+from pipeline.training.settings import TrainSettings
 
 PARAMS_FILE = Path("params.yaml")
-
-Workers = Annotated[int, Field(ge=0, le=256)]
 
 
 class _Section(BaseModel):
@@ -46,7 +49,7 @@ class _Section(BaseModel):
 
 
 class DataParams(_Section):
-    """Where the raw data set lies and how much of it may be unusable."""
+    """The place of the raw data set, and how much of it may be unusable."""
 
     dir: str
     max_bad_fraction: Fraction
@@ -61,7 +64,7 @@ class ClaheParams(_Section):
 
 
 class PreprocessParams(_Section):
-    """How a DICOM file becomes a uint8 image of one size."""
+    """The conversion of a DICOM file into a uint8 image of one size."""
 
     image_size: ImageSize
     clahe: ClaheParams
@@ -94,7 +97,7 @@ class SplitFractions(_Section):
 
 
 class SplitParams(_Section):
-    """How studies are dealt to train, val and test."""
+    """The assignment of studies to train, val and test."""
 
     fractions: SplitFractions
     folds: Annotated[int, Field(ge=0, le=50)]
@@ -143,28 +146,10 @@ class ModelParams(_Section):
 MaskLossName = Literal["bce", "distance_weighted_bce", "dice", "tversky", "lovasz_hinge", "lovasz_softmax"]
 
 
-class LossParams(_Section):
-    """Matching of anchors to boxes, and the two losses."""
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class LossParams(LossSettings):
+    """Matching of anchors to boxes, the two losses of the detector, and those of the auxiliary heads."""
 
-    classification: Literal[
-        "focal",
-        "cross_entropy",
-        "balanced_cross_entropy",
-        "weighted_cross_entropy",
-        "frequency_balanced_cross_entropy",
-    ]
-    alpha: Fraction
-    gamma: NotNegative
-    beta: Positive
-    normalizer: Literal["per_image", "batch", "ema"]
-    box: Literal["smooth_l1", "l1", "giou", "ciou"]
-    box_beta: Positive
-    box_weight: Positive
-    fg_iou_thresh: OpenFraction
-    bg_iou_thresh: OpenFraction
-    low_quality_matches: bool
-    sampling: Literal["all", "ohem"]
-    ohem_ratio: Positive
     mask: dict[MaskLossName, Positive]
     tversky_beta: Fraction
     distance_w0: NotNegative
@@ -178,57 +163,16 @@ class LossParams(_Section):
             return {} if value == "none" else {value: 1.0}
         return value
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.bg_iou_thresh > self.fg_iou_thresh:
-            raise ValueError(
-                f"bg_iou_thresh must not exceed fg_iou_thresh, {self.bg_iou_thresh:g} > {self.fg_iou_thresh:g}"
-            )
-        return self
 
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TrainParams(TrainSettings):
+    """The training loop, and the processes and devices that it runs on."""
 
-class AugmentParams(_Section):
-    """Random changes of training images; probabilities and largest amounts."""
-
-    horizontal_flip: Fraction
-    affine: Fraction
-    scale: Annotated[float, Field(ge=0, lt=1)]
-    translate: Annotated[float, Field(ge=0, lt=1)]
-    rotate: Annotated[float, Field(ge=0, le=45)]
-    brightness_contrast: Fraction
-    brightness: Fraction
-    contrast: Fraction
-    gamma: Fraction
-    noise: Fraction
-    min_visibility: Fraction
-
-
-class TrainParams(_Section):
-    """The training loop."""
-
-    epochs: Count
-    batch_size: Count
-    accumulate: Count
-    optimizer: Literal["adamw", "sgd"]
-    lr: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: NotNegative
-    warmup_epochs: NotNegative
-    clip_norm: Positive
     precision: Literal["32-true", "tf32", "bf16-mixed", "16-mixed"]
-    channels_last: bool
     accelerator: Literal["auto", "cpu", "cuda", "mps"]
     devices: Annotated[int, Field(ge=1, le=1024)]
     restarts: Annotated[int, Field(ge=0)]
-    workers: Workers
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    compile: bool
-    log_every_steps: Count
-    checkpoint_steps: Annotated[int, Field(ge=0)]
-    max_bad_steps: Count
-    patience: Annotated[int, Field(ge=0)]
     picture_epochs: Annotated[int, Field(ge=0)]
-    profile_steps: Annotated[int, Field(ge=0, le=100)]
 
 
 class CandidatesParams(_Section):
@@ -239,7 +183,7 @@ class CandidatesParams(_Section):
 
 
 class EvaluateParams(_Section):
-    """Post-processing: what counts as a detection."""
+    """Post-processing: the rules by which a box counts as a detection."""
 
     score_thresh: Fraction
     nms_thresh: OpenFraction
@@ -255,7 +199,7 @@ class EvaluateParams(_Section):
 
 
 class PromoteParams(_Section):
-    """When a new model takes the champion's place."""
+    """Conditions under which a new model takes the champion's place."""
 
     metric: Literal["rsna_score", "map", "map_50", "auroc", "froc_mean", "average_precision"]
     margin: Annotated[float, Field(ge=0, lt=1)]
@@ -264,7 +208,7 @@ class PromoteParams(_Section):
 
 
 class MonitorParams(_Section):
-    """When new studies are called different from those that the champion was validated on."""
+    """Conditions under which new studies count as different from those that the champion was validated on."""
 
     least: Annotated[int, Field(ge=20)]
     last: Annotated[int, Field(ge=20)]
@@ -280,7 +224,7 @@ class MonitorParams(_Section):
 
 
 class Range(_Section):
-    """Values from ``low`` to ``high``, whole ones if both are; ``log``: as many below their middle as above."""
+    """Values from ``low`` to ``high``, integers if both are integers; ``log``: drawn on a logarithmic scale."""
 
     low: Annotated[float, Field(gt=0)] | int
     high: float | int
@@ -294,13 +238,13 @@ class Range(_Section):
 
 
 class Choices(_Section):
-    """One of some values."""
+    """A list of values, one of which is tried at a time."""
 
     choices: Annotated[list[str | float | int | bool], Field(min_length=2)]
 
 
 class SweepParams(_Section):
-    """What ``pneumoflow sweep`` tries: keys of this file -> their values."""
+    """The search space of ``pneumoflow sweep``: keys of this file -> their values."""
 
     trials: Count
     epochs: Count
@@ -316,7 +260,7 @@ class SweepParams(_Section):
 
 
 class ScheduleParams(_Section):
-    """When `python -m flows.serve` runs the training flow."""
+    """The times at which `python -m flows.serve` runs the training flow."""
 
     cron: str
     timezone: str
@@ -340,7 +284,7 @@ class Params(_Section):
     split: SplitParams
     model: ModelParams
     loss: LossParams
-    augment: AugmentParams
+    augment: AugmentSettings
     train: TrainParams
     evaluate: EvaluateParams
     promote: PromoteParams
@@ -360,7 +304,7 @@ class Params(_Section):
             place: object = self
             for part in key.split("."):
                 place = getattr(place, part, None)
-            if place is None or isinstance(place, BaseModel):
+            if place is None or isinstance(place, BaseModel) or is_dataclass(place):
                 raise ValueError(f"sweep.space: {key} is no key of this file")
         return self
 
@@ -369,7 +313,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check a params file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or a key is unknown, missing, there twice or out of
+        UserError: the file is missing, is not YAML, or a key is unknown, missing, duplicated or out of
             range; one line names the file, the key path, the value and the rule.
     """
     try:

@@ -1,4 +1,4 @@
-"""Which code and which data: git commit, DVC hashes, and the fingerprint of a training run."""
+"""Provenance of code and data: git commit, DVC hashes, and the fingerprint of a training run."""
 
 import hashlib
 import json
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.documents import read_yaml
+from pipeline.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
 
 def git_state() -> dict[str, str]:
-    """``git_commit`` and ``git_dirty`` of the working tree; ``unknown`` outside a repository.
+    """Return ``git_commit`` and ``git_dirty`` of the working tree; ``unknown`` outside a repository.
 
-    ``dvc.lock`` and the metrics do not count: they are what a pipeline writes, not what it runs.
+    Changes of ``dvc.lock`` and ``reports`` (the metrics) do not count: a pipeline writes them, it does not run them.
     """
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
@@ -29,7 +30,7 @@ def git_state() -> dict[str, str]:
 
 @cache
 def _warn_once(reason: str) -> None:
-    """A commit that is not recorded must be noticed now, not when somebody asks which code made a model."""
+    """Warn now that the commit is not recorded, not when somebody asks which code made a model."""
     logger.warning("the git commit is not recorded: %s", reason)
 
 
@@ -54,10 +55,10 @@ def _git_reason(said: str) -> str:
 
 
 def input_hashes(raw: str, lock: Path = Path("dvc.lock"), folder: Path = Path("data")) -> dict[str, str]:
-    """DVC's hashes of what is trained on: the raw data in ``raw``, and what was made of them in ``folder``.
+    """Return DVC's hashes of the training data: the raw data in ``raw``, and the data made from them in ``folder``.
 
-    That of the raw data is the one that the stage ``preprocess`` has used. Where it was started without DVC,
-    it is that of the ``.dvc`` file of just this folder, if there is one.
+    The hash of the raw data is the one that the stage ``preprocess`` has used. If the stage was started without
+    DVC, it is the hash in the ``.dvc`` file of exactly this folder, if there is one.
     """
     hashes = {}
     stages = (_yaml(lock).get("stages") or {}) if lock.exists() else {}
@@ -72,7 +73,7 @@ def input_hashes(raw: str, lock: Path = Path("dvc.lock"), folder: Path = Path("d
 
 
 def _recorded(raw: str, folder: Path) -> list[str]:
-    """What ``dvc add`` has recorded of a folder."""
+    """Return the hashes that ``dvc add`` has recorded of a folder."""
     outs = [(file.parent / out["path"], out) for file in folder.glob("*.dvc") for out in _yaml(file).get("outs", [])]
     return [str(out.get("md5", "")) for path, out in outs if Path(path).resolve() == Path(raw).resolve()]
 
@@ -82,15 +83,22 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(values: Any, files: Iterable[Path]) -> str:
-    """16 hexadecimal digits that change with the values and with any byte or name of the files."""
+    """Return 16 hexadecimal digits that change with the values and with any byte or name of the files."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for path in sorted(files):
-        with path.open("rb") as file:
-            digest.update(f"{path}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+        digest.update(f"{path}:{sha256_of(path)}".encode())
     return digest.hexdigest()[:16]
 
 
+def code_files(places: Iterable[str]) -> list[Path]:
+    """Return the Python files of folders and modules that are named as in dvc.yaml, such as ``pipeline/detection``."""
+    root = Path(__file__).resolve().parent.parent
+    found = (path for place in places for path in (root / place, *(root / place).rglob("*.py")))
+    # Relative paths, because a project that was moved has the same code.
+    return sorted(Path(os.path.relpath(path)) for path in found if path.suffix == ".py")
+
+
 def environment() -> str:
-    """The installed packages and their versions, as pip writes them; one a line."""
+    """Return the installed packages and their versions in pip's notation, one per line."""
     found = {(part.metadata["Name"] or "").lower(): part.version for part in metadata.distributions()}
     return "".join(f"{name}=={number}\n" for name, number in sorted(found.items()) if name)

@@ -1,4 +1,4 @@
-"""The variables by which torchrun tells a process its place among others; believed only where torchrun set them."""
+"""The variables by which torchrun tells a process its rank among others; trusted only if torchrun set them."""
 
 import logging
 import os
@@ -12,14 +12,15 @@ _VARIABLES = (
 
 
 def rank() -> int:
-    """The number of this process among those of its run; 0 without torchrun."""
+    """Return the number of this process among those of its run; 0 without torchrun."""
     return int(os.environ["RANK"]) if _SET_BY_TORCHRUN in os.environ else 0
 
 
 def forget_stray_ranks() -> None:
-    """Remove the variables where torchrun did not set them.
+    """Remove the variables if torchrun did not set them.
 
-    Left in a shell, they make a process wait for others that do not exist, or keep silent as the second of two.
+    Left in a shell, they make a process wait for others that do not exist, or stay silent as if it were the second
+    of two.
     """
     stray = [name for name in _VARIABLES if name in os.environ]
     if stray and _SET_BY_TORCHRUN not in os.environ:

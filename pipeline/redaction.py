@@ -1,4 +1,4 @@
-"""Text without passwords: what goes to a log, a page, a tag or another program."""
+"""Removal of passwords from text that goes to a log, a page, a tag or another program."""
 
 import os
 import re
@@ -11,13 +11,13 @@ _CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#'\"<>]*@")
 _IN_A_QUERY = re.compile(r"((?:password|passwd|pwd|token|secret|api_key)=)[^\s&'\"<>]+", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^\s:/@]*:([^\s]+)@")
 _SECRET_NAMES = ("PASSWORD", "TOKEN", "SECRET", "API_KEY", "ACCESS_KEY")
-# A shorter word stands in other words too.
+# A shorter secret is not replaced, because it occurs in other words too.
 _SHORTEST = 4
 
 
 def redact(text: str) -> str:
-    """``text`` with ``***`` for the credentials of its URLs, and for every password in this process's environment."""
-    # Known passwords are replaced first: the pattern for URLs would take a part of one that contains :// for a URL.
+    """Return ``text`` with ``***`` for the credentials in its URLs and every password in this process's environment."""
+    # Known passwords are replaced first, because the pattern for URLs would match a part of one that contains ://.
     for secret in sorted(_known_secrets(), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = _CREDENTIALS.sub(rf"\1{HIDDEN}@", text)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: an order to end, or, while work must not be cut off, a wish that it looks for."""
+"""SIGTERM and SIGINT: they end the process, or, while work must not be cut off, set a flag that the work checks."""
 
 import signal
 import threading
@@ -8,13 +8,13 @@ from types import FrameType
 
 from pipeline.errors import Killed
 
-# Work that does not look for the wish is cut off after so many seconds.
+# Work that does not look at the flag is cut off after this many seconds.
 PATIENCE_SECONDS = 10.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopping:
-    """Whether a signal has asked this process to end."""
+    """A record of whether a signal has asked this process to end."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -22,7 +22,7 @@ class Stopping:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first signal is only noted in ``asked``; the second, or ten seconds, raise `Killed`."""
+        """Inside the block, only set ``asked`` at the first signal; a second, or ten seconds, raise `Killed`."""
         self._deferring = True
         try:
             yield
@@ -32,7 +32,7 @@ class Stopping:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def handle(self, number: int, _: FrameType | None) -> None:
-        """The signals' handler."""
+        """Handle a signal."""
         if self._deferring and not self.asked and number != signal.SIGALRM:
             self.asked = True
             signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
@@ -42,7 +42,7 @@ class Stopping:
 
 @contextmanager
 def stop_signals() -> Iterator[Stopping]:
-    """Handle both signals inside the block; only in the main thread, where Python allows it."""
+    """Handle both signals inside the block, but only in the main thread, because Python allows it only there."""
     stopping = Stopping()
     if threading.current_thread() is not threading.main_thread():
         yield stopping

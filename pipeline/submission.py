@@ -15,9 +15,9 @@ _FORMAT = "PredictionString must be confidence x y width height, repeated"
 
 
 def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike, digits: tuple[int, int] = (4, 1)) -> str:
-    """``confidence x y width height`` of each detection ``[N, 4]`` xyxy, in one string.
+    """Return ``confidence x y width height`` of each detection ``[N, 4]`` xyxy, in one string.
 
-    ``digits`` are those after the point, of confidences and of pixels.
+    ``digits`` are the numbers of decimal places of confidences and of pixels.
     """
     rows = zip(np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(scores).reshape(-1), strict=True)
     c, p = digits
@@ -27,10 +27,10 @@ def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike, digits: tuple
 
 
 def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Boxes ``[N, 4]`` xyxy and scores ``[N]`` of each study of a submission file.
+    """Return the boxes ``[N, 4]`` xyxy and scores ``[N]`` of each study in a submission file.
 
     Raises:
-        UserError: the file is missing, not such a table, or a line is malformed; names the line.
+        UserError: the file is missing or not such a table, or a line is malformed; the message names the line.
     """
     table = read_table(path, ["patientId", "PredictionString"])
     place = printable(path)
@@ -38,7 +38,7 @@ def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     for line, key, text in zip(table.index, table["patientId"], table["PredictionString"], strict=True):
         if not key:
             raise UserError(f"{place} line {line}: no patientId; the id of a study is needed")
-        key = original_cell(key)  # a file's name, where its prediction was written by us
+        key = original_cell(key)  # a file's name, if the prediction was written by us
         if key in found:
             raise UserError(f"{place} line {line}: {quoted(key)} is there twice; one line per study")
         found[key] = _parse(f"{place} line {line}", "" if is_missing(text) else text)
@@ -47,7 +47,7 @@ def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _parse(place: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        if "_" in text or not text.isascii():  # Python reads 1_0 as 10, and digits of any script
+        if "_" in text or not text.isascii():  # Python reads 1_0 as 10, and accepts digits of any script
             raise ValueError
         numbers = np.array(text.split(), np.float64)
     except ValueError:
@@ -71,6 +71,6 @@ def submission_table(
     scores: Sequence[npt.ArrayLike],
     digits: tuple[int, int] = (4, 1),
 ) -> str:
-    """The CSV text of a submission; ``digits`` as of `prediction_string`."""
+    """Return the CSV text of a submission; ``digits`` as in `prediction_string`."""
     strings = [prediction_string(box, score, digits) for box, score in zip(boxes, scores, strict=True)]
     return pd.DataFrame({"patientId": list(keys), "PredictionString": strings}).to_csv(index=False)

@@ -16,7 +16,7 @@ import yaml
 os.environ.update(DVC_NO_ANALYTICS="1", NO_ALBUMENTATIONS_UPDATE="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
 
 from pipeline.data.reader import Reader
-from pipeline.data.sample import make_sample
+from pipeline.sources.sample import make_sample
 
 # Run in the background by a script, pytest ignores SIGINT, and so would every process that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -220,7 +220,7 @@ def trained(tmp_path_factory, sample, _small_params):
 
 @pytest.fixture(scope="session")
 def _tiny_model(tmp_path_factory):
-    from pipeline.data.clahe import Preparation
+    from pipeline.data.preparation import Preparation
     from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
     from pipeline.detection.anchors import shape_grid
     from pipeline.detection.postprocess import PostProcessing

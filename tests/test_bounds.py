@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from pipeline.data.clahe import Preparation
+from pipeline.data.preparation import Preparation
 from pipeline.delivery.model_file import load_model
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture
@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.params import EvaluateParams, ModelParams, load_params
 
 # Key of model.json -> key of params.yaml, wrong values.
-SHARED = {
+SHARED: dict[str, tuple[str, list]] = {
     "architecture.backbone": ("model.backbone", ["hf-hub:a/b", "", "a\nb", "x" * 200, 7]),
     "architecture.norm": ("model.norm", ["batch", None, 1]),
     "architecture.fpn_channels": ("model.fpn_channels", [0, -32, 33, 2**20, "many", math.nan]),
@@ -37,9 +37,7 @@ SHARED = {
     "postprocessing.box_shrink": ("evaluate.box_shrink", [-100, 1, math.nan]),
     "postprocessing.score_gate": ("evaluate.score_gate", ["perhaps"]),
 }  # fmt: skip
-CASES = [
-    (*keys, value) for keys, (params_key, values) in SHARED.items() for keys in [(keys, params_key)] for value in values
-]
+CASES = [(model_key, params_key, value) for model_key, (params_key, values) in SHARED.items() for value in values]
 
 
 def put(values, key, value):

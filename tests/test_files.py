@@ -204,6 +204,7 @@ def _clear_often(folder, done):
             remove_unlocked(path)
 
 
+@pytest.mark.long
 def test_folders_just_made_and_not_yet_locked_are_left_to_who_made_them(tmp_path):
     context = multiprocessing.get_context("spawn")
     done = context.Event()

@@ -1,1 +1,1 @@
-"""Offline, deterministic data work: tables, DICOM, CLAHE, shards, splits, checks, the sample."""
+"""Offline, deterministic data work: tables, checks, preprocessing, shards, splits."""

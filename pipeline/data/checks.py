@@ -1,4 +1,4 @@
-"""Compare a data set's tables with its files and its pixels: one set of rules for ``check`` and ``preprocess``."""
+"""Comparison of a data set's tables with its files and pixels: one set of rules for ``check`` and ``preprocess``."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,17 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.annotations import IMAGES, Annotations, read_annotations
-from pipeline.data.clahe import Preparation
+from pipeline.data.data_issues import RULES, DataIssue, unusable
 from pipeline.data.discovery import Listing, by_study, list_folder, require_some
 from pipeline.data.duplicates import clusters, same_files, similar_pairs
 from pipeline.data.files_and_ids import compare_files
-from pipeline.data.findings import RULES, Finding, unusable
 from pipeline.data.parallel import Workers
+from pipeline.data.preparation import Preparation
 from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, prepare_shards
 from pipeline.errors import UserError
 
 _STUDIES_PER_JOB = 64
-# The smallest image and no CLAHE, where it only matters whether studies can be used.
+# The smallest image and no CLAHE, for a check that only asks whether studies can be used.
 SMALLEST = Preparation(64, 0, (1, 1))
 
 
@@ -28,21 +28,21 @@ class Inventory:
 
     Attributes:
         annotations: the tables.
-        files: study -> its file, of the studies that have one.
-        studies: those that can be decoded, as far as is known.
-        findings: what is wrong with tables and files.
+        files: study -> its file, for the studies that have exactly one.
+        studies: the studies to decode: those in which no error is known yet.
+        issues: the problems of tables and files.
     """
 
     annotations: Annotations
     files: dict[str, Path]
     studies: list[Study]
-    findings: list[Finding]
+    issues: list[DataIssue]
 
 
 def take_inventory(folder: Path) -> Inventory:
     """Read the tables, list the files and match the two.
 
-    A path is never made of an id: ids are looked up among the files that are there.
+    No path is ever built from an id: ids are looked up among the files that exist.
 
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
@@ -53,36 +53,36 @@ def take_inventory(folder: Path) -> Inventory:
     require_some(images, listing)
     ids = annotations.studies["patientId"].to_list()
     found = by_study(sorted([*listing.files, *listing.misnamed]), set(ids))
-    findings = [*annotations.findings, *compare_files(ids, found, listing)]
+    issues = [*annotations.issues, *compare_files(ids, found, listing)]
     files = {key: found[key][0] for key in ids if len(found.get(key, [])) == 1}
-    problems = unusable(findings)
+    problems = unusable(issues)
     usable = [key for key in ids if key not in problems]
     boxes = annotations.boxes_of(usable)
     studies = [Study(key, files[key], box) for key, box in zip(usable, boxes, strict=True)]
-    return Inventory(annotations, files, studies, findings)
+    return Inventory(annotations, files, studies, issues)
 
 
 @dataclass(frozen=True)
 class Examination:
-    """All that is known of a data set once its pixels have been seen.
+    """All that is known about a data set after its pixels are read.
 
     Attributes:
         annotations: the tables.
         files: study -> its file.
-        rows: one per decoded study: the columns of its table row, its header's tags, what it looks
-            like (`describe`), and ``cluster``, the studies that must stay in one split.
-        findings: all of them.
-        problems: study -> why it cannot be used.
+        rows: one per decoded study: the columns of its table row, its header's tags, the statistics
+            of its image (`describe`), and ``cluster``: studies of one cluster must stay in one split.
+        issues: the problems of tables, files and pixels.
+        problems: study -> the reason why it cannot be used.
     """
 
     annotations: Annotations
     files: dict[str, Path]
     rows: pd.DataFrame
-    findings: list[Finding]
+    issues: list[DataIssue]
     problems: dict[str, str]
 
     def summary(self) -> str:
-        """What is in the data set, in a few lines."""
+        """Describe the content of the data set in a few lines."""
         studies, boxes = self.annotations.studies, self.annotations.boxes
         views = Counter(view or "unknown" for view in self.rows["view"]) if len(self.rows) else Counter[str]()
         classes = ", ".join(f"{name} {count}" for name, count in studies["class"].value_counts().items())
@@ -97,36 +97,36 @@ class Examination:
 
 
 def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination:
-    """Put together what tables, files and pixels say, and compare the studies with each other."""
+    """Combine the findings from tables, files and pixels, and compare the studies with each other."""
     results = list(results)
-    findings = list(inventory.findings)
-    findings += [
-        Finding(RULES["readable"], key, reason) for result in results for key, reason in result.problems.items()
+    issues = list(inventory.issues)
+    issues += [
+        DataIssue(RULES["readable"], key, reason) for result in results for key, reason in result.problems.items()
     ]
     studies = inventory.annotations.studies
     rows = pd.DataFrame([row for result in results for row in result.rows])
     if len(rows):
-        # All may be unknown.
+        # All values of a column may be None.
         rows = rows.astype(dict.fromkeys(NUMBERS, "float64"))
         rows = rows.merge(studies, on="patientId", validate="one_to_one")
-        pairs = _copies(rows, findings)
+        pairs = _copies(rows, issues)
         rows["cluster"] = clusters(rows["groupId"].to_list(), pairs)
-        findings += [Finding(RULES["nearly_empty"], key) for key in rows["patientId"][rows["nearly_empty"]]]
-        findings += [Finding(RULES["view_known"], key) for key in rows["patientId"][rows["view"] == ""]]
-    return Examination(inventory.annotations, inventory.files, rows, findings, unusable(findings))
+        issues += [DataIssue(RULES["nearly_empty"], key) for key in rows["patientId"][rows["nearly_empty"]]]
+        issues += [DataIssue(RULES["view_known"], key) for key in rows["patientId"][rows["view"] == ""]]
+    return Examination(inventory.annotations, inventory.files, rows, issues, unusable(issues))
 
 
-def _copies(rows: pd.DataFrame, findings: list[Finding]) -> list[tuple[int, int]]:
-    """Pairs of places that show one image; notes them."""
+def _copies(rows: pd.DataFrame, issues: list[DataIssue]) -> list[tuple[int, int]]:
+    """Return the pairs of rows that show the same image, and add them to ``issues``."""
     ids, targets = rows["patientId"].to_list(), rows["target"].to_list()
     same = same_files(rows["digest"].to_list())
     similar = [
         pair for pair in similar_pairs(rows["hash"].to_list()) if rows["digest"][pair[0]] != rows["digest"][pair[1]]
     ]
     for rule, pairs in (("same_file", same), ("similar_image", similar)):
-        findings += [Finding(RULES[rule], ids[j], f"copy of {ids[i]}") for i, j in pairs]
-    findings += [
-        Finding(RULES["copies_disagree"], ids[j], f"{ids[i]} has Target {targets[i]}, this one {targets[j]}")
+        issues += [DataIssue(RULES[rule], ids[j], f"copy of {ids[i]}") for i, j in pairs]
+    issues += [
+        DataIssue(RULES["copies_disagree"], ids[j], f"{ids[i]} has Target {targets[i]}, this one {targets[j]}")
         for i, j in [*same, *similar]
         if targets[i] != targets[j]
     ]
@@ -137,7 +137,7 @@ def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: 
     """Stop when more than ``max_bad_fraction`` of ``total`` studies are unusable.
 
     Raises:
-        UserError: how many there are, the limit, one example and where all are listed.
+        UserError: the message gives their number, the limit, one example and the place where all are listed.
     """
     if len(problems) > max_bad_fraction * total:
         raise UserError(
@@ -147,7 +147,7 @@ def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: 
 
 
 def check_dataset(folder: Path, workers: Workers, study_seconds: float, rules: Preparation = SMALLEST) -> Examination:
-    """Read and prepare every table, file and pixel of a data set, as ``preprocess`` does, and write nothing.
+    """Read every table and prepare every study of a data set, as ``preprocess`` does, but write nothing.
 
     Args:
         folder: the data set.

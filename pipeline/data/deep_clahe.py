@@ -1,9 +1,9 @@
 """CLAHE of 16-bit images with the contrast limit of 8-bit ones.
 
-OpenCV's CLAHE takes uint16, but counts in 65,536 bins and clips none of them below one pixel. A tile of a
-prepared image has some hundred or thousand pixels, so hardly a bin is ever clipped: the limit is lost, and noise
-is amplified up to 64 times (a radiograph then differs by 25 grey levels from its own 8-bit copy). Here the curve
-of each tile is that of OpenCV's 8-bit CLAHE, and is read between its 256 levels: an image of 16 bits keeps its
+OpenCV's CLAHE accepts uint16, but counts in 65,536 bins and clips none of them below one pixel. A tile of a
+prepared image has a few hundred or thousand pixels, so hardly any bin is ever clipped: the limit has no effect, and
+noise is amplified up to 64 times (a radiograph then differs by 25 grey levels from its own 8-bit copy). Here the
+curve of each tile is that of OpenCV's 8-bit CLAHE, interpolated between its 256 levels: a 16-bit image keeps its
 fine steps, and looks like its 8-bit copy.
 """
 
@@ -21,9 +21,9 @@ _BINS = 256
 def equalize_deep(
     image: npt.NDArray[np.unsignedinteger[Any]], clip_limit: float, tile_grid_size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
-    """Equalise uint16 ``[H, W]``; ``tile_grid_size`` is columns, rows. Returns uint8 ``[H, W]``.
+    """Equalise uint16 ``[H, W]`` and return uint8 ``[H, W]``; ``tile_grid_size`` is columns, rows.
 
-    For an image whose levels are multiples of 257 (an 8-bit image in 16 bits) this is OpenCV's 8-bit CLAHE.
+    For an image whose levels are multiples of 257 (an 8-bit image in 16 bits), the result is OpenCV's 8-bit CLAHE.
     """
     columns, rows = tile_grid_size
     height, width = image.shape
@@ -44,7 +44,7 @@ def equalize_deep(
 
 
 def _fill_tiles(levels: npt.NDArray[np.float32], columns: int, rows: int) -> npt.NDArray[np.float32]:
-    """Mirror the right and lower edge until all tiles have one size, as OpenCV does: both sides or none."""
+    """Pad by mirroring the right and lower edges, as OpenCV does (both or neither), until all tiles have one size."""
     height, width = levels.shape
     if height % rows == 0 and width % columns == 0:
         return levels
@@ -53,7 +53,7 @@ def _fill_tiles(levels: npt.NDArray[np.float32], columns: int, rows: int) -> npt
 
 
 def _tile_curves(levels: npt.NDArray[np.float32], columns: int, rows: int, clip_limit: float) -> Floats:
-    """The curve of each tile at levels 0 to 255, ``[rows, columns, 257]``; the last value stands twice."""
+    """Return the curve of each tile at levels 0 to 255, ``[rows, columns, 257]``; the last value is repeated."""
     tile_height, tile_width = levels.shape[0] // rows, levels.shape[1] // columns
     area = tile_height * tile_width
     tiles = np.round(levels).astype(np.intp).reshape(rows, tile_height, columns, tile_width).swapaxes(1, 2)
@@ -65,7 +65,7 @@ def _tile_curves(levels: npt.NDArray[np.float32], columns: int, rows: int, clip_
 
 
 def _clip(counts: npt.NDArray[np.intp], limit: int) -> npt.NDArray[np.intp]:
-    """Cut each bin at ``limit`` and deal what was cut to all bins of the tile; the rest to evenly spaced ones."""
+    """Clip each bin at ``limit`` and spread the excess over all bins of the tile; evenly spaced bins get the rest."""
     excess = np.clip(counts - limit, 0, None).sum(1)
     dealt = np.asarray(np.minimum(counts, limit) + (excess // _BINS)[:, None], np.intp)
     for tile, rest in enumerate(excess % _BINS):
@@ -75,7 +75,7 @@ def _clip(counts: npt.NDArray[np.intp], limit: int) -> npt.NDArray[np.intp]:
 
 
 def _neighbours(length: int, tile: float, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
-    """For each row or column: the tiles on both sides of it, and the weight of the second one."""
+    """Return, for each row or column, the tiles on both sides of it and the weight of the second one."""
     place = np.arange(length) / tile - 0.5
     first = np.floor(place).astype(np.intp)
     return np.clip(first, 0, count - 1), np.clip(first + 1, 0, count - 1), place - first

@@ -1,4 +1,4 @@
-"""Find the DICOM files of a folder by their content, and say what else is in it."""
+"""Search for the DICOM files of a folder by their content; all other files are listed with their kind."""
 
 import os
 import stat
@@ -16,19 +16,19 @@ __all__ = [
     "study_name",
 ]  # fmt: skip
 
-# A name that ends so belongs to a DICOM file, whatever is in it.
+# A name with one of these suffixes claims to be a DICOM file, whatever its content.
 _SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".dc3", ".ima"})
 
 
 @dataclass
 class Listing:
-    """The content of a folder and the folders in it, sorted by path; hidden entries and DICOMDIR are left out.
+    """The content of a folder and its subfolders, sorted by path; hidden entries and DICOMDIR are left out.
 
     Attributes:
         files: DICOM files, by content.
-        misnamed: files that are named as DICOM files are and are none, each with its kind.
+        misnamed: files with the name of a DICOM file but other content, each with its kind.
         others: all other files, each with its kind.
-        odd: entries that could not be looked into (no regular file, unreadable, a loop), each with the reason.
+        odd: entries that could not be examined (not a regular file, unreadable, a loop), each with the reason.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Listing:
     odd: dict[Path, str] = field(default_factory=dict)
 
     def described(self) -> str:
-        """The content besides DICOM files, counted by kind."""
+        """Describe the content besides DICOM files, counted by kind."""
         kinds = Counter([*self.misnamed.values(), *self.others.values(), *self.odd.values()])
         shown = [kind if count == 1 else f"{count} times {kind}" for kind, count in kinds.most_common(6)]
         more = [f"{len(kinds) - 6} other kinds"] if len(kinds) > 6 else []
@@ -45,13 +45,13 @@ class Listing:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder and of the folders in it, sorted, found by content whatever their names.
+    """Return the DICOM files of a folder and its subfolders, sorted, found by content whatever their names.
 
-    Files that are named as DICOM files are and have other content are listed too: who reads them refuses them, and
-    says so. Entries that could not be looked into are in ``list_folder(folder).odd``.
+    Files with the name of a DICOM file but other content are listed too: the reader refuses them with a message.
+    Entries that could not be examined are in ``list_folder(folder).odd``.
 
     Raises:
-        UserError: none of the files is DICOM; the message says what is there.
+        UserError: none of the files is DICOM; the message tells what is there.
     """
     listing = list_folder(folder)
     require_some(folder, listing)
@@ -62,19 +62,19 @@ def require_some(folder: Path, listing: Listing) -> None:
     """Refuse a folder without a DICOM file.
 
     Raises:
-        UserError: what is in the folder instead.
+        UserError: there is none; the message tells what is in the folder instead.
     """
     if not listing.files:
         raise UserError(f"{printable(folder)}: no DICOM files; what is there: {listing.described()}")
 
 
 def list_folder(folder: Path) -> Listing:
-    """Look at each entry of a folder and of the folders in it; an entry that cannot be read ends nothing.
+    """List each entry of a folder and its subfolders; an entry that cannot be read does not end the search.
 
-    Links are followed, but no folder is looked into twice, and only regular files are opened.
+    Links are followed, but no folder is listed twice, and only regular files are opened.
     """
     listing, seen = Listing(), set[tuple[int, int]]()
-    # Linked folders come last, so that what is in two places is listed where it really is.
+    # Linked folders come last, so that an entry with two paths is listed under its real one.
     waiting = deque([folder])
     while waiting:
         place = waiting.popleft()
@@ -100,7 +100,7 @@ def _entries(folder: Path) -> Iterable[Path]:
 
 
 def _add(path: Path, listing: Listing) -> bool:
-    """Put the entry where it belongs; False: it is a folder."""
+    """Add the entry to the part of the listing where it belongs; return False for a folder."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -118,14 +118,14 @@ def _add(path: Path, listing: Listing) -> bool:
 
 
 def read_head(path: Path) -> bytes:
-    """The first ``HEAD_BYTES`` bytes of a regular file; never waits for a pipe's or a device's other end.
+    """Read the first ``HEAD_BYTES`` bytes of a regular file; never wait for the other end of a pipe or device.
 
     Raises:
-        OSError: the file cannot be read, or is no regular file.
+        OSError: the file cannot be read, or is not a regular file.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # even to open a device may do something
+    if not stat.S_ISREG(path.stat().st_mode):  # merely opening a device may have an effect
         raise OSError(None, _special_kind(path.stat().st_mode))
-    # It may have become a pipe since.
+    # The file may have become a pipe since that check.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         mode = os.fstat(descriptor).st_mode
@@ -150,15 +150,15 @@ def _sorted(entries: dict[Path, str]) -> dict[Path, str]:
 
 
 def study_name(path: Path) -> str:
-    """The name of a study by its file: without the suffix of a DICOM file, but with whatever else has a dot.
+    """Return the study's name from its file: without a DICOM suffix, but with every other part after a dot.
 
-    A name may be a UID, such as ``1.2.840.99``, whose last number is no suffix.
+    A name may be a UID, such as ``1.2.840.99``, whose last number is not a suffix.
     """
     return path.stem if path.suffix.lower() in _SUFFIXES else path.name
 
 
 def by_study(files: Iterable[Path], ids: Collection[str]) -> dict[str, list[Path]]:
-    """The files of each study: those that are named by its id, with any suffix or without one."""
+    """Group files by the study id that names them, with any suffix or none; others stand under their `study_name`."""
     found: dict[str, list[Path]] = {}
     for path in files:
         names = (study_name(path), path.name, path.stem)
@@ -167,7 +167,7 @@ def by_study(files: Iterable[Path], ids: Collection[str]) -> dict[str, list[Path
 
 
 def study_files(folder: Path, ids: Sequence[str]) -> list[Path]:
-    """The DICOM file of each study, in the order of ``ids``.
+    """Return the DICOM file of each study, in the order of ``ids``.
 
     Raises:
         UserError: the folder has no DICOM files, or a study has no file or several.

@@ -1,12 +1,12 @@
-"""Compare the label table's ids with the files that are there."""
+"""Comparison of the label table's ids with the files that exist."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.data.data_issues import RULES, DataIssue
 from pipeline.data.discovery import Listing, study_name
-from pipeline.data.findings import RULES, Finding
 from pipeline.data.suggestions import likely_cause
 from pipeline.escaping import printable, quoted
 
@@ -14,7 +14,7 @@ from pipeline.escaping import printable, quoted
 _HEADER_BYTES = 2**14
 _HEADERS_READ = 1000
 _WORD = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Tags that may hold what a label table calls a study, little endian; the likeliest first.
+# Tags that may hold the id that a label table gives a study, little endian; the likeliest first.
 _TAGS = {
     b"\x10\x00\x20\x00": "PatientID",
     b"\x08\x00\x18\x00": "SOPInstanceUID", b"\x02\x00\x03\x00": "SOPInstanceUID",
@@ -23,29 +23,29 @@ _TAGS = {
 }  # fmt: skip
 
 
-def compare_files(ids: Sequence[str], found: Mapping[str, Sequence[Path]], listing: Listing) -> Iterator[Finding]:
-    """Studies without a file or with several, and files without a study.
+def compare_files(ids: Sequence[str], found: Mapping[str, Sequence[Path]], listing: Listing) -> Iterator[DataIssue]:
+    """Yield an issue for each study without a file or with several, and for each file without a study.
 
     Args:
-        ids: of the label table.
-        found: the files by the names of their studies, as `by_study` gives them.
-        listing: what is in the folder.
+        ids: the ids of the label table.
+        found: the files by the names of their studies, as `by_study` returns them.
+        listing: the content of the folder.
     """
     known = set(ids)
     lacking = [key for key in ids if key not in found]
     unnamed = {name: files for name, files in found.items() if name not in known}
     hint = _hints(lacking, unnamed, listing)
     for key in lacking:
-        yield Finding(RULES["image_there"], key, hint(key))
+        yield DataIssue(RULES["image_there"], key, hint(key))
     for key in ids:
         if len(found.get(key, [])) > 1:
-            yield Finding(RULES["image_once"], key, ", ".join(quoted(path.name) for path in found[key][:3]))
+            yield DataIssue(RULES["image_once"], key, ", ".join(quoted(path.name) for path in found[key][:3]))
     for name in sorted(unnamed):
-        yield Finding(RULES["label_there"], printable(name, 60))
+        yield DataIssue(RULES["label_there"], printable(name, 60))
 
 
 def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listing: Listing) -> Callable[[str], str]:
-    """A function from a study's id to what may have become of its file."""
+    """Return a function that gives, for a study's id, a hint about its missing file."""
     other = {name: f"{quoted(path.name)} is {kind}" for path, kind in [*listing.others.items(), *listing.odd.items()]
              for name in (study_name(path), path.name, path.stem)}  # fmt: skip
     cause = likely_cause(lacking, unnamed.keys())
@@ -55,13 +55,13 @@ def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listin
 
 
 def _header_hint(ids: Sequence[str], files: Sequence[Path]) -> str:
-    """A hint if the ids are in the headers of files with other names, else empty."""
+    """Return a hint if the ids are in the headers of files with other names, otherwise an empty text."""
     wanted = {key.encode() for key in ids}
     tags: Counter[str] = Counter()
     looked = files[:_HEADERS_READ]
     for path in looked:
         tags.update(_tags_of(path, wanted))
-    # Several tags may hold the same; max keeps the first.
+    # Several tags may hold the same id; max keeps the first.
     tag = max(_TAGS.values(), key=lambda one: tags[one])
     count = tags[tag]
     if not count or 2 * count < len(looked):
@@ -70,12 +70,12 @@ def _header_hint(ids: Sequence[str], files: Sequence[Path]) -> str:
 
 
 def _tags_of(path: Path, ids: Collection[bytes]) -> set[str]:
-    """The tags of a header whose value is one of the ids; read without a parser, which a hostile file might hold."""
+    """Return the tags of a header whose value is one of the ids, without a parser, which a hostile file might stall."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEADER_BYTES)
     except OSError:
-        return set()  # whoever reads the study says so
-    # Before a value stand its tag, and its representation and length in four bytes.
+        return set()  # reading the study reports this error
+    # Before a value stand its tag (four bytes), and its representation and length (four bytes).
     starts = [match.start() for match in _WORD.finditer(head) if match[0] in ids]
     return {_TAGS[tag] for start in starts if (tag := head[start - 8 : start - 4]) in _TAGS}

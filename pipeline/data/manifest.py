@@ -1,8 +1,8 @@
-"""Sizes and SHA-256 digests of prepared data: written last by who prepares them, checked by who reads them.
+"""Sizes and SHA-256 digests of prepared data: the preparation writes them last, and readers check them.
 
-Sizes of all files and digests of the tables are looked at whenever the data are opened: that takes
-milliseconds, and finds what is cut off, missing or of another run. The digests of the shards are looked at
-where their images are about to be used: nothing else finds a block of zeros, or two shards swapped.
+The sizes of all files and the digests of the tables are checked whenever the data are opened: that takes
+milliseconds, and finds files that are cut off, missing or of another run. The digests of the shards are checked
+where their images are about to be used: nothing else finds a block of zeros, or two swapped shards.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.bounds import CHECKED
 from pipeline.documents import first_problem, read_json_object
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import sha256_of, write_json
 
 MANIFEST = "manifest.json"
 REBUILD = "run `dvc repro` to prepare the data anew"
 _FORMAT = 1
 
-# No other name: a path is never made of what a file says.
+# Other names are refused, so that no path is built from arbitrary text in a file.
 FileName = Annotated[str, Field(pattern=r"^(index\.csv|boxes\.csv|images-\d{5,9}\.npy)$")]
 
 
 class Entry(BaseModel):
-    """A file as it was written."""
+    """Size and digest of a file as it was written."""
 
     model_config = ConfigDict(frozen=True, **CHECKED)
 
@@ -37,7 +37,7 @@ class Entry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The contents of ``manifest.json``: the name of each other file -> what it must be."""
+    """The contents of ``manifest.json``: the name of each other file -> its size and digest."""
 
     model_config = ConfigDict(frozen=True, **CHECKED)
 
@@ -46,7 +46,7 @@ class Manifest(BaseModel):
 
 
 def write_manifest(folder: Path) -> None:
-    """Note every file of ``folder``; the same files give the same bytes."""
+    """Record every file of ``folder``; the same files give the same bytes."""
     paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     entries = {
         path.name: {"bytes": path.stat().st_size, "sha256": digest}
@@ -56,10 +56,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest, once every file that it names has the size that it says.
+    """Read the manifest, and check that every file that it names has the recorded size.
 
     Raises:
-        UserError: it is missing or damaged, or a file is missing or has another size.
+        UserError: the manifest is missing or damaged, or a file is missing or has another size.
     """
     path = folder / MANIFEST
     try:
@@ -85,10 +85,10 @@ def _require_size(path: Path, entry: Entry) -> None:
 
 
 def read_table(folder: Path, name: str, manifest: Manifest) -> bytes:
-    """The bytes of a table, which are those that were written.
+    """Return the bytes of a table, and check that they are as written.
 
     Raises:
-        UserError: they are not.
+        UserError: they are not, or the manifest does not name the table.
     """
     path = folder / name
     if name not in manifest.files:
@@ -100,10 +100,10 @@ def read_table(folder: Path, name: str, manifest: Manifest) -> bytes:
 
 
 def require_digests(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
-    """Read files from end to end, as many at once as there are cores.
+    """Check the digests of files; read them from end to end, as many at once as there are cores.
 
     Raises:
-        UserError: one is not as it was written.
+        UserError: a file is not as it was written.
     """
     paths = [folder / name for name in names]
     for path, digest in zip(paths, _digests(paths), strict=True):
@@ -116,11 +116,6 @@ def _changed(path: Path) -> UserError:
 
 
 def _digests(paths: list[Path]) -> list[str]:
-    # Threads are enough: hashing lets go of Python's lock.
+    # Threads are enough: hashing releases Python's global interpreter lock.
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        return list(threads.map(_digest, paths))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return list(threads.map(sha256_of, paths))

@@ -1,4 +1,4 @@
-"""Run one function over many jobs in processes that may die: on this machine, or on a Dask cluster."""
+"""Parallel jobs: one function runs over many jobs in processes that may die, on this machine or on a Dask cluster."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ Submit = Callable[[Callable[[Any], Any], Any], "Future[Any]"]
 
 @dataclass(frozen=True)
 class Workers:
-    """Where jobs run.
+    """The place where jobs run.
 
     Attributes:
         count: processes on this machine; 0 means one per core.
@@ -38,10 +38,10 @@ class Workers:
 def map_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: Workers, description: str
 ) -> list[Result | None]:
-    """Apply ``function`` to every job; results in the order of the jobs.
+    """Apply ``function`` to every job; return the results in the order of the jobs.
 
     ``function`` and the jobs must be picklable. A job whose process died (a decoder crashed, or the
-    system ended it) gives None; the process is replaced, and the other jobs do not notice. The first
+    system ended it) gives None; the process is replaced, and other jobs are not affected. The first
     exception of a job stops the rest.
 
     Raises:
@@ -59,7 +59,7 @@ def _result(future: "Future[Result]") -> Result | None:
     error = future.exception()
     if error is None:
         return future.result()
-    # By name: distributed's exception can be told without importing the optional package.
+    # Compare the name of distributed's exception, so that the optional package need not be imported.
     if isinstance(error, ProcessExpired) or type(error).__name__ == "KilledWorker":
         return None
     raise error
@@ -80,12 +80,12 @@ def _processes(count: int, jobs: int) -> Iterator[Submit]:
 
 
 def _context() -> Any:
-    # fork: a child would inherit OpenCV's and the logger's locks in whatever state they are.
+    # Not fork: a child would inherit OpenCV's and the logger's locks in any state.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    # Imported once, not by every worker.
-    context.set_forkserver_preload(["pipeline.data.shards", "pipeline.data.sample"])
+    # These modules are imported once, not by every worker.
+    context.set_forkserver_preload(["pipeline.data.shards", "pipeline.sources.sample"])
     return context
 
 
@@ -97,7 +97,7 @@ def _start_worker() -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """A killed main process must not leave workers behind, busy or waiting."""
+    """End this worker with the main process: a killed one must not leave workers behind, busy or waiting."""
     wait([sentinel])
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""The tables of prepared data, checked row by row: every place in them is one that exists."""
+"""Parsers of the tables of prepared data, which check every row: each value is one that can exist."""
 
 import io
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ _NUMBERS = {
     "age": "float64",
     "spacing": "float64",
 }
-# DICOM gives rows and columns 16 bits.
+# DICOM stores the numbers of rows and columns in 16 bits.
 _MAX_SIDE = 65_535
 
 
 def parse_index(content: bytes, path: Path) -> pd.DataFrame:
-    """The index; texts stay as written: 'NA' is not a missing value, '007' is not 7.
+    """Parse the index; texts stay as written: 'NA' is not a missing value, '007' is not 7.
 
     Raises:
-        UserError: a column is missing, or a value cannot be one of prepared data.
+        UserError: a column is missing, or a value is impossible in prepared data.
     """
     types = {name: _NUMBERS.get(name, "str") for name in INDEX_COLUMNS}
     table = _parse(content, path, types, {"age": [""], "spacing": [""]})
@@ -57,10 +57,10 @@ def parse_index(content: bytes, path: Path) -> pd.DataFrame:
 
 
 def parse_boxes(content: bytes, path: Path) -> pd.DataFrame:
-    """The boxes: patientId, x, y, width, height in pixels of the original.
+    """Parse the boxes: patientId, x, y, width, height in pixels of the original.
 
     Raises:
-        UserError: a column is missing, or a value cannot be one of a box.
+        UserError: a column is missing, or a value is impossible for a box.
     """
     table = _parse(content, path, {"patientId": "str"} | dict.fromkeys(BOX_COLUMNS[1:], "float64"), {})
     rules = {name: (~(table[name] >= 0) | ~np.isfinite(table[name]), "must be at least 0") for name in ("x", "y")}
@@ -75,9 +75,9 @@ def parse_boxes(content: bytes, path: Path) -> pd.DataFrame:
 def _parse(content: bytes, path: Path, types: Mapping[str, str], missing: Mapping[str, list[str]]) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.BytesIO(content), dtype=dict(types), keep_default_na=False, na_values=dict(missing))
-    except (ValueError, OverflowError) as error:  # pandas' errors are ValueErrors, and so is text that is no UTF-8
+    except (ValueError, OverflowError) as error:  # pandas raises ValueErrors, also for text that is not UTF-8
         raise UserError(f"{path}: not a table: {one_line(str(error))}; {REBUILD}") from None
-    # Of a row that is longer than the header pandas makes an index, and shifts the columns.
+    # If a row is longer than the header, pandas makes an index of its first cells and shifts the columns.
     if list(table.columns) != list(types) or not isinstance(table.index, pd.RangeIndex):
         raise UserError(f"{path}: must have the columns {', '.join(types)}; {REBUILD}")
     return table

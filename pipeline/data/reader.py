@@ -1,4 +1,4 @@
-"""The one way to read files of others: in processes with a time and a memory limit, replaced when they die."""
+"""Reading of untrusted files in processes that have a time and a memory limit, and are replaced when they die."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from pipeline.data.dicom import Radiograph, read_radiograph
-from pipeline.data.limits import MEMORY_BYTES
 from pipeline.data.reading_process import READY
+from pipeline.dicom.limits import MEMORY_BYTES
+from pipeline.dicom.radiograph import Radiograph, read_radiograph
 from pipeline.errors import BadStudyError
 
 _AHEAD = 4
@@ -29,22 +29,22 @@ Outcome = Radiograph | BadStudyError | OSError
 
 
 def reading_processes() -> int:
-    """How many processes keep a model busy that uses the same cores: half as many, at most four."""
+    """Return how many processes keep a model busy that uses the same cores: half as many as cores, at most four."""
     return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 class Reader:
-    """A few processes that read radiographs; a context manager, to be used from any thread.
+    """A few processes that read radiographs; a context manager that any thread may use.
 
     A study that takes too long, needs too much memory or crashes its decoder ends, at most, its process, which is
-    replaced. The processes start at the first read, or with `start`, and none survives this one. They are plain
-    programs: neither a fork of a process with threads nor a second run of the main module, whatever that is.
+    replaced. The processes start at the first read, or with `start`, and none outlives this process. They are
+    plain programs: neither a fork of a process with threads nor a second run of the main module, whatever that is.
 
     Args:
-        processes: how many.
+        processes: number of processes.
         study_seconds: a study that takes longer is refused.
         memory_bytes: a study that needs more is refused (on Linux; elsewhere there is no limit).
-        decode: makes a radiograph of a file's content; a function of a module, for tests to replace.
+        decode: turns a file's content into a radiograph; a module-level function that tests may replace.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Reader:
         return self
 
     def read(self, source: Path | bytes) -> Radiograph:
-        """Read a file, or the content of one; waits for a free process.
+        """Read a file, or the content of one; wait for a free process.
 
         Raises:
-            BadStudyError: its content cannot be used; or it took too long, needed too much memory or crashed.
+            BadStudyError: the content is unusable, or it took too long, needed too much memory or crashed the decoder.
             OSError: the file is not there or cannot be opened.
         """
         process = self._free.get()
@@ -83,10 +83,9 @@ class Reader:
             self._free.put(process)
 
     def read_each(self, sources: Iterable[Path | bytes]) -> Iterator[Outcome]:
-        """Read in the order of the sources; errors take the place of their study.
+        """Read in the order of the sources; an error takes the place of its study.
 
-        A few studies more than were asked for are read in the background, so that reading and what is done with
-        the images overlap.
+        A few studies are read ahead in the background, so that reading and the work on the images overlap.
         """
         waiting: deque[Future[Outcome]] = deque()
         try:
@@ -123,7 +122,7 @@ class Reader:
 
 
 class _Process:
-    """One process, and its replacement after it died; reads for one thread at a time."""
+    """One process, which is replaced after it dies; it reads for one thread at a time."""
 
     def __init__(self, asked: dict[str, Any]) -> None:
         self._asked = asked
@@ -132,7 +131,7 @@ class _Process:
         self._lock = threading.Lock()
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The process; a new one if there is none that lives."""
+        """Return the process; start a new one if none is alive."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the reader is closed")
@@ -156,10 +155,10 @@ class _Process:
             raise BadStudyError(f"the decoder crashed ({_name(code)})") from None
         finally:
             timer.cancel()
-            timer.join()  # or it could end the process during the next study
+            timer.join()  # otherwise it could end the process during the next study
 
     def _ready(self) -> subprocess.Popen[bytes]:
-        """The process, once it says that it is there: its start is no part of a study's time."""
+        """Return the process once it reports that it is ready: its start does not count as a study's time."""
         running = self.start()
         if not self._greeted:
             assert running.stdout is not None
@@ -177,7 +176,7 @@ class _Process:
 
 
 def _launch(asked: dict[str, Any]) -> subprocess.Popen[bytes]:
-    # The same modules as here, wherever they come from; and one thread each, since there are several processes.
+    # The same modules as here, wherever they come from; one thread each, because there are several processes.
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return subprocess.Popen(
@@ -186,7 +185,7 @@ def _launch(asked: dict[str, Any]) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, **threads, "PYTHONPATH": path},
-        start_new_session=True,  # Ctrl+C is for this process, which ends the others
+        start_new_session=True,  # Ctrl+C only reaches this process, which ends the others
     )
 
 
@@ -224,13 +223,13 @@ def _kill(running: "subprocess.Popen[bytes]", late: threading.Event) -> None:
 
 def _end(running: "subprocess.Popen[bytes]") -> int:
     try:
-        code = running.wait(_DYING_SECONDS)  # a process that crashes closes its pipes before it has a code
+        code = running.wait(_DYING_SECONDS)  # a process that crashes closes its pipes before it has an exit code
     except subprocess.TimeoutExpired:
         running.kill()
         code = running.wait()
     for stream in (running.stdin, running.stdout):
         assert stream is not None
-        with contextlib.suppress(OSError):  # what was not sent yet
+        with contextlib.suppress(OSError):  # close() may fail to send the remaining data
             stream.close()
     return code
 

@@ -1,7 +1,7 @@
-"""The inside of one of `Reader`'s processes: it reads hostile files one after another, and may die of any of them.
+"""The program of `Reader`'s processes: it reads hostile files one after another, and any of them may crash it.
 
-A request is a line of JSON, ``{"path": ...}`` or ``{"bytes": n}`` with as many bytes after it. The answer is a line of
-JSON and the arrays' bytes in the order of their names. Nothing is pickled.
+A request is a line of JSON: ``{"path": ...}``, or ``{"bytes": n}`` and then n bytes. The answer is a line of JSON,
+and then the arrays' bytes in the order in which that line names them. Nothing is pickled.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 
-from pipeline.data.dicom import MAX_FILE_BYTES, Radiograph
-from pipeline.data.limits import study_limits
+from pipeline.dicom.limits import study_limits
+from pipeline.dicom.radiograph import MAX_FILE_BYTES, Radiograph
 from pipeline.errors import BadStudyError
 
 READY = b"ready\n"
-# The parent ends a process that takes too long. Should the parent be gone, the process does so itself, a bit later.
+# The parent ends a process that takes too long. If the parent is gone, the process ends itself, a bit later.
 _GRACE_SECONDS = 5.0
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, decode: Callable[[bytes], Radiograph], limits: dict[str, Any]) -> None:
-    """Answer requests until there are no more; ``limits`` are ``study_seconds`` and ``memory_bytes``."""
+    """Answer requests until there are no more; ``limits`` holds ``study_seconds`` and ``memory_bytes``."""
     answers.write(READY)
     answers.flush()
     while line := requests.readline():
@@ -56,13 +56,13 @@ def _answer(
 
 
 def _content(path: Path) -> bytes:
-    """A file's bytes; one more than are accepted of a file that is too large."""
-    # Opening a FIFO would wait for its other end.
+    """Return a file's bytes; for a file that is too large, one byte more than is accepted."""
+    # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        return file.read(min(found.st_size, MAX_FILE_BYTES) + 1)  # it takes as much memory as it is asked for
+        return file.read(min(found.st_size, MAX_FILE_BYTES) + 1)  # read() takes as much memory as it is asked for
 
 
 def _packed(radiograph: Radiograph) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -74,20 +74,20 @@ def _packed(radiograph: Radiograph) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 def _end_with_parent(parent: int) -> None:
-    """The end of the requests ends an idle process; a busy one looks whether its parent is still there."""
+    """End a busy process when its parent is gone; an idle one ends at the end of the requests."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def main() -> None:
-    """Serve standard input and output; the argument is JSON."""
+    """Answer requests from standard input on standard output; the argument is JSON."""
     asked = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(asked["parent"],), daemon=True).start()
     cv2.setNumThreads(1)
     decode = getattr(importlib.import_module(asked["module"]), asked["function"])
-    # Decoders in C print to where they like: what they say would end up among the answers, or on a terminal.
+    # Decoders in C print to file descriptors 1 and 2: their text would end up among the answers, or on a terminal.
     answers = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

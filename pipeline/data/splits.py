@@ -1,128 +1,32 @@
-"""Deal studies to train, val and test: whole patients, like strata, and nobody moves once dealt."""
+"""The split of each study: ``data/splits.csv``, which its readers check."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from pipeline.data.prepared import INDEX
+from pipeline.documents import shown
 from pipeline.errors import UserError
+from pipeline.escaping import one_line
+from pipeline.paths import PREPARED, SPLITS_FILE
 
 SPLITS = ("train", "val", "test")
-# Studies of train patients that are kept out of training, to see what a leak would be worth.
+# Studies of train patients that are kept out of training, to measure the effect of a leak.
 LEAKED = "leaked"
-STRATA = ["class", "view", "sex"]
-
-
-def deal(
-    studies: pd.DataFrame, shares: Mapping[str, float], seed: int, former: Mapping[str, str] | None = None
-) -> pd.Series:
-    """Deal whole clusters of studies to parts, so that each part has its share of every stratum.
-
-    Clusters are dealt one by one in the order of their first study. Each goes to a part with a
-    probability that falls with how far the part is ahead of its shares, of all studies and of those
-    strata that the cluster has. So a cluster's part depends on nothing that comes after it, and
-    studies that are added at the end move none of those before them.
-
-    Args:
-        studies: columns ``cluster``, ``class``, ``view``, ``sex``.
-        shares: part -> its share of the studies; they add up to 1.
-        seed: which of the many such deals.
-        former: cluster -> part: these stay where they were, and the others make up for them.
-
-    Returns:
-        The part of each row, on the index of ``studies``.
-    """
-    counts, clusters = _strata_counts(studies)
-    parts, share = list(shares), np.array(list(shares.values()))
-    known = former or {}
-    held = np.zeros((len(parts), counts.shape[1]))  # studies of each part and stratum
-    place: dict[str, int] = {name: parts.index(known[name]) for name in clusters if known.get(name) in shares}
-    for row, name in enumerate(clusters):
-        if name in place:
-            held[place[name]] += counts[row]
-    seen = held.sum(0)
-    for row, name in enumerate(clusters):
-        if name not in place:
-            seen += counts[row]
-            place[name] = _choose(counts[row], held, seen, share, _chance(seed, name, len(parts)))
-            held[place[name]] += counts[row]
-    return studies["cluster"].map({name: parts[number] for name, number in place.items()}).rename("part")
-
-
-def _strata_counts(studies: pd.DataFrame) -> tuple[npt.NDArray[np.float64], list[str]]:
-    """Studies of each cluster: of all, of each class, view and sex, and of each mix of the three; ``[N, J]``."""
-    keys = [pd.Series("all", studies.index), *(studies[name] for name in STRATA)]
-    keys.append(studies[STRATA].agg("/".join, axis=1))
-    codes, names = pd.factorize(studies["cluster"])
-    columns = []
-    for key in keys:
-        strata, levels = pd.factorize(key)
-        table = np.zeros((len(names), len(levels)))
-        np.add.at(table, (codes, strata), 1)
-        columns.append(table)
-    return np.concatenate(columns, 1), [str(name) for name in names]
-
-
-def _choose(
-    own: npt.NDArray[np.float64],
-    held: npt.NDArray[np.float64],
-    seen: npt.NDArray[np.float64],
-    share: npt.NDArray[np.float64],
-    chance: npt.NDArray[np.float64],
-) -> int:
-    """Sample a part: its share, times a factor that falls with how far ahead it would be."""
-    ahead = held + own - share[:, None] * seen  # (parts, J), in studies
-    concerned = own > 0
-    surplus = (ahead[:, concerned] * np.sqrt(own[concerned])).mean(1) / np.sqrt(share)
-    # Gumbel noise: the largest sum is a sample of share * exp(-surplus).
-    return int(np.argmax(np.log(share) - surplus - np.log(-np.log(chance))))
-
-
-def _chance(seed: int, name: str, count: int) -> npt.NDArray[np.float64]:
-    """Numbers in (0, 1) that depend on the seed and the cluster alone."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, np.uint64)).uniform(1e-12, 1, count)
-
-
-def pick_leaked(studies: pd.DataFrame, split: pd.Series, count: int, seed: int) -> pd.Series:
-    """Take ``count`` studies of train patients who have another one there; in the mix of strata that val has.
-
-    Args:
-        studies: columns ``patientId``, ``cluster``, ``class``, ``view``, ``sex``.
-        split: of each row.
-        count: how many; fewer, where train has not as many to give.
-        seed: which of them.
-
-    Returns:
-        ``split`` with these marked as ``leaked``.
-    """
-    result = split.copy()
-    stratum = studies[STRATA].agg("/".join, axis=1)
-    order = studies["patientId"].map(lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
-    candidates = studies[(split == "train")].assign(stratum=stratum, order=order).sort_values("order")
-    # One study of each patient stays in train, or there would be nothing to leak.
-    candidates = candidates[candidates.duplicated("cluster")]
-    wanted = stratum[split == "val"].value_counts(normalize=True) * count
-    for name, number in wanted.round().astype(int).items():
-        result[candidates.index[candidates["stratum"] == name][:number]] = LEAKED
-    return result
-
-
-def kfold_shares(fractions: Mapping[str, float], folds: int) -> dict[str, float]:
-    """Shares of ``test`` and of ``folds`` equal folds of what it leaves."""
-    rest = (1 - fractions["test"]) / folds
-    return {**{f"fold{number}": rest for number in range(folds)}, "test": fractions["test"]}
+AGAIN = (
+    f"`dvc checkout --force {SPLITS_FILE}` brings the recorded table back; once the file is removed,"
+    " `dvc repro split` assigns all patients anew"
+)
+COLUMNS = ["patientId", "groupId", "part", "split", "rule"]
 
 
 def require_no_leak(studies: pd.DataFrame, split: pd.Series) -> None:
-    """Stop when a patient is in two splits, a split is empty, or a split lacks a class that there is.
+    """Stop when a patient or a cluster is in two splits, or when a split is empty.
 
-    ``leaked`` studies are of train patients by intention.
+    ``leaked`` studies belong to train patients on purpose.
 
     Raises:
-        UserError: the patient and its splits, or the split and the class.
+        UserError: the message names the patient and the number of its splits, or the empty split.
     """
     whole = split.replace(LEAKED, "train")
     for column in ("groupId", "cluster"):
@@ -134,11 +38,40 @@ def require_no_leak(studies: pd.DataFrame, split: pd.Series) -> None:
             raise UserError(f"split {name} is empty; more studies or another split.fractions are needed")
 
 
-def missing_classes(studies: pd.DataFrame, split: pd.Series) -> Sequence[str]:
-    """What to say of splits that lack a class."""
-    every = set(studies["class"])
-    return [
-        f"split {name} has no study of class {missing!r}"
-        for name in SPLITS
-        for missing in sorted(every - set(studies["class"][split == name]))
-    ]
+def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:
+    """Read the split of each row of ``index``.
+
+    Raises:
+        UserError: the file is missing or damaged, or does not belong to these studies.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run `dvc repro split` first")
+    table = read_splits_table(path)
+    if list(table.columns) != COLUMNS:
+        raise UserError(f"{path}: must have the columns {', '.join(COLUMNS)}; {AGAIN}")
+    for column, wrong, rule in (
+        ("split", ~table["split"].isin([*SPLITS, LEAKED]), f"must be {', '.join(SPLITS)} or {LEAKED}"),
+        ("patientId", table["patientId"].duplicated(), "must be there once"),
+        ("patientId", ~table["patientId"].isin(index["patientId"]), f"is not in {PREPARED / INDEX}"),
+    ):
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise UserError(f"{path} line {row + 2}: {column} {shown(table[column].iloc[row])}: {rule}; {AGAIN}")
+    splits = index["patientId"].map(dict(zip(table["patientId"], table["split"], strict=True)))
+    if splits.isna().any():
+        raise UserError(f"{path}: lacks study {index['patientId'][splits.isna()].iloc[0]}; {AGAIN}")
+    return splits
+
+
+def read_splits_table(path: Path) -> pd.DataFrame:
+    """Read the table as it stands in its file, every cell as text.
+
+    Raises:
+        UserError: the file is not a table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas raises ValueErrors, also for text that is not UTF-8
+        raise UserError(f"{path}: not a table: {one_line(str(error))}; {AGAIN}") from None
+    # The last line of a file that was cut off has fewer fields: pandas fills the missing ones with NaN.
+    return table.fillna("")

@@ -1,4 +1,4 @@
-"""Suggest the change by which ids of a table match the names of files, or the ids of another table."""
+"""Suggestion of the change by which a table's ids match the names of files, or the ids of another table."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -6,23 +6,23 @@ from itertools import islice
 
 Change = Callable[[str], str]
 
-# So many ids are looked for inside other names, and inside so many.
+# Shorter names are looked for inside at most this many longer ones.
 _SAMPLED = 20
 
 
 def likely_cause(ids: Sequence[str], names: Collection[str]) -> Callable[[str], str]:
-    """A function that gives the hint for one id, empty where there is none.
+    """Return a function that gives the hint for one id, empty where there is none.
 
     Args:
-        ids: that are not among the names.
-        names: that might be meant.
+        ids: ids that are not among the names.
+        names: names that might be meant.
     """
     for what, fewest, of_id, of_name in _changes(ids, names):
         meant: dict[str, str] = {}
         for name in names:
             meant.setdefault(of_name(name), name)
         found = {key: meant[of_id(key)] for key in ids if of_id(key) in meant}
-        # Different ids are different studies, and one letter is in many names.
+        # Different ids must match different names; few matches prove nothing, because one letter is in many names.
         if 2 * len(found) >= len(ids) > 0 and len(set(found.values())) == len(found) >= fewest:
             said = f"{len(found)} of {len(ids)} ids match after {what}"
             return lambda key, found=found, said=said: (  # type: ignore[misc]
@@ -32,7 +32,7 @@ def likely_cause(ids: Sequence[str], names: Collection[str]) -> Callable[[str], 
 
 
 def _changes(ids: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, int, Change, Change]]:
-    """Changes that people make to ids: name, fewest ids that make it likely, and how to undo it in ids and names."""
+    """Yield usual changes to ids: name, fewest matches that make one likely, and how to undo it in ids and in names."""
     yield "writing capital and small letters alike", 1, str.casefold, str.casefold
     for before, after in _affixes(ids, names):
         yield f"removing {_quoted(before, after)}", _fewest(before, after), _stripped(before, after), str.casefold
@@ -43,7 +43,7 @@ def _changes(ids: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, 
 
 
 def _affixes(longer: Sequence[str], shorter: Collection[str]) -> list[tuple[str, str]]:
-    """The most frequent texts before and after a shorter name inside a longer one."""
+    """Return the most frequent pairs of texts before and after a shorter name inside a longer one."""
     counts: Counter[tuple[str, str]] = Counter()
     folded = {name.casefold() for name in shorter if name}
     for name in islice(map(str.casefold, longer), _SAMPLED):

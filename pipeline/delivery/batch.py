@@ -1,4 +1,4 @@
-"""Predict many DICOM files: read in other processes while the model works, one line per study as it is done."""
+"""Prediction of many DICOM files: other processes read while the model works, and each study is written when done."""
 
 import logging
 from collections import deque
@@ -6,17 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.data.dicom import Radiograph
 from pipeline.data.discovery import Listing, list_folder, study_name
-from pipeline.data.looks import nearly_empty
+from pipeline.data.image_statistics import nearly_empty
 from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Prediction, Predictor
-from pipeline.delivery.writers import Writer
+from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import printable
 
@@ -26,7 +25,7 @@ LIST_SUFFIX = ".txt"
 
 
 class Source(NamedTuple):
-    """A file, and its bytes where they have been read already."""
+    """A file, and its bytes if they have been read already."""
 
     path: Path
     content: bytes | None = None
@@ -34,7 +33,7 @@ class Source(NamedTuple):
 
 @dataclass
 class BatchResult:
-    """How many studies and detections there are; path -> reason of the files passed over; the nearly empty ones."""
+    """The numbers of studies and detections, path -> reason of the files passed over, and the nearly empty studies."""
 
     predicted: int = 0
     detections: int = 0
@@ -44,7 +43,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Study:
-    """A file, what is in it, and what was found; `key` names it, since ids inside a file are not trusted."""
+    """A file, its radiograph and its detections; `key` names it, because ids inside a file are not trusted."""
 
     path: Path
     radiograph: Radiograph
@@ -52,19 +51,26 @@ class Study:
 
     @property
     def key(self) -> str:
-        """The name of the file."""
+        """Return the name of the file, without the suffix of a DICOM file."""
         return study_name(self.path)
 
     @cached_property
     def nearly_empty(self) -> bool:
-        """Whether it has hardly any contrast, or is nearly all black or white: its detections then say nothing."""
+        """Return whether it has hardly any contrast, or is nearly all black or white: detections then mean nothing."""
         return nearly_empty(self.radiograph.pixels)
+
+
+class Writer(Protocol):
+    """An object that takes studies one by one."""
+
+    def write(self, study: Study) -> None:
+        """Take a study."""
 
 
 def predict_files(
     predictor: Predictor, reader: Reader, files: Sequence[Path], batch_size: int, writers: Sequence[Writer]
 ) -> BatchResult:
-    """Detect in every file, and give each study to the writers; of ten thousand files a few are in memory."""
+    """Detect in every file, and give each study to the writers; with ten thousand files, only a few are in memory."""
     result, console = BatchResult(), Console(stderr=True)
     shown = track(files, "Predicting", console=console, disable=not console.is_terminal)
     problems: dict[Path, BadStudyError | OSError] = {}
@@ -86,10 +92,10 @@ def predict_each(
     batch_size: int,
     problems: dict[Path, BadStudyError | OSError],
 ) -> Iterator[Study]:
-    """Each readable source with its prediction.
+    """Yield each readable source with its prediction.
 
-    The others go to ``problems``: a `BadStudyError` is a verdict on the content; an `OSError` says that the file could
-    not be read now, and may pass.
+    The errors of the others go to ``problems``: a `BadStudyError` is a verdict on the content; an `OSError` says that
+    the file could not be read now, which may pass.
     """
     paths: list[Path] = []
     radiographs: list[Radiograph] = []
@@ -119,7 +125,7 @@ def _read(reader: Reader, sources: Iterable[Source]) -> Iterator[tuple[Path, Rad
 
 
 def why(error: BadStudyError | OSError) -> str:
-    """The reason without the file's name, which stands beside it; of one line."""
+    """Return the reason on one line, without the file's name, which stands beside it."""
     return printable(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
@@ -129,13 +135,13 @@ def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiogra
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:
-    """The files that are meant; what is odd in a folder is reported and passed over.
+    """List the files to predict; odd entries of a folder are reported and passed over.
 
     Args:
-        inputs: files, folders whose DICOM files are meant, or ``.txt`` files with a path on each line.
+        inputs: files, folders with DICOM files, or ``.txt`` files with a path on each line.
 
     Raises:
-        UserError: an input does not exist, there is no DICOM file, or two files have one name.
+        UserError: an input does not exist, there is no DICOM file, or two files have the same name.
     """
     files: dict[str, Path] = {}
     empty: dict[Path, Listing] = {}
@@ -155,7 +161,7 @@ def list_files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _of_folder(folder: Path, empty: dict[Path, Listing]) -> list[Path]:
-    """The DICOM files of a folder; without any, what is there goes to ``empty``."""
+    """Return the DICOM files of a folder; if it has none, its listing goes to ``empty``."""
     listing = list_folder(folder)
     if not listing.files:
         empty[folder] = listing
@@ -166,7 +172,7 @@ def _of_folder(folder: Path, empty: dict[Path, Listing]) -> list[Path]:
 
 
 def _listed(inputs: Sequence[Path]) -> Iterator[Path]:
-    """The inputs, with the paths that lists name in their place."""
+    """Yield the inputs; the paths in a list take the list's place."""
     for place in inputs:
         if place.suffix != LIST_SUFFIX or not place.is_file():
             yield place

@@ -1,8 +1,8 @@
-"""A trained model for other runtimes: ONNX, or a program of ``torch.export``; with suppression in the graph.
+"""The export of a trained model to ONNX or to a program of ``torch.export``, with suppression in the graph.
 
-Input ``images``: uint8 ``[1, C, S, S]`` as `prepare` gives them. Outputs, best first: ``boxes`` float32
+Input ``images``: uint8 ``[1, C, S, S]`` as `prepare` returns them. Outputs, best first: ``boxes`` float32
 ``[N, 4]`` xyxy pixels of that image, ``scores`` ``[N]``. Candidates below ``score_thresh`` are among them
-where there are fewer than ``detections_per_img`` others: whoever runs the graph drops them.
+if there are fewer than ``detections_per_img`` others: the program that runs the graph drops them.
 """
 
 import shutil
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, nms
 
-from pipeline.data.clahe import prepare
+from pipeline.data.preprocessing import prepare
 from pipeline.delivery.model_file import CONFIG_FILE, load_model
 from pipeline.detection.anchors import decode_boxes
 from pipeline.detection.dataset import channels_first
@@ -27,7 +27,7 @@ from pipeline.files import directory_atomic, write_json
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_OPSET = 18
-PIXELS, SCORE = 0.5, 1e-3  # how far an export may be from the model
+PIXELS, SCORE = 0.5, 1e-3  # largest differences allowed between an export and the model
 
 
 Runner = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -35,7 +35,7 @@ Runner = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.ND
 
 @dataclass(frozen=True)
 class Rules:
-    """What of the post-processing is in the graph."""
+    """The settings of the post-processing that is in the graph."""
 
     image_size: tuple[int, int]
     topk: int
@@ -45,7 +45,7 @@ class Rules:
 
 
 class ExportedDetector(nn.Module):
-    """The model with its post-processing as one graph whose shapes do not depend on the image, but for the last."""
+    """The model with its post-processing as one graph; only its last shape, the box count, depends on the image."""
 
     def __init__(self, model: RetinaNet, anchors: Sequence[Tensor], settings: Rules) -> None:
         super().__init__()
@@ -65,19 +65,19 @@ class ExportedDetector(nn.Module):
             boxes.append(decode_boxes(offsets[rows], getattr(self, f"anchors_{number}")[rows]))
             scores.append(best.sigmoid())
         found = clip_boxes_to_image(torch.cat(boxes), rules.image_size)
-        # What was clipped to nothing lies outside the image, and comes last.
+        # A box that was clipped to nothing lies outside the image, and is ranked last.
         ranked = torch.where(((found[:, 2:] - found[:, :2]) > 0).all(1), torch.cat(scores), -1.0)
         kept = nms(found, ranked, rules.nms_thresh)[: rules.count]
         return shrink(found[kept], rules.box_shrink), ranked[kept]
 
 
 def export_model(folder: Path, out: Path, kind: str) -> Path:
-    """Write the model of ``folder`` as ``onnx`` or ``torch``, with ``model.json`` beside it; returns the file.
+    """Write the model of ``folder`` as ``onnx`` or ``torch``, with ``model.json`` beside it; return the file.
 
-    What is written is run on made images and compared with the model before anything is kept.
+    The export is run on random images and compared with the model before anything is kept.
 
     Raises:
-        UserError: the model asks for what no graph has, the format is unknown, or the two differ.
+        UserError: the post-processing has a step that the graph lacks, the format is unknown, or the two differ.
     """
     if kind not in FORMATS:
         raise UserError(f"--format {kind}: must be one of {', '.join(FORMATS)}")
@@ -116,7 +116,7 @@ def _write_program(detector: ExportedDetector, example: Tensor, path: Path) -> N
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an export is from the model: the largest differences over ``images``, in pixels and scores."""
+    """The largest differences between an export and its model over ``images`` images, in pixels and scores."""
 
     images: int
     boxes: float
@@ -124,11 +124,11 @@ class Agreement:
 
 
 def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np.uint8]]) -> Agreement:
-    """Run an export and its model on original images ``[H, W]``.
+    """Run an export and its model on original images ``[H, W]``, and compare their detections.
 
     Raises:
-        UserError: it finds another number of boxes, differs by more than half a pixel or .001 in a score, or
-            something that is not finite.
+        UserError: the export finds another number of boxes, differs by more than half a pixel or .001 in a score,
+            or an output is not finite.
     """
     model, config = load_model(folder)
     run = load_export(exported)
@@ -157,7 +157,7 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
 
 
 def load_export(path: Path) -> Runner:
-    """A function of an image ``[1, C, S, S]`` that gives boxes and scores."""
+    """Load an export as a function of an image ``[1, C, S, S]`` that returns boxes and scores."""
     if path.suffix == ".onnx":
         return _onnx_runner(path)
     program = torch.export.load(path).module()

@@ -1,4 +1,4 @@
-"""A folder into which studies arrive: each is scored once, whoever looks and however often."""
+"""A folder into which studies arrive: each is scored once, whichever process looks at it and however often."""
 
 import hashlib
 import logging
@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
+from pipeline.data.data_issues import RULES
 from pipeline.data.discovery import list_folder
-from pipeline.data.findings import RULES
+from pipeline.data.image_statistics import grey_features
 from pipeline.data.reader import Reader
 from pipeline.delivery.batch import Source, Study, predict_each, why
 from pipeline.delivery.incoming import ARRIVING, Arrivals, StillArrivingError, read_regular
@@ -27,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InboxResult:
-    """How many new files were scored and passed over; and how many wait for the next look.
+    """The numbers of new files that were scored, that were passed over, and that wait for the next look.
 
-    Those that wait have yet to settle, or could not be read for the moment.
+    Files that wait may still be arriving, or could not be read at the moment.
     """
 
     scored: int
@@ -42,11 +41,11 @@ def score_inbox(
 ) -> InboxResult:
     """Score the DICOM files of ``inbox`` whose content is not in ``out/scored.csv`` yet, and add a line for each.
 
-    A file is known by its SHA-256: neither another name nor a second copy makes it new. Its bytes are read once,
-    and those are scored. Files that were changed within the last ``settle_seconds`` may still be arriving; they
-    wait, as do those that cannot be read at the moment: a line is written for a verdict on the content only. The
-    line is on the disk before the next batch begins; a damaged line, after a kill for instance, is set aside, and
-    its file is scored again.
+    A file is identified by its SHA-256: neither another name nor a second copy makes it new. Its bytes are read
+    once, and these bytes are scored. Files that changed within the last ``settle_seconds`` may still be arriving;
+    they wait, as do files that cannot be read at the moment: a line is written only for a verdict on the content.
+    The line is on the disk before the next batch begins. A damaged line, after a kill for instance, is set aside,
+    and its file is scored again.
 
     Raises:
         UserError: the folder does not exist, or another process is at work on ``out``.
@@ -63,7 +62,7 @@ def score_inbox(
 
 
 def _files(inbox: Path) -> list[Path]:
-    """The DICOM files, and those that are named so; what cannot be looked into is said, and the rest is scored."""
+    """List the DICOM files and the files named like ones; log the entries that cannot be read, and leave them out."""
     listing = list_folder(inbox)
     if inbox in listing.odd:
         raise UserError(f"{inbox}: {listing.odd[inbox]}")
@@ -74,7 +73,7 @@ def _files(inbox: Path) -> list[Path]:
 
 @dataclass
 class _Look:
-    """One look at the folder; ``known`` are the digests of the studies that need not be read again."""
+    """One look at the folder; ``known`` are the digests of the studies that need not be scored again."""
 
     model: str
     table: Path
@@ -87,7 +86,7 @@ class _Look:
     waiting: int = 0
 
     def score(self, predictor: Predictor, reader: Reader, files: Iterable[Path], batch_size: int) -> InboxResult:
-        """Score what is new of ``files``."""
+        """Score the new files among ``files``."""
         rows: list[list[str]] = []
         for study in predict_each(predictor, reader, self._new(files), batch_size, self.problems):
             rows.append([self.digests[study.path], *_row(study, self.model)])
@@ -105,7 +104,7 @@ class _Look:
             try:
                 content = read_regular(path) if self.arrivals.has_arrived(path) else None
             except FileNotFoundError:
-                continue  # moved away since it was listed
+                continue  # moved away after it was listed
             except OSError as error:
                 self._wait_for(path, error)
                 continue
@@ -130,7 +129,7 @@ class _Look:
             self.scored += len(rows)
 
     def _write_verdicts(self) -> None:
-        """A line for each content that is refused; what may pass is tried again."""
+        """Write a line for each refused content; files that cannot be read at the moment are tried again."""
         while self.problems:
             path = next(iter(self.problems))
             error = self.problems.pop(path)
@@ -152,11 +151,6 @@ def _row(study: Study, model: str) -> list[str]:
     count = str(len(found.scores))
     warning = RULES["nearly_empty"].title if study.nearly_empty else ""
     return [study.path.name, _now(), model, score, text, warning, study.radiograph.view, *grey, count]
-
-
-def grey_features(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
-    """Mean and standard deviation of an image's grey levels."""
-    return float(pixels.mean()), float(pixels.std())
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Files that others write while we look: when one has arrived, and its bytes, read once and within bounds."""
+"""Files that other programs may still write: tell when one has arrived, and read its bytes once, within bounds."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.dicom import MAX_FILE_BYTES
+from pipeline.dicom.radiograph import MAX_FILE_BYTES
 from pipeline.files import write_atomic
 
 ARRIVING = ".arriving.json"
@@ -19,13 +19,13 @@ class StillArrivingError(OSError):
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file; of one that is too large, one byte more than is accepted.
+    """Read a regular file; if it is too large, read one byte more than is accepted.
 
-    Never waits for the other end of a pipe.
+    The call never waits for the other end of a pipe.
 
     Raises:
-        StillArrivingError: it was changed meanwhile.
-        OSError: it is not there, cannot be read, or is no regular file.
+        StillArrivingError: the file was changed meanwhile.
+        OSError: the file does not exist, cannot be read, or is not a regular file.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         before = os.fstat(file.fileno())
@@ -45,7 +45,7 @@ def _state(found: os.stat_result) -> tuple[int, int, int]:
 
 @dataclass
 class _Sight:
-    """A file as it was seen: ``since`` is the time of this machine's start-up clock, which nobody sets."""
+    """A file as it was seen; ``since`` is a time of the monotonic clock, which runs from start-up and cannot be set."""
 
     state: tuple[int, int, int]
     since: float
@@ -53,11 +53,11 @@ class _Sight:
 
 @dataclass
 class Arrivals:
-    """Tells which files have arrived: those that did not change for ``settle_seconds``.
+    """A check of which files have arrived: those that did not change for ``settle_seconds``.
 
-    The time of a file's last change says so in most cases. Where it lies in the future (the sender's clock is
-    ahead, or ours was set back), the system's own note of that time counts, and if that lies in the future too,
-    the state of the file at an earlier look, which is kept in ``note``.
+    In most cases a file's modification time decides. If it lies in the future (the sender's clock is ahead, or
+    ours was set back), the system's own note of the last change (ctime) counts. If that lies in the future too,
+    the state of the file at an earlier look counts, which is kept in ``note``.
     """
 
     settle_seconds: float
@@ -69,18 +69,18 @@ class Arrivals:
         self._before = _read(self.note)
 
     def has_arrived(self, path: Path) -> bool:
-        """Whether a file has arrived.
+        """Return whether a file has arrived.
 
         Raises:
-            OSError: it is not there, or cannot be looked at.
+            OSError: the file does not exist, or its state cannot be read.
         """
         found = path.stat()
         if self._unchanged_since(found.st_mtime, found.st_ctime):
             return True
-        # A name may hold anything; as it is, it would be among the first things to be escaped wrongly.
+        # A name may hold any bytes: in hexadecimal digits, it cannot be escaped wrongly.
         key, now = os.fsencode(path).hex(), time.monotonic()
         before = self._before.get(key)
-        if before is None or before.state != _state(found) or before.since > now:  # it was started anew since
+        if before is None or before.state != _state(found) or before.since > now:  # the machine was restarted since
             before = _Sight(_state(found), now)
         self._now[key] = before
         return now - before.since >= self.settle_seconds
@@ -91,7 +91,7 @@ class Arrivals:
         return now - last >= self.settle_seconds
 
     def save(self) -> None:
-        """Keep what was seen for the next look."""
+        """Keep the files' states for the next look."""
         if not self._now:
             self.note.unlink(missing_ok=True)
             return
@@ -100,7 +100,7 @@ class Arrivals:
 
 
 def _read(note: Path) -> dict[str, _Sight]:
-    """What an earlier look saw; nothing if the note is damaged, which costs a wait."""
+    """Read the states that an earlier look noted; none if the note is damaged, which only costs a wait."""
     try:
         rows = dict(json.loads(note.read_text(encoding="utf-8")))
         return {

@@ -1,8 +1,8 @@
-"""The detector as an MLflow pyfunc, in MLflow's "model from code" form: no pickle anywhere.
+"""The detector as an MLflow pyfunc, in MLflow's "model from code" form, without any pickle.
 
 Input: a column ``dicom`` of base64 DICOM files, or ``image``, rows of grey levels 0 to 255 (bright where
 dense). Output per row: ``PredictionString`` (the challenge's ``confidence x y width height``, original
-pixels), the same as ``boxes`` (xyxy) and ``scores``, and ``image_score``, that of the best candidate.
+pixels), the same as ``boxes`` (xyxy) and ``scores``, and ``image_score``, the score of the best candidate.
 """
 
 import threading
@@ -22,23 +22,23 @@ from pipeline.delivery.served import DICOM, IMAGE, RequestError, ServedModel, Se
 
 
 class Refusal(MlflowException):
-    """An error whose message stays as it is: MLflow's server would put the request's content before it."""
+    """An error whose message cannot be changed: MLflow's server would otherwise prepend the request's content."""
 
     @property
     def message(self) -> str:
-        """Why the request is refused."""
+        """Return why the request is refused."""
         return str(self.args[0])
 
     @message.setter
     def message(self, text: str) -> None:
-        """Takes no other one."""
+        """Ignore ``text``: the message stays as it is."""
 
 
 class DetectorModel(PythonModel):
-    """Reads DICOM files, detects lung opacities."""
+    """A model that reads DICOM files and detects lung opacities."""
 
     def load_context(self, context: Any) -> None:
-        """Rebuild the model from the folder of artifacts; its configuration are `ServingLimits`."""
+        """Rebuild the model from the folder of artifacts; its configuration holds the `ServingLimits`."""
         limits = ServingLimits.model_validate(dict(context.model_config or {}))
         reader = Reader(limits.max_requests, limits.study_seconds)
         self._model = ServedModel(Predictor(Path(context.artifacts["model"])), reader, limits)
@@ -50,7 +50,7 @@ class DetectorModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
-        """Detections above the operating threshold.
+        """Return the detections above the operating threshold.
 
         Raises:
             Refusal: INVALID_PARAMETER_VALUE (HTTP 400) for a column, row or file that cannot be used,
@@ -69,7 +69,7 @@ class DetectorModel(PythonModel):
 
 
 def _plain(value: Any) -> Any:
-    """A cell as JSON has it: MLflow makes arrays of lists, and pandas NaN of what is not there."""
+    """Return a cell as JSON has it: MLflow turns lists into arrays, and pandas missing values into NaN."""
     if isinstance(value, float) and np.isnan(value):
         return None
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -1,4 +1,4 @@
-"""A model on disk: ``model.safetensors`` and ``model.json``, all that is needed to rebuild it."""
+"""A model on disk: ``model.safetensors`` and ``model.json``, which are all that is needed to rebuild it."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors.torch import save_file
 
 from pipeline.bounds import CHECKED, Fraction
-from pipeline.data.clahe import Preparation
+from pipeline.data.preparation import Preparation
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
 from pipeline.detection.weight_file import read_layouts, read_weights, require_finite, require_layouts
@@ -34,11 +34,11 @@ ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 
 
 class ModelConfig(BaseModel):
-    """The contents of ``model.json``; its values keep the bounds of ``params.yaml``, and fit each other.
+    """The contents of ``model.json``; its values keep the bounds of ``params.yaml``, and are consistent.
 
     Attributes:
         operating_threshold: detections above it are reported; chosen on the val split.
-        best_epoch: 0-based epoch whose weights these are, and ``val_map`` what they reached.
+        best_epoch: 0-based epoch of these weights; ``val_map`` is the score that they reached.
     """
 
     model_config = ConfigDict(frozen=True, **CHECKED)
@@ -54,7 +54,7 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        """Each pair says the same thing twice."""
+        """Check the settings that must agree with each other."""
         network, channels = self.architecture, len(self.preprocessing.channels)
         if network.in_channels != channels:
             raise ValueError(f"architecture.in_channels {network.in_channels}, but preprocessing gives {channels}")
@@ -69,7 +69,7 @@ def save_model(folder: Path, model: RetinaNet, config: ModelConfig) -> None:
     """Write both files, each whole or not at all; the configuration last.
 
     Raises:
-        UserError: a weight is not finite, or the configuration would not be read again.
+        UserError: a weight is not finite, or the configuration would be refused when read.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     require_finite(weights, f"{folder / WEIGHTS_FILE}: not written")
@@ -82,13 +82,13 @@ def load_model(folder: Path) -> tuple[RetinaNet, ModelConfig]:
     """Rebuild a model on the CPU, in eval mode.
 
     Raises:
-        UserError: a file is missing, damaged or out of bounds, a weight is not finite, or the two do not
-            belong together.
+        UserError: a file is missing, damaged or out of bounds, a weight is not finite, or the two files do
+            not belong together.
     """
     config = _read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     try:
-        layouts = read_layouts(path)  # before a network is built that may be of any size
+        layouts = read_layouts(path)  # before the network is built, which may be of any size
         model = _build(config.architecture, folder / CONFIG_FILE)
         require_layouts(layouts, model, f"{path}: damaged, or not of {CONFIG_FILE} beside it")
         model.load_state_dict(read_weights(path))
@@ -100,7 +100,7 @@ def load_model(folder: Path) -> tuple[RetinaNet, ModelConfig]:
 def _build(layout: Architecture, path: Path) -> RetinaNet:
     try:
         return RetinaNet(layout)
-    # timm has hundreds of models, and each refuses in its own way to be a backbone.
+    # timm has hundreds of models; those that cannot be a backbone fail with errors of any type.
     except Exception as error:  # noqa: BLE001
         raise UserError(
             f"{path}: architecture.backbone = {layout.backbone!r}: cannot be built: {one_line(str(error))}"
@@ -108,12 +108,12 @@ def _build(layout: Architecture, path: Path) -> RetinaNet:
 
 
 def save_seen(folder: Path, patients: Iterable[str]) -> None:
-    """Note which patients a model was trained and chosen on, as hashes: on them it must not be scored."""
+    """Write hashes of the patients on whom a model was trained and chosen: it must not be scored on them."""
     write_json(folder / SEEN_FILE, sorted({patient_hash(patient) for patient in patients}))
 
 
 def load_seen(folder: Path) -> set[str]:
-    """What `save_seen` wrote.
+    """Read the hashes that `save_seen` wrote.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -129,7 +129,7 @@ def load_seen(folder: Path) -> set[str]:
 
 
 def patient_hash(patient: str) -> str:
-    """What stands for a patient's id outside the data set."""
+    """Return the hash that stands for a patient's id outside the data set."""
     return hashlib.sha256(patient.encode()).hexdigest()[:16]
 
 
@@ -156,7 +156,7 @@ def _plain(config: ModelConfig) -> dict[str, Any]:
 
 
 def pick_device() -> torch.device:
-    """CUDA or MPS where there is one, else the CPU."""
+    """Return CUDA or MPS if available, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Detections for radiographs of any size, in their own pixels."""
+"""Detection on radiographs of any size, in pixels of the original."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.data.clahe import Levels, letterbox_scale, prepare
+from pipeline.data.geometry import to_original
+from pipeline.data.preprocessing import prepare
 from pipeline.delivery.model_file import load_model, pick_device
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.postprocess import NotFiniteError, find
+from pipeline.dicom.levels import Levels
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
 
@@ -42,10 +44,10 @@ class Predictor:
     def predict(
         self, images: Sequence[Levels], score_thresh: float | None = None, names: Sequence[str] = ()
     ) -> list[Prediction]:
-        """Detections above ``score_thresh`` (the model's operating threshold) of images ``[H, W]``, uint8 or uint16.
+        """Return detections above ``score_thresh`` (default: the operating one) of ``[H, W]`` uint8 or uint16 images.
 
         Raises:
-            UserError: outputs of the model are not finite; the images are named by ``names``, or counted.
+            UserError: outputs of the model are not finite; the message gives the images by ``names`` or by number.
         """
         threshold = self.config.operating_threshold if score_thresh is None else score_thresh
         rules = self.config.preprocessing
@@ -73,8 +75,3 @@ def _in_original_pixels(
     original = to_original(boxes, height, width, image_size)
     kept = scores > threshold
     return Prediction(original[kept], scores[kept], float(scores[0]) if len(scores) else 0.0)
-
-
-def to_original(boxes: Floats, height: int, width: int, image_size: int) -> Floats:
-    """Boxes ``[N, 4]`` xyxy of a prepared image in pixels of the original, clipped to it."""
-    return np.asarray(np.clip(boxes / letterbox_scale(height, width, image_size), 0, [width, height, width, height]))

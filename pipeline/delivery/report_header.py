@@ -1,4 +1,4 @@
-"""What a report copies from the header of its image: each value is checked, and those that are invalid stay behind."""
+"""The attributes that a report copies from the header of its image: each is checked, and invalid ones are left out."""
 
 import re
 from collections.abc import Callable
@@ -11,27 +11,27 @@ from pydicom.multival import MultiValue
 
 from pipeline.errors import BadStudyError
 
-# A report without them would belong to no image.
+# Without these, a report would belong to no image.
 _REQUIRED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_LENGTH = 64
 _TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9]([0-5][0-9](\.[0-9]{1,6})?)?)?")
 _UNICODE = "ISO_IR 192"
-# PS3.5, 6.2: characters that a long string, a short string and a component group of a name may have.
+# PS3.5, 6.2: maximum length of a long string, a short string and a component group of a name, in characters.
 _LONG, _SHORT = 64, 16
 _MOST_NAME_GROUPS = 3
-# Text with it had bytes that its character set does not have.
+# Text that contains it had bytes that are not in its character set.
 _REPLACEMENT = "\ufffd"
 
 
 def report_header(image: pydicom.Dataset) -> pydicom.Dataset:
-    """The attributes that a report takes from ``image``, as text in UTF-8.
+    """Return the attributes that a report takes from ``image``, as text in UTF-8.
 
-    Optional ones that are absent or invalid are empty, as the standard allows, except for the age and the
+    Optional attributes that are absent or invalid are empty, as the standard allows, except for the age and the
     description, which are then absent.
 
     Raises:
-        BadStudyError: a UID is missing or none; names the attribute, and quotes nothing.
+        BadStudyError: a UID is missing or invalid; the message names the attribute, and quotes nothing.
     """
     header = pydicom.Dataset()
     header.SpecificCharacterSet = _UNICODE
@@ -59,7 +59,7 @@ def _uid(image: pydicom.Dataset, keyword: str) -> str:
 
 
 def _text(image: pydicom.Dataset, keyword: str) -> str:
-    """An attribute's one value; empty where it is absent, unreadable or more than one."""
+    """Return an attribute's single value; empty if it is absent, unreadable or has several values."""
     try:
         value = image.get(keyword)
         return "" if value is None or isinstance(value, MultiValue) else str(value).strip(" \0")
@@ -68,13 +68,13 @@ def _text(image: pydicom.Dataset, keyword: str) -> str:
 
 
 def _has_known_characters(image: pydicom.Dataset) -> bool:
-    """Whether the header names character sets, and all of them are known: only then is more than ASCII text certain."""
+    """Return whether the header names character sets, all of them known: only then is text beyond ASCII certain."""
     try:
         value: Any = image.get("SpecificCharacterSet")
         names = [str(name).strip() for name in (value if isinstance(value, MultiValue) else [value or ""])]
     except Exception:  # noqa: BLE001 - a parser of hostile bytes fails in any way
         return False
-    # Of several the first may be empty, which means the default.
+    # In a list of several, the first may be empty, which means the default.
     return any(names) and all(name in python_encoding for name in names)
 
 
@@ -109,7 +109,7 @@ def _sex(text: str) -> str:
 
 
 def _age(text: str) -> str:
-    # As in the RSNA challenge's files: years, without the unit that DICOM asks for.
+    # As in the RSNA challenge's files: years, without the unit that DICOM requires.
     if re.fullmatch(r"[0-9]{1,3}", text):
         return f"{int(text):03d}Y"
     return text if re.fullmatch(r"[0-9]{3}[DWMY]", text) else ""

@@ -1,4 +1,4 @@
-"""The body of a request -> rows. MLflow's formats, without MLflow's parsers: those quote the body in their errors."""
+"""The parser of a request's body: MLflow's formats without MLflow's parsers, which quote the body in their errors."""
 
 import csv
 import io
@@ -12,14 +12,14 @@ Row = dict[str, Any]
 CSV, JSON = "text/csv", "application/json"
 _COLUMNS = (DICOM, IMAGE)
 _KEYS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-# Counted before anything is made of them, since Python's objects take up to 40 times as much memory as their JSON:
+# Counted before parsing, because Python's objects take up to 40 times as much memory as their JSON:
 # an image of 1,024 x 1,024 has 1,025 lists and a million values; base64 has none of these characters.
 _MOST = {b"[": 2**18, b",": 2**24, b"{": 2**12, b":": 2**12, b'"': 2**14}
 _MAX_CSV_COMMAS = 2**14
 
 
 def parse_body(body: bytes, content_type: str) -> list[Row]:
-    """The rows of a request: dicts with ``dicom``, ``image`` or neither; other columns are left out.
+    """Parse the rows of a request: dicts with ``dicom``, ``image`` or neither; other columns are left out.
 
     Raises:
         RequestError: 415 for another content type, 400 for a body that is not of its type.
@@ -36,7 +36,7 @@ def _parse_json(body: bytes) -> list[Row]:
         raise RequestError(400, f"more than {_MOST[b'[']} lists, {_MOST[b'{']} objects or {_MOST[b',']} values")
     try:
         found = json.loads(body.decode("utf-8"), parse_constant=_refuse)
-    except (ValueError, RecursionError):  # among the first: bad UTF-8, a number of thousands of digits
+    except (ValueError, RecursionError):  # ValueError: also bad UTF-8, or a number of thousands of digits
         raise RequestError(400, "the body is not JSON that can be read") from None
     keys = [key for key in _KEYS if isinstance(found, dict) and key in found]
     if len(keys) != 1:
@@ -48,12 +48,12 @@ def _parse_json(body: bytes) -> list[Row]:
 
 
 def _refuse(_: str) -> NoReturn:
-    """NaN and Infinity are Python's, not JSON's."""
+    """Refuse NaN and Infinity, which are Python's, not JSON's."""
     raise ValueError
 
 
 def _split(content: Any) -> list[Row]:
-    """Names of columns, and a list for each row."""
+    """Parse names of columns, and a list for each row."""
     names, data = (content.get("columns"), content.get("data")) if isinstance(content, dict) else (None, None)
     if _all(names, str) and _all(data, list) and {len(row) for row in data} <= {len(set(names))} == {len(names)}:
         return [_known(dict(zip(names, row, strict=True))) for row in data]
@@ -61,7 +61,7 @@ def _split(content: Any) -> list[Row]:
 
 
 def _records(content: Any) -> list[Row]:
-    """An object for each row, or a list for each column."""
+    """Parse an object for each row, or a list for each column."""
     if _all(content, dict):
         return [_known(row) for row in content]
     if isinstance(content, dict) and content and _all(list(content.values()), list):
@@ -82,10 +82,10 @@ def _known(row: Row) -> Row:
 
 
 def _parse_csv(body: bytes) -> list[Row]:
-    """A header, and base64 files in the column ``dicom``; images have no form in CSV."""
+    """Parse a header, and base64 files in the column ``dicom``; images have no form in CSV."""
     if body.count(b",") + body.count(b"\n") > _MAX_CSV_COMMAS:
         raise RequestError(400, f"more than {_MAX_CSV_COMMAS} fields")
-    csv.field_size_limit(max(len(body), csv.field_size_limit()))  # or a field would end at 128 KiB
+    csv.field_size_limit(max(len(body), csv.field_size_limit()))  # otherwise a field is limited to 128 KiB
     try:
         table = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
     except (ValueError, csv.Error):

@@ -1,4 +1,4 @@
-"""The table of scored studies, ``scored.csv``: it grows line by line, and a damaged line costs that line alone."""
+"""The table of scored studies, ``scored.csv``: it grows line by line, and damage to a line costs only that line."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ SCORED = "scored.csv"
 DAMAGED = "scored.damaged.csv"
 COLUMNS = (
     "sha256", "file", "scored_at", "model", "image_score", "PredictionString", "problem",
-    # What monitoring compares with the studies that the model was validated on.
+    # Values that monitoring compares with the studies on which the model was validated.
     "view", "grey_mean", "grey_std", "findings",
 )  # fmt: skip
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -31,7 +31,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass
 class Table:
-    """The rows of a table, column -> text; its other lines as they are, and whether it has its header."""
+    """The rows of a table, column -> text; their lines and the damaged ones as bytes; and whether it has its header."""
 
     rows: list[dict[str, str]] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
@@ -43,10 +43,10 @@ class Table:
 
 
 def read_scored(path: Path) -> list[dict[str, str]]:
-    """The rows of a table; its damaged lines are counted in the log, and stay for the inbox to set aside.
+    """Read the rows of a table; its damaged lines are counted in the log, and stay for the inbox to set aside.
 
     Raises:
-        UserError: there is no such file, or it is another table.
+        UserError: the file does not exist, or is another table.
     """
     try:
         table = _parse(path, path.read_bytes())
@@ -58,9 +58,9 @@ def read_scored(path: Path) -> list[dict[str, str]]:
 
 
 def open_scored(path: Path) -> set[str]:
-    """The digests of a table, which is made if need be; damaged lines go to ``scored.damaged.csv`` beside it.
+    """Return the digests of a table, which is made if need be; damaged lines go to ``scored.damaged.csv`` beside it.
 
-    Whoever calls holds the table's lock.
+    The caller holds the table's lock.
 
     Raises:
         UserError: the file is another table.
@@ -82,7 +82,7 @@ def append_rows(path: Path, rows: Iterable[Sequence[str]]) -> None:
 
 
 def _append_bytes(path: Path, content: bytes) -> None:
-    # File names are in it.
+    # The file is private, because it contains file names.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE), "ab") as file:
         os.fchmod(file.fileno(), PRIVATE)
         file.write(content)
@@ -91,7 +91,7 @@ def _append_bytes(path: Path, content: bytes) -> None:
 
 
 def _line(row: Sequence[str]) -> bytes:
-    """A row as a line of the file: a name may hold line breaks, and any other bytes."""
+    """Return a row as a line of the file, cleaned: a name may hold line breaks, and any other bytes."""
     clean = [safe_cell(printable(" ".join(value.splitlines()), limit=len(value))) for value in row]
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(clean)
@@ -105,7 +105,7 @@ def _parse(path: Path, content: bytes) -> Table:
     for number, line in enumerate(lines):
         cells = _cells(line)
         if cells == list(COLUMNS):
-            # In any other place it is no row; two tables may have been joined, or a line come before it.
+            # A header in any other place is not a row; two tables may have been joined, or a line may precede it.
             table.has_header = table.has_header or number == 0
             table.is_ours = True
         elif cells is not None and _is_row(row := dict(zip(COLUMNS, cells, strict=True))):
@@ -113,7 +113,7 @@ def _parse(path: Path, content: bytes) -> Table:
             table.lines.append(line)
         elif line:
             table.damaged.append(line)
-    # Its last number may have been cut, and look whole.
+    # The last number of an unfinished line may have been cut, and look whole.
     table.damaged += [half] if half else []
     table.is_ours = table.is_ours or bool(table.rows) or _is_left_of_ours(table.damaged)
     if not table.is_ours and any(_is_text(line) for line in table.damaged):
@@ -122,7 +122,7 @@ def _parse(path: Path, content: bytes) -> Table:
 
 
 def _cells(line: bytes) -> list[str] | None:
-    """The cells of a line; None if it has not as many as there are columns, or is no text."""
+    """Return the cells of a line; None if there are not as many as columns, or the line is not text."""
     try:
         text = line.decode("utf-8")
         cells = [] if "\0" in text else next(csv.reader([text], strict=True), [])
@@ -145,8 +145,8 @@ def _is_number(text: str) -> bool:
 
 
 def _is_left_of_ours(lines: Sequence[bytes]) -> bool:
-    """Whether these are rows or a header of which the disk lost bytes, rather than text that was never ours."""
-    # A header may have been cut off, or be in two halves in two lines.
+    """Return whether these are rows or a header that lost bytes on the disk, rather than text of another origin."""
+    # A header may have been cut off, or be split over two lines.
     cut_header = any(line and _line(COLUMNS).startswith(line) for line in lines)
     names = sum(any(name.encode() in line for line in lines) for name in COLUMNS)
     return cut_header or names > len(COLUMNS) // 2 or any(_BEGINNING.match(line) for line in lines)

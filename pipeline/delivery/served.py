@@ -1,4 +1,4 @@
-"""A model that answers requests: rows in, detections out, within limits; the same behind every front door."""
+"""A model that answers requests within limits: rows in, detections out. All servers of the model use it."""
 
 import base64
 import binascii
@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.data.clahe import Levels
-from pipeline.data.dicom import MAX_FILE_BYTES, MAX_PIXELS
 from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Predictor
+from pipeline.dicom.levels import Levels
+from pipeline.dicom.radiograph import MAX_FILE_BYTES, MAX_PIXELS
 from pipeline.errors import BadStudyError, UserError
 from pipeline.submission import prediction_string
 
@@ -25,15 +25,15 @@ DICOM, IMAGE = "dicom", "image"
 
 
 class ServingLimits(BaseModel):
-    """What a request may ask for; stored with the registered model as its configuration.
+    """The limits of a request; stored with the registered model as its configuration.
 
     Attributes:
         max_body_mib: size of a request's body.
         max_rows: studies in one request.
-        max_requests: requests that are worked on at once; each has a process to read in.
-        max_waiting: requests that wait for their turn; more are sent away.
+        max_requests: requests that are worked on at once; each has a reading process.
+        max_waiting: requests that wait for their turn; further ones are refused.
         study_seconds: a study that takes longer to read is refused.
-        request_seconds: no further row of a request is begun after so long; its body must arrive within as long.
+        request_seconds: after this time no further row of a request is begun; its body must arrive within as long.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,15 +47,15 @@ class ServingLimits(BaseModel):
 
     @property
     def max_body_bytes(self) -> int:
-        """``max_body_mib`` in bytes."""
+        """Return ``max_body_mib`` in bytes."""
         return int(self.max_body_mib * 2**20)
 
 
 def read_limits(config: Mapping[str, object], place: str) -> ServingLimits:
-    """The limits that a model's configuration sets.
+    """Return the limits that a model's configuration sets.
 
     Raises:
-        UserError: it has an unknown key, or a value out of its range.
+        UserError: the configuration has an unknown key, or a value out of its range.
     """
     try:
         return ServingLimits.model_validate(dict(config))
@@ -67,7 +67,7 @@ def read_limits(config: Mapping[str, object], place: str) -> ServingLimits:
 
 @dataclass
 class RequestError(Exception):
-    """A request that is refused: the HTTP status, and a message that quotes nothing of the request."""
+    """The refusal of a request: the HTTP status, and a message that quotes nothing of the request."""
 
     status: int
     message: str
@@ -77,20 +77,20 @@ class RequestError(Exception):
 
 
 class ServedModel:
-    """Answers the rows of requests; any number of threads may ask at once."""
+    """A model that answers the rows of requests; any number of threads may call it at once."""
 
     def __init__(self, predictor: Predictor, reader: Reader, limits: ServingLimits) -> None:
         self._predictor = predictor
         self._reader = reader
         self.limits = limits
-        # PyTorch's threads of two images at once would wait for each other.
+        # With two images at once, PyTorch's threads would wait for each other.
         self._one_image = threading.Lock()
 
     def answer(self, rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
-        """Detections of each row, read and detected one after another: a study in ``dicom``, or pixels in ``image``.
+        """Return the detections of each row, one row after another: a study in ``dicom``, or pixels in ``image``.
 
         Raises:
-            RequestError: a row cannot be used, or there are none, too many, or too large ones.
+            RequestError: a row cannot be used or is too large, or there are no rows or too many.
         """
         rows = list(rows)
         if not 1 <= len(rows) <= self.limits.max_rows:
@@ -140,9 +140,9 @@ def _content(number: int, text: object) -> bytes:
 
 
 def _pixels(number: int, rows: object) -> npt.NDArray[np.uint8]:
-    """Rows of grey levels as an image."""
+    """Convert rows of grey levels to an image."""
     needed = f"row {number}: '{IMAGE}' must be rows of as many whole numbers each, from 0 to 255"
-    # Before NumPy sees them: of two texts of different lengths it makes an array of twice the longer one.
+    # Checked before NumPy sees them: from two texts of different lengths, NumPy makes an array of twice the longer one.
     if not isinstance(rows, list) or not all(isinstance(row, list) and {*map(type, row)} <= {int} for row in rows):
         raise RequestError(400, needed)
     try:

@@ -1,7 +1,7 @@
 """``pneumoflow serve``: MLflow's scoring protocol over HTTP, for requests that may be hostile.
 
 MLflow's own scoring server reads a body of any size, and answers a bad one with its content and a stack trace; nothing
-in a model can change that. This one has the same addresses and the same formats, JSON and CSV.
+in a model can change that. This server has the same addresses and the same formats, JSON and CSV.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from pipeline.delivery.served import RequestError, ServedModel
 logger = logging.getLogger(__name__)
 
 _CODES = {404: "ENDPOINT_NOT_FOUND", 503: "TEMPORARILY_UNAVAILABLE", 500: "INTERNAL_ERROR"}
-_UNREAD = (413, 503)  # of these the body is not read, or not to its end
+_UNREAD = (413, 503)  # with these, the body is not read, or not to its end
 _CONNECTIONS = 128
 _DRAIN_SECONDS = 10
 
@@ -36,7 +36,7 @@ def serve(model: ServedModel, host: str, port: int) -> None:
         make_app(model),
         host=host,
         port=port,
-        access_log=False,  # addresses are the clients' words
+        access_log=False,  # requested addresses are text from clients
         log_level="warning",
         server_header=False,
         limit_concurrency=_CONNECTIONS,
@@ -47,7 +47,7 @@ def serve(model: ServedModel, host: str, port: int) -> None:
 
 
 def make_app(model: ServedModel) -> Starlette:
-    """The application: /ping, /health, /version and /invocations."""
+    """Make the application: /ping, /health, /version and /invocations."""
     limits = model.limits
     turns = asyncio.Semaphore(limits.max_requests)
     threads = ThreadPoolExecutor(limits.max_requests, thread_name_prefix="request")
@@ -90,7 +90,7 @@ def make_app(model: ServedModel) -> Starlette:
 
 
 async def _body(request: Request, limit: int, seconds: float) -> bytes:
-    """The body; no more of it than is allowed is ever in memory."""
+    """Read the body; never more of it than is allowed is in memory."""
     too_large = RequestError(413, f"the body is too large; at most {limit} bytes are accepted")
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 15 or int(length) > limit:
@@ -110,8 +110,8 @@ async def _body(request: Request, limit: int, seconds: float) -> bytes:
 
 
 async def _drain(request: Request) -> None:
-    """Let a client that is refused send the rest of its body, for a moment: else it may not see the answer."""
-    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):  # the last: all of it was read before
+    """Let a refused client send the rest of its body for a moment: otherwise it may not see the answer."""
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: all of it was read before
         async with asyncio.timeout(_DRAIN_SECONDS):
             async for _ in request.stream():
                 pass
@@ -124,7 +124,7 @@ def _answer(model: ServedModel, body: bytes, content_type: str) -> str:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a request does, the next one is answered
         places = traceback.extract_tb(error.__traceback__)
-        # Not its words: they may quote a study.
+        # The error's message is left out, because it may quote a study.
         logger.error("a request failed: %s in line %d of %s", type(error).__name__, places[-1].lineno, places[-1].name)
         raise RequestError(500, "the request could not be answered") from None
 

@@ -1,7 +1,7 @@
 """Detections as DICOM Structured Reports (TID 1500), which archives and viewers take back.
 
-A report names the patient and the study of its image, as DICOM requires: it belongs where the image
-came from, and nowhere else.
+A report names the patient and the study of its image, as DICOM requires: it belongs in the place from which
+the image came, and nowhere else.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -18,25 +18,23 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from pipeline.data.dicom import TRANSFER_SYNTAXES
-from pipeline.data.header import read_header, transfer_syntax
+from pipeline.delivery.batch import Study
 from pipeline.delivery.incoming import read_regular
 from pipeline.delivery.predictor import Prediction
 from pipeline.delivery.report_header import report_header
 from pipeline.delivery.writers import private_folder
+from pipeline.dicom.header import read_header, transfer_syntax
+from pipeline.dicom.radiograph import TRANSFER_SYNTAXES
 from pipeline.errors import BadStudyError
 from pipeline.files import write_atomic
 
-if TYPE_CHECKING:
-    from pipeline.delivery.batch import Study
-
-# Private codes: none of the public vocabularies has one for 'an opacity that a reader would box'.
+# Private codes, because none of the public vocabularies has one for 'an opacity that a reader would box'.
 _SCHEME = "99PNEUMOFLOW"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Both libraries warn and log with the header's values in the text: names and birth dates."""
+    """Silence both libraries: they warn and log with the header's values, names and birth dates, in the text."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -51,11 +49,12 @@ def _quiet() -> Iterator[None]:
 
 
 class ReportWriter:
-    """A Comprehensive 3D SR for each study.
+    """A writer of a Comprehensive 3D SR for each study.
 
     Attributes:
-        written: how many there are.
-        problems: path -> reason of each study without one. It names attributes, and quotes nothing of the header.
+        written: number of reports.
+        problems: path -> reason of each study without a report. A reason names attributes, and quotes nothing of the
+            header.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,8 +62,8 @@ class ReportWriter:
         self.written = 0
         self.problems: dict[Path, str] = {}
 
-    def write(self, study: "Study") -> None:
-        """Write the report of a study, with or without findings; one that cannot be made ends no batch."""
+    def write(self, study: Study) -> None:
+        """Write the report of a study, with or without findings; if it cannot be made, the batch goes on."""
         try:
             report = _report_of(study)
         except BadStudyError as error:
@@ -76,7 +75,7 @@ class ReportWriter:
         self.written += 1
 
 
-def _report_of(study: "Study") -> Any:
+def _report_of(study: Study) -> Any:
     try:
         with _quiet():
             content = read_regular(study.path)
@@ -97,10 +96,10 @@ def _report_of(study: "Study") -> Any:
 
 @_quiet()
 def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
-    """The report on one image, of which ``image`` is the header: its score, and each box with its own.
+    """Make the report on the image with the header ``image``: the image's score, and each box with its own score.
 
     Raises:
-        BadStudyError: the header does not say which image it is.
+        BadStudyError: the header does not identify its image.
     """
     header = report_header(image)
     me = hd.sr.DeviceObserverIdentifyingAttributes(uid=generate_uid(entropy_srcs=["pneumoflow"]), name="pneumoflow")
@@ -125,7 +124,7 @@ def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
         instance_number=1,
         manufacturer="pneumoflow",
         is_complete=True,
-        is_verified=False,  # nobody has looked at it
+        is_verified=False,  # no person has looked at it
     )
 
 
@@ -146,7 +145,7 @@ def _findings(image: pydicom.Dataset, prediction: Prediction) -> list[Any]:
 
 
 def _whole_image(image: pydicom.Dataset, prediction: Prediction) -> Any:
-    """What a report has also where nothing was found."""
+    """Return the finding on the whole image, which a report has even if no opacity was found."""
     names = ("lung-opacity", "Lung opacity") if len(prediction.scores) else ("no-lung-opacity", "No lung opacity found")
     source = hd.sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)
     return hd.sr.MeasurementsAndQualitativeEvaluations(

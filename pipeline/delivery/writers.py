@@ -1,6 +1,6 @@
-"""What becomes of predictions: a table, pictures, COCO's JSON. Each is whole or absent when all is done.
+"""Writers of predictions: a table, pictures and COCO's JSON. Each output file is whole or absent in the end.
 
-File names are among what they hold, and name persons as often as not: only their owner can read them.
+The outputs contain file names, which often enough name persons: only their owner can read them.
 """
 
 import csv
@@ -8,28 +8,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TextIO
 
-from pipeline.drawing import draw_boxes, encode_png
+from pipeline.delivery.batch import Study, Writer
 from pipeline.escaping import safe_cell
 from pipeline.files import open_atomic, temporary_folder, write_atomic
+from pipeline.reports.drawing import draw_boxes, encode_png
 from pipeline.submission import prediction_string
-
-if TYPE_CHECKING:
-    from pipeline.delivery.batch import Study
 
 PICTURE_SIDE = 768
 
 
-class Writer(Protocol):
-    """Takes studies one by one."""
-
-    def write(self, study: "Study") -> None:
-        """Take a study."""
-
-
 def private_folder(folder: Path) -> Path:
-    """Make ``folder`` if it is not there: the names of its files, too, are for its owner only."""
+    """Create ``folder`` if it is missing, open to its owner only, because the names of its files are private, too."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -40,25 +31,25 @@ class _Table:
         self._rows = csv.writer(file, lineterminator="\n")
         self._rows.writerow(["patientId", "PredictionString"])
 
-    def write(self, study: "Study") -> None:
+    def write(self, study: Study) -> None:
         found = study.prediction
         self._rows.writerow([safe_cell(study.key), prediction_string(found.boxes, found.scores)])
 
 
 @contextmanager
 def table_writer(path: Path) -> Iterator[Writer]:
-    """The challenge's submission format."""
+    """Yield a writer of the challenge's submission format."""
     with open_atomic(path, private=True) as file:
         yield _Table(file)
 
 
 class PictureWriter:
-    """A PNG of each study with its detections."""
+    """A writer of one PNG for each study, with its detections."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, study: "Study") -> None:
+    def write(self, study: Study) -> None:
         """Draw a study."""
         pixels, found = study.radiograph.pixels, study.prediction
         side = round(max(pixels.shape) * min(1.0, PICTURE_SIDE / max(pixels.shape)))
@@ -68,13 +59,13 @@ class PictureWriter:
 
 
 class _Coco:
-    """One object; its images and annotations grow in two files, since either may be long."""
+    """A COCO object; its images and annotations grow in two files, because either may be long."""
 
     def __init__(self, images: TextIO, annotations: TextIO) -> None:
         self._images, self._annotations = images, annotations
         self._studies = self._boxes = 0
 
-    def write(self, study: "Study") -> None:
+    def write(self, study: Study) -> None:
         height, width = study.radiograph.pixels.shape
         image = {"id": self._studies + 1, "file_name": study.path.name, "height": height, "width": width}
         self._images.write((",\n" if self._studies else "") + json.dumps(image))
@@ -89,7 +80,7 @@ class _Coco:
 
 @contextmanager
 def coco_writer(path: Path) -> Iterator[Writer]:
-    """COCO's JSON of a data set, with a ``score`` for each annotation."""
+    """Yield a writer of COCO's JSON of a data set, with a ``score`` for each annotation."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(path.parent) as folder:
         parts = [folder / name for name in ("images", "annotations")]

@@ -1,1 +1,1 @@
-"""The detector: anchors, matching, losses, RetinaNet, augmentation and the training loop."""
+"""The network: anchors, matching, losses, RetinaNet, augmentation, post-processing."""

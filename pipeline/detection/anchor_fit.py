@@ -1,4 +1,4 @@
-"""Do the anchors suit the boxes? Shapes fitted to a data set, and how well any shapes cover it."""
+"""Anchor shapes fitted to the boxes of a data set, and a measure of how well any shapes cover them."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from pipeline.detection.anchors import BASE_SIZE, LEVEL_STRIDES, Anchors, Shape
 from pipeline.detection.matching import pairwise_iou
 
 Floats = npt.NDArray[np.float64]
-# As many boxes say what a data set is like; each is compared with every anchor.
+# This many boxes represent a data set; more would cost time, because each is compared with every anchor.
 _MOST_BOXES = 1000
 
 
 def fit_shapes(boxes: npt.ArrayLike, count: int, seed: int) -> tuple[Shape, ...]:
-    """Anchor shapes that suit the boxes: k-means on log width and log height.
+    """Return anchor shapes that suit the boxes, found by k-means on log width and log height.
 
-    Every level has the same shapes at twice the size of the level below: so each box is first
+    Every level has the same shapes at twice the size of the level below, so each box is first
     divided by the base size of the level that it belongs to.
 
     Args:
         boxes: ``[N, 4]`` xyxy pixels of the prepared images.
-        count: shapes per cell; fewer if there are fewer different boxes.
-        seed: of the first centres.
+        count: number of shapes per cell; fewer if there are fewer different boxes.
+        seed: random seed of the first centres.
 
     Raises:
         ValueError: there is no box.
@@ -41,7 +41,7 @@ def fit_shapes(boxes: npt.ArrayLike, count: int, seed: int) -> tuple[Shape, ...]
     clusters = min(count, len(np.unique(relative.round(6), axis=0)))
     centres = KMeans(clusters, n_init=10, random_state=seed).fit(relative).cluster_centers_
     widths, heights = np.exp(centres).T
-    # Much smaller or longer ones would have no area once their corners are whole pixels.
+    # Much smaller or longer shapes would have no area once their corners are rounded to whole pixels.
     scales, ratios = np.sqrt(widths * heights).clip(*SCALE_BOUNDS), (heights / widths).clip(*RATIO_BOUNDS)
     shapes = sorted((float(scale), float(ratio)) for scale, ratio in zip(scales, ratios, strict=True))
     return tuple((round(scale, 4), round(ratio, 4)) for scale, ratio in shapes)
@@ -49,12 +49,12 @@ def fit_shapes(boxes: npt.ArrayLike, count: int, seed: int) -> tuple[Shape, ...]
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well anchors suit boxes.
+    """Statistics of how well anchors cover boxes.
 
     Attributes:
         sizes: width and height of each box, ``[N, 2]`` pixels.
-        best_iou: of each box with any anchor, ``[N]``.
-        positives: anchors that reach the foreground threshold with each box, ``[N]``.
+        best_iou: highest IoU of each box with any anchor, ``[N]``.
+        positives: number of anchors that reach the foreground threshold with each box, ``[N]``.
         fg_iou_thresh: that threshold.
     """
 
@@ -65,11 +65,11 @@ class Coverage:
 
     @property
     def covered(self) -> float:
-        """Share of boxes that some anchor reaches."""
+        """Return the share of boxes whose best IoU reaches the foreground threshold."""
         return float((self.best_iou >= self.fg_iou_thresh).mean()) if len(self.best_iou) else 1.0
 
     def table(self) -> str:
-        """Boxes by size, as CSV: how many, the share covered, mean best IoU, median positives."""
+        """Return a CSV table of the boxes by size: number, share covered, mean best IoU, median positives."""
         lines = ["side_pixels,boxes,covered,mean_best_iou,median_positives"]
         side = np.sqrt(self.sizes.prod(1))
         edges = [0, *(BASE_SIZE * stride for stride in LEVEL_STRIDES[1:]), np.inf]
@@ -83,7 +83,7 @@ class Coverage:
 
 
 def coverage(anchors: Anchors, boxes: Sequence[npt.ArrayLike], fg_iou_thresh: float, seed: int) -> Coverage:
-    """Compare boxes (arrays ``[N_i, 4]`` xyxy, at most 1,000 of all drawn by ``seed``) with every anchor."""
+    """Compare boxes (arrays ``[N_i, 4]`` xyxy; at most 1,000 in all, drawn with ``seed``) with every anchor."""
     joined = np.concatenate([np.asarray(one, np.float64).reshape(-1, 4) for one in boxes] or [np.zeros((0, 4))])
     if len(joined) > _MOST_BOXES:
         joined = joined[np.random.default_rng(seed).choice(len(joined), _MOST_BOXES, replace=False)]

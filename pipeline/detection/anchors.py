@@ -1,4 +1,4 @@
-"""Anchors of the RetinaNet pyramid, and boxes written relative to them."""
+"""Anchors of the RetinaNet pyramid, and boxes encoded relative to them."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from torch import Tensor
 LEVEL_STRIDES = (8, 16, 32, 64, 128)
 # The side of an anchor of scale 1 is four strides of its level (Lin et al. 2017, section 4).
 BASE_SIZE = 4
-# exp of a larger value would give boxes of more than 1000 / 16 times their anchor.
+# exp of a larger value would give boxes more than 1000 / 16 times as large as their anchor.
 MAX_LOG_SCALE = math.log(1000 / 16)
-# No box is so many of its anchor's widths or heights away; times a width of pixels, 1e38 would not be finite.
+# No box is this many anchor widths or heights away; 1e38 times a width in pixels would not be finite.
 MAX_SHIFT = 1e4
-# Pixels; a box or anchor without an area has no logarithm, and nothing can be divided by its side.
+# Pixels. The side of a box or anchor without an area has no logarithm, and cannot be a divisor.
 MIN_SIDE = 1e-3
 
 
@@ -22,15 +22,15 @@ Shape = tuple[float, float]
 
 
 def shape_grid(scales: Sequence[float], ratios: Sequence[float]) -> tuple[Shape, ...]:
-    """Every scale with every ratio, in torchvision's order."""
+    """Return every scale combined with every ratio, in torchvision's order."""
     return tuple((scale, ratio) for ratio in ratios for scale in scales)
 
 
 def anchor_sizes(stride: int, shapes: Sequence[Shape]) -> Tensor:
-    """Widths and heights of one level's anchors, ``[S, 2]`` pixels.
+    """Return the widths and heights of one level's anchors, ``[S, 2]`` pixels.
 
     A shape is a scale (a factor on the level's base size) and a ratio (height / width); all ratios
-    of a scale have one area. As in torchvision, a side of ratio 1 is a whole number of pixels.
+    of a scale have the same area. As in torchvision, the side at ratio 1 is a whole number of pixels.
     """
     scales, ratios = torch.tensor(shapes, dtype=torch.float64).T
     sides = (BASE_SIZE * stride * scales).floor()
@@ -38,17 +38,17 @@ def anchor_sizes(stride: int, shapes: Sequence[Shape]) -> Tensor:
 
 
 def level_grid(side: int, stride: int) -> int:
-    """Cells along a side of ``side`` pixels at a level; each stride-2 convolution rounds up."""
+    """Return the number of a level's cells along a side of ``side`` pixels; each stride-2 convolution rounds up."""
     return math.ceil(side / stride)
 
 
 class Anchors(NamedTuple):
-    """The anchors of images of one size, float32 xyxy pixels, in the order of a head's output.
+    """The anchors for images of one size, float32 xyxy pixels, in the order of a head's output.
 
     Attributes:
-        levels: per pyramid level ``[A_l, 4]``.
-        boxes: of all levels ``[A, 4]``.
-        sides: the same as ``[4, A]``, each coordinate in one piece, which vector loops need.
+        levels: anchors of each pyramid level, ``[A_l, 4]``.
+        boxes: anchors of all levels, ``[A, 4]``.
+        sides: the same as ``[4, A]``: each coordinate is contiguous in memory, which vector loops need.
     """
 
     levels: tuple[Tensor, ...]
@@ -56,22 +56,22 @@ class Anchors(NamedTuple):
     sides: Tensor
 
     def to(self, device: torch.device) -> "Anchors":
-        """The anchors on ``device``."""
+        """Return the anchors on ``device``."""
         return Anchors(tuple(level.to(device) for level in self.levels), self.boxes.to(device), self.sides.to(device))
 
 
 def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> Anchors:
-    """Anchors of every level, P3 to P7.
+    """Return the anchors of every level, P3 to P7.
 
     Args:
-        height: of the image in pixels.
-        width: of the image in pixels.
+        height: image height in pixels.
+        width: image width in pixels.
         shapes: scale and ratio of each anchor of a cell.
 
     Returns:
-        The anchors of a level in the order rows, columns, shapes. As in torchvision, the first
-        anchor is centred on the corner (0, 0), corners of shapes are rounded, and where a level
-        does not divide the image, its anchors stand closer than its stride.
+        The anchors; those of a level are in the order rows, columns, shapes. As in torchvision,
+        the first anchor is centred on the corner (0, 0), the corners of shapes are rounded, and if
+        a level's stride does not divide the image, its anchors stand closer than its stride.
     """
     levels = []
     for stride in LEVEL_STRIDES:
@@ -88,11 +88,11 @@ def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> Anchors:
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes as offsets from anchors (Girshick et al. 2014): dx / w, dy / h, log w, log h.
+    """Encode boxes as offsets from anchors (Girshick et al. 2014): dx / w, dy / h, log w, log h.
 
     Args:
-        boxes: ``[..., 4]`` xyxy; a side below ``MIN_SIDE`` counts as that.
-        anchors: ``[..., 4]`` xyxy, broadcastable to ``boxes``; likewise.
+        boxes: ``[..., 4]`` xyxy; a side below ``MIN_SIDE`` counts as ``MIN_SIDE``.
+        anchors: ``[..., 4]`` xyxy, broadcastable to ``boxes``; the same minimum applies.
     """
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     size = boxes[..., 2:] - boxes[..., :2]
@@ -102,7 +102,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """The inverse of `encode_boxes`, finite for any finite offsets.
+    """Decode offsets into boxes: the inverse of `encode_boxes`, finite for any finite offsets.
 
     Log sizes are clamped at ``MAX_LOG_SCALE`` from above, shifts at ``MAX_SHIFT`` from both sides.
     """

@@ -1,38 +1,22 @@
-"""Random changes of a training image and its boxes. The only module that knows albumentations."""
+"""Random augmentation of a training image and its boxes. The only module that imports albumentations."""
 
 import os
-from dataclasses import dataclass
 
-# Read on import: without it the library asks its server for the newest version.
+# albumentations reads this on import; without it, the library asks its server for the newest version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations as A
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.detection.settings import AugmentSettings
+
 Image = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class AugmentSettings:
-    """Probabilities and largest amounts; the names are those of the ``augment`` section."""
-
-    horizontal_flip: float
-    affine: float
-    scale: float
-    translate: float
-    rotate: float
-    brightness_contrast: float
-    brightness: float
-    contrast: float
-    gamma: float
-    noise: float
-    min_visibility: float
-
-
 class Augmenter:
-    """Changes an image the same way whenever it is given the same seed."""
+    """An augmenter that changes an image in the same way whenever it gets the same seed."""
 
     def __init__(self, settings: AugmentSettings) -> None:
         s = settings
@@ -43,7 +27,7 @@ class Augmenter:
                     scale=(1 - s.scale, 1 + s.scale),
                     translate_percent=(-s.translate, s.translate),
                     rotate=(-s.rotate, s.rotate),
-                    # A rotated box's own corners would give a box that is too large.
+                    # The rectangle around a rotated box's corners would be too large.
                     rotate_method="ellipse",
                     p=s.affine,
                 ),
@@ -62,9 +46,9 @@ class Augmenter:
         )
 
     def __call__(self, image: Image, boxes: Boxes, seed: int) -> tuple[Image, Boxes]:
-        """Change uint8 ``[H, W]`` or ``[H, W, C]`` and its boxes, float32 ``[N, 4]`` xyxy pixels.
+        """Change an image, uint8 ``[H, W]`` or ``[H, W, C]``, and its boxes, float32 ``[N, 4]`` xyxy pixels.
 
-        A box of which less than ``min_visibility`` stays inside is dropped with its opacity cut.
+        A box is dropped if less than ``min_visibility`` of it stays inside, because its opacity is cut off.
         """
         self._compose.set_random_seed(seed)
         changed = self._compose(image=image, bboxes=boxes)

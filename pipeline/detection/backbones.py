@@ -1,4 +1,4 @@
-"""timm backbones as feature pyramids' feet: features at strides 8, 16 and 32."""
+"""timm backbones that feed the feature pyramid: features at strides 8, 16 and 32."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ STRIDES = (8, 16, 32)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm (Wu and He 2018) of at most 32 groups of at least 8 channels each.
+    """Return a GroupNorm (Wu and He 2018) of at most 32 groups of at least 8 channels each.
 
-    On the coarsest level of a small image, a group of one channel would be one number, and its
+    On the coarsest level of a small image, a group of one channel would be a single number, and its
     normalised value always 0.
     """
     groups = next(
@@ -28,8 +28,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class FoldedConv2d(nn.Module):
     """A convolution without bias and the frozen BatchNorm that follows it, computed as one convolution.
 
-    The norm's factors go into the kernel at each step: a pass over the (small) kernel instead of
-    two over the (large) features, and as many fewer on the way back.
+    At each step the norm's factors are multiplied into the kernel: one pass over the (small) kernel
+    replaces two over the (large) features, and the backward pass saves as many.
     """
 
     norm: Any  # timm's and torchvision's frozen norms: weight, bias, running_mean, running_var, eps
@@ -40,14 +40,14 @@ class FoldedConv2d(nn.Module):
         self._geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Norm of the convolution of ``[B, C, H, W]``."""
+        """Return the normalised convolution of ``[B, C, H, W]``."""
         scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
         shift = self.norm.bias - self.norm.running_mean * scale
         return F.conv2d(features, self.weight * scale[:, None, None, None], shift, *self._geometry)
 
 
 class Backbone(nn.Module):
-    """A timm model without its head; ``channels`` are those of its three outputs.
+    """A timm model without its head; ``channels`` are the channel counts of its three outputs.
 
     ``folded`` maps the name of each frozen norm of timm's model to the convolution that now holds it.
     """
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         else:
             _replace_batch_norms(body)
         self.body = body
-        features: Any = self.body.feature_info  # timm's; nn.Module knows no such attribute
+        features: Any = self.body.feature_info  # set by timm; nn.Module declares no such attribute
         reductions = features.reduction()
         missing = [stride for stride in STRIDES if stride not in reductions]
         if missing:
@@ -73,12 +73,12 @@ class Backbone(nn.Module):
         self.channels = [features.channels()[level] for level in self.levels]
 
     def freeze(self, stages: int) -> None:
-        """Keep the weights of the first stages as they are: all before the next stage's features."""
+        """Freeze the weights of the first ``stages`` stages: all before the next stage's features."""
         features: Any = self.body.feature_info
         names = features.module_name()
         if stages > len(names):
             raise UserError(f"model.frozen_stages = {stages}: the backbone has {len(names)}")
-        # timm flattens some models: 'stages.1' is then 'stages_1'.
+        # timm flattens some models: 'stages.1' is then named 'stages_1'.
         next_stage = tuple(form for name in names[stages : stages + 1] for form in (name, name.replace(".", "_")))
         for name, parameter in self.body.named_parameters() if stages else ():
             if next_stage and name.startswith(next_stage):
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of ``[B, C, H, W]`` at strides 8, 16, 32."""
+        """Return the features of ``[B, C, H, W]`` at strides 8, 16, 32."""
         features = self.body(images)
         return [features[level] for level in self.levels]
 
@@ -107,7 +107,7 @@ def _create(name: str, weights: str, in_channels: int) -> nn.Module:
 
 
 def _replace_batch_norms(body: nn.Module) -> None:
-    """GroupNorm instead of BatchNorm: independent of the batch, so that a batch of one image trains."""
+    """Replace BatchNorm by GroupNorm, which does not depend on the batch, so that a batch of one image trains."""
     for parent in list(body.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
@@ -117,20 +117,20 @@ def _replace_batch_norms(body: nn.Module) -> None:
 
 
 def _open_branches(body: nn.Module) -> None:
-    """Untrained residual branches start with a norm of factor 0: frozen there, they would never learn."""
+    """Set every norm's factor to 1: untrained residual branches start with 0 and, frozen so, would never learn."""
     for module in body.modules():
         if isinstance(getattr(module, "running_var", None), Tensor):
             nn.init.ones_(module.get_buffer("weight"))
 
 
 def _activation(norm: nn.Module) -> nn.Module | None:
-    """The activation that timm has fused with a norm, if any: it stays when the norm goes."""
+    """Return the activation that timm has fused with a norm, if any: it stays when the norm is removed."""
     activation: nn.Module | None = getattr(norm, "act", None)
     return activation
 
 
 def _fold_frozen_norms(body: nn.Module, in_channels: int) -> dict[str, str]:
-    """Give each plain convolution the frozen norm that takes its output; norm name -> convolution name."""
+    """Fold each frozen norm into the plain convolution before it; return norm name -> convolution name."""
     pairs = _conv_norm_pairs(body, in_channels)
     for norm_name, conv_name in pairs.items():
         conv, norm = body.get_submodule(conv_name), body.get_submodule(norm_name)
@@ -148,8 +148,8 @@ def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _conv_norm_pairs(body: nn.Module, in_channels: int) -> dict[str, str]:
-    """Run the model once, and see which norm takes which convolution's output."""
-    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors too, so that no id is used twice
+    """Run the model once, and pair each norm with the convolution whose output it takes."""
+    outputs: dict[int, tuple[str, Tensor]] = {}  # keeps the tensors too, so that no id is used twice
     pairs: dict[str, str] = {}
     hooks = []
     for name, module in body.named_modules():

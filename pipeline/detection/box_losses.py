@@ -1,6 +1,6 @@
-"""Losses of the box subnet, and their sums over the anchors that answer for a box.
+"""Losses of the box subnet, and their sums over the positive anchors.
 
-Value and gradient are finite for any finite offsets: a single step without them costs the whole batch.
+Value and gradient are finite for any finite offsets, because one that is not finite costs the whole batch its update.
 """
 
 import math
@@ -14,20 +14,20 @@ from pipeline.detection.anchors import MAX_LOG_SCALE, MAX_SHIFT, MIN_SIDE, decod
 from pipeline.detection.bounded import bounded
 from pipeline.detection.matching import BACKGROUND
 
-_EPS = 1e-7  # torchvision's
-# A box of a ten-thousandth of its anchor's side has, for its shape, no smaller one.
+_EPS = 1e-7  # as in torchvision
+# In the shape term, a predicted side counts as at least a ten-thousandth of its anchor's side.
 _MIN_LOG_SCALE = math.log(1e-4)
 
 
 def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: float) -> Tensor:
-    """Regression loss of each anchor, ``[...]``.
+    """Return the regression loss of each anchor, ``[...]``.
 
     Args:
         kind: ``smooth_l1`` or ``l1`` on the encoded offsets, ``giou`` or ``ciou`` on the boxes.
         deltas: predicted offsets ``[..., 4]``.
         boxes: the box of each anchor ``[..., 4]`` xyxy.
         anchors: ``[..., 4]``, broadcastable to ``boxes``.
-        beta: where smooth L1 turns from quadratic to linear.
+        beta: difference at which smooth L1 turns from quadratic to linear.
     """
     deltas = bounded(deltas, MAX_SHIFT)
     if kind == "giou":
@@ -44,10 +44,10 @@ def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: fl
 
 
 def _complete_iou_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Complete IoU loss (Zheng et al. 2020): of overlap, distance and shape.
+    """Return the complete IoU loss (Zheng et al. 2020) of overlap, distance and shape.
 
-    torchvision's divides a decoded box's width by its height: 0 / 0 for a small box far away, whose
-    sides are lost in the difference of its corners. Here the sides come from the offsets.
+    torchvision's version divides a decoded box's width by its height: 0 / 0 for a small box far away,
+    whose sides are lost in the difference of its corners. Here the sides come from the offsets.
     """
     decoded = decode_boxes(deltas, anchors)
     apart = distance_box_iou_loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
@@ -65,7 +65,7 @@ def _angle(size: Tensor) -> Tensor:
 
 
 def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of each box with the other at its place, ``[..., 4]`` -> ``[...]``."""
+    """Return the IoU of each box with the other box at the same index, ``[..., 4]`` -> ``[...]``."""
     size = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
     shared = size.clamp(min=0).prod(-1)
     areas = [(one[..., 2:] - one[..., :2]).prod(-1) for one in (boxes, others)]
@@ -75,7 +75,7 @@ def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 def positive_box_loss(
     deltas: Tensor, boxes: Tensor, anchors: Tensor, matched: Tensor, kind: str, beta: float
 ) -> Tensor:
-    """Sum of `box_loss` over each image's positive anchors, ``[B]``, which are picked: their number is in the data.
+    """Sum `box_loss` over each image's positive anchors, ``[B]``; they are selected, so shapes depend on the data.
 
     Args:
         deltas: predicted offsets ``[B, A, 4]``.
@@ -91,7 +91,7 @@ def positive_box_loss(
 
 
 def every_box_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor, matched: Tensor, kind: str, beta: float) -> Tensor:
-    """As `positive_box_loss`, computed for every anchor: no shape depends on the data, and nothing waits for a GPU."""
+    """Compute `positive_box_loss` from every anchor: no shape depends on the data, and nothing waits for a GPU."""
     positive = matched > BACKGROUND
     # Anchors without a box regress to themselves, so that no infinity is multiplied by zero.
     own_box = boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))

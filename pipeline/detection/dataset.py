@@ -1,4 +1,4 @@
-"""Prepared images and boxes -> batches of tensors of one size."""
+"""The data set of prepared images and boxes, and its batches of tensors of one size."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ PADDING_PLACE = -1
 
 
 class Example(NamedTuple):
-    """One image, uint8 ``[H, W]`` or ``[H, W, C]``, and what is known of it.
+    """One image, uint8 ``[H, W]`` or ``[H, W, C]``, and its annotations.
 
-    ``boxes`` are float32 ``[N, 4]`` xyxy; ``position`` is the image's place in the data set.
+    ``boxes`` are float32 ``[N, 4]`` xyxy; ``position`` is the image's index in the data set.
     """
 
     image: npt.NDArray[np.uint8]
@@ -33,8 +33,8 @@ class Example(NamedTuple):
 class Batch(NamedTuple):
     """Images uint8 ``[B, C, H, W]``; boxes ``[B, M, 4]`` xyxy; labels ``[B, M]``, -1 for no box.
 
-    ``image_classes`` ``[B]`` are -1 where unknown; ``indices`` ``[B]`` are places in the data set, and
-    -1 of a batch that is only padding.
+    ``image_classes`` ``[B]`` are -1 where unknown; ``indices`` ``[B]`` are positions in the data set,
+    or -1 in a batch that is only padding.
     """
 
     images: Tensor
@@ -45,17 +45,17 @@ class Batch(NamedTuple):
 
     @property
     def real(self) -> int:
-        """How many images count: all, or none of padding."""
+        """Return the number of images that count: all, or none in a batch of padding."""
         return 0 if int(self.indices[0]) == PADDING_PLACE else len(self.indices)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on ``device``; the indices stay, since nothing there needs them."""
+        """Return the batch on ``device``; the indices stay where they are, since nothing there needs them."""
         images, boxes, labels, classes = (part.to(device, non_blocking=True) for part in self[:4])
         return Batch(images, boxes, labels, classes, self.indices)
 
 
 class DetectionDataset(Dataset[Example]):
-    """Images and boxes by position; what a training image looks like depends on the epoch alone."""
+    """Images and boxes by position; an image's augmentation depends on seed, epoch and position alone."""
 
     def __init__(
         self,
@@ -76,27 +76,27 @@ class DetectionDataset(Dataset[Example]):
         return len(self._images)
 
     def names_of(self, positions: Sequence[int]) -> list[str]:
-        """Ids of the studies at these places, or the places where they have none."""
+        """Return the ids of the studies at these positions, or the positions if there are no ids."""
         return [self._names[place] if self._names else str(place) for place in positions]
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """The example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index), see `EpochBatches`."""
+        """Return the example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index), see `EpochBatches`."""
         epoch, index = key
         place, index = (PADDING_PLACE, -1 - index) if index < 0 else (index, index)
         image, boxes = self._images[index], self._boxes[index]
         if self._augmenter is not None:
-            # Seeded by place and time: a resumed run and any number of workers see the same images.
+            # Seeded by epoch and index, so that a resumed run and any number of workers see the same images.
             seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
             image, boxes = self._augmenter(image, boxes, seed)
         return Example(image, boxes, self._classes[index], place)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order that depends on seed and epoch alone, from any place on.
+    """Batches of (epoch, index), from any batch on, in an order that depends on seed and epoch alone.
 
-    Of several processes each takes its part: together their batches are those of one process with
-    larger batches. Where the last studies do not reach all of them, a process gets a copy of another
-    one's study, as index ``-1 - index``: padding, which counts for nothing.
+    In a run of several processes, each takes its part: together their batches are those of one
+    process with larger batches. If the last studies do not suffice for all processes, a process gets
+    a copy of another one's study, as index ``-1 - index``: padding, which counts for nothing.
     """
 
     def __init__(
@@ -125,10 +125,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Stack images and pad their boxes to the batch's largest count, at least 1."""
+    """Stack images and pad their boxes to the largest count in the batch, at least 1."""
     most = max(1, *(len(example.boxes) for example in examples))
     boxes = np.zeros((len(examples), most, 4), np.float32)
-    boxes[..., 2:] = 1  # padding has an area, so that no logarithm meets a zero
+    boxes[..., 2:] = 1  # padding has an area, so that no logarithm of 0 is taken
     labels = np.full((len(examples), most), PADDING, np.int64)
     for row, example in enumerate(examples):
         boxes[row, : len(example.boxes)] = example.boxes
@@ -146,7 +146,7 @@ def channels_first(images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.ui
 
 
 def make_loader(dataset: DetectionDataset, batches: EpochBatches, workers: int) -> DataLoader[Example]:
-    """The batches that ``batches`` names, in its order."""
+    """Return a loader of the batches that ``batches`` lists, in the same order."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

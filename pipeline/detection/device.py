@@ -1,4 +1,4 @@
-"""Where and how a model runs: the device, and compiled code."""
+"""The device and the precision that a model runs with, and its compilation."""
 
 import logging
 import os
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def world_size() -> int:
-    """How many processes torchrun has started for this run; 1 without it."""
+    """Return the number of processes that torchrun has started for this run; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def emulates_bf16() -> bool:
-    """Return True if this CPU has no instructions for bf16: x86 without AVX-512.
+    """Return whether this CPU has no instructions for bf16: x86 without AVX-512.
 
     A training step in bf16 then takes about eight times as long as one in float32.
     """
@@ -31,24 +31,24 @@ def emulates_bf16() -> bool:
 
 
 def used_precision(accelerator: str, precision: str) -> str:
-    """The precision that a run will have: ``precision``, but float32 for bf16 on a CPU that only emulates it."""
+    """Return the precision that a run uses: ``precision``, but float32 for bf16 on a CPU that only emulates it."""
     on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     return "32-true" if precision == "bf16-mixed" and on_cpu and emulates_bf16() else precision
 
 
 def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fabric:
-    """CUDA or MPS where there is one, else the CPU; one device for each of torchrun's processes.
+    """Make and launch Fabric, with one device for each of torchrun's processes.
 
     Args:
-        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        precision: ``32-true``, ``tf32`` (float32, of which CUDA's matrix units use 10 bits of fraction),
+        accelerator: ``auto`` (CUDA or MPS if there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``.
+        precision: ``32-true``, ``tf32`` (float32, but CUDA's matrix units use 10 bits of its fraction),
             ``bf16-mixed`` (see `used_precision`) or ``16-mixed``.
-        alone: without the other processes, if there are any.
+        alone: leave out the other processes, if there are any.
 
     Raises:
-        UserError: the asked accelerator is not there.
+        UserError: the requested accelerator is not available.
     """
-    # Fabric casts what enters and leaves the model; its own messages are of no use to users.
+    # Fabric casts the model's inputs and outputs; its own messages are of no use to users.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if (used := used_precision(accelerator, precision)) != precision:
         logger.warning("train.precision = %s: this CPU only emulates it; training in %s", precision, used)
@@ -67,18 +67,18 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
         raise UserError(f"train.accelerator = {accelerator!r}: {' '.join(str(error).split())}") from None
     fabric.launch()
     if shared and fabric.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))  # or each process would take all cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))  # otherwise each process would use all cores
     return fabric
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether CUDA may shorten float32: for convolutions torch allows it unless told otherwise, for the rest not."""
+    """Allow or forbid CUDA to shorten float32 to TF32; torch's default allows it for convolutions only."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective operation failed because another process is gone."""
+    """Return whether a collective operation failed because another process is gone."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
@@ -94,6 +94,6 @@ def compile_whole(module: nn.Module) -> None:
             f"train.compile = true: needs the C++ compiler {compiler}, which is not there; install one, name another"
             " in CXX, or set train.compile: false"
         )
-    # On a CPU the box loss picks its anchors: how many there are is in the data, and the graph may say so.
+    # On a CPU the box loss selects its anchors; their number depends on the data, which this lets the graph contain.
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
     module.compile(fullgraph=True)

@@ -1,4 +1,4 @@
-"""Losses of the auxiliary heads, which help training and cost nothing later."""
+"""Losses of the auxiliary heads, which help training and cost little or nothing at inference."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from pipeline.detection.retinanet import HeadOutputs
 
 @dataclass(frozen=True)
 class ExtraLosses:
-    """Losses of the heads that a model has beside classes and boxes.
+    """Losses of the heads that a model has besides those for classes and boxes.
 
     Attributes:
-        mask: losses over masks; without terms there is no mask head.
+        mask: settings of the mask losses; without terms there is no mask head.
         image_class: weight of the image-level cross-entropy; 0 means that there is no such head.
     """
 
@@ -25,13 +25,13 @@ class ExtraLosses:
     image_class: float
 
     def __call__(self, outputs: HeadOutputs, boxes: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """The weighted losses by name, scalars.
+        """Return the weighted losses by name, as scalars.
 
         Args:
-            outputs: of the model.
+            outputs: outputs of the model.
             boxes: ``[B, M, 4]`` xyxy pixels.
             labels: ``[B, M]``, -1 where there is no box.
-            classes: of the images ``[B]``, -1 where unknown.
+            classes: classes of the images ``[B]``, -1 where unknown.
         """
         losses = {}
         if self.mask.terms and outputs.mask is not None:

@@ -23,13 +23,13 @@ def predict(
     rules: PostProcessing,
     on_batch: Callable[[], None] | None = None,
 ) -> list[Detections]:
-    """Detections of every image of ``data``, in its order, on the CPU; the model's mode is kept.
+    """Return the detections of every image of ``data``, in its order, on the CPU; the model's mode is kept.
 
-    Of several processes each takes its part, and all get all of it. ``on_batch`` is called after each
-    batch; what it raises ends the work.
+    In a run of several processes, each takes its part, and all get the whole result. ``on_batch`` is
+    called after each batch; an exception that it raises ends the work.
 
     Raises:
-        UserError: outputs of the model are not finite; in every process, if in one.
+        UserError: outputs of the model are not finite; every process raises it, if one finds any.
     """
     was_training = model.training
     model.eval()
@@ -57,7 +57,7 @@ def predict(
 
 
 def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> None:
-    """Asked once all are through: a process that left earlier would leave the others waiting."""
+    """Refuse outputs that are not finite, after all batches: a process that left earlier would keep others waiting."""
     count = len(bad)
     if fabric.world_size > 1:
         everywhere = torch.tensor(float(count), device=fabric.device)
@@ -72,10 +72,10 @@ def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> Non
 
 
 def _gathered(fabric: Fabric, found: list[Detections], places: Tensor, count: int, most: int) -> list[Detections]:
-    """The detections of all processes, in the order of the data set."""
-    # As many rows everywhere: a process has at most as many images as if all but it had only padding.
+    """Return the detections of all processes, in the order of the data set."""
+    # Every process sends the same number of rows: even with padding, it has no more images than the data set.
     packed = torch.full((count, most, 6), math.nan)
-    packed[:, 0, 5] = -1.0  # the place in the data set; -1: nothing
+    packed[:, 0, 5] = -1.0  # the position in the data set; -1: no image
     for row, (one, place) in enumerate(zip(found, places.tolist(), strict=True)):
         packed[row, : len(one["boxes"]), :4] = one["boxes"]
         packed[row, : len(one["scores"]), 4] = one["scores"]

@@ -1,9 +1,8 @@
 """Losses of the detector: classification over all anchors, box regression over the positive ones.
 
-Everything here is computed in float32 or wider: log and focal terms lose themselves in halves.
+Everything here is computed in float32 or wider, because log and focal terms lose their precision in 16-bit types.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,23 +14,24 @@ from pipeline.detection.anchors import Anchors
 from pipeline.detection.bounded import LOGIT_LIMIT
 from pipeline.detection.box_losses import every_box_loss, positive_box_loss
 from pipeline.detection.matching import BACKGROUND, IGNORED, match_anchors
+from pipeline.detection.settings import LossSettings
 
 EMA_MOMENTUM, EMA_START = 0.9, 100.0
 _EPS = 1e-6
 
 
 class _Modulated(torch.autograd.Function):
-    """``weight (1 - p_t)^gamma (-log p_t)`` of each element, whose gradient is computed on the way.
+    """The loss ``weight (1 - p_t)^gamma (-log p_t)`` of each element; the forward pass computes its gradient too.
 
-    With z the logit of the false class, 1 - p_t = sigmoid(z) and -log p_t = softplus(z): no power
-    of a number that underflows to 0, whose gradient would be NaN for gamma < 1. Written out, a
-    step makes half the passes over all anchors that autograd would make.
+    With z the logit of the wrong class, 1 - p_t = sigmoid(z) and -log p_t = softplus(z). So no power
+    is taken of a number that underflows to 0, whose gradient would be NaN for gamma < 1. With the
+    gradient written out, a step makes half as many passes over all anchors as with autograd.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, positive: Tensor, weight: Tensor, gamma: float) -> Tensor:
         sign = torch.where(positive, -1.0, 1.0).to(logits.dtype)
-        z = (logits * sign).clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)  # a sum over all anchors stays finite
+        z = (logits * sign).clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)  # so a sum over all anchors stays finite
         entropy = F.softplus(z)
         wrong = torch.sigmoid(z)
         if gamma == 0:
@@ -49,7 +49,7 @@ class _Modulated(torch.autograd.Function):
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of each element, ``-alpha_t (1 - p_t)^gamma log p_t`` (Lin et al. 2017, eq. 5).
+    """Return the focal loss of each element, ``-alpha_t (1 - p_t)^gamma log p_t`` (Lin et al. 2017, eq. 5).
 
     Args:
         logits: any shape.
@@ -72,27 +72,27 @@ def _modulated(
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of each element, ``-log p_t``."""
+    """Return the binary cross-entropy of each element, ``-log p_t``."""
     return _modulated(logits, targets > 0, 1.0, 1.0, 0)
 
 
 def balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, alpha: float) -> Tensor:
-    """``-alpha_t log p_t``: positives weigh ``alpha``, negatives ``1 - alpha``."""
+    """Return ``-alpha_t log p_t``: positives weigh ``alpha``, negatives ``1 - alpha``."""
     return focal_loss(logits, targets, alpha, gamma=0)
 
 
 def weighted_cross_entropy_loss(logits: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """``-(beta y log p + (1 - y) log(1 - p))``: one weight on the positives."""
+    """Return ``-(beta y log p + (1 - y) log(1 - p))``: only the positives are weighted."""
     return _modulated(logits, targets > 0, beta, 1.0, 0)
 
 
 def frequency_balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """Balanced cross-entropy whose alpha is the share of negatives among the counted elements.
+    """Return the balanced cross-entropy whose alpha is the share of negatives among the counted elements.
 
     Args:
         logits: any shape.
         targets: same shape, 0 or 1.
-        counted: same shape, bool; elements that are ignored by the loss have no say.
+        counted: same shape, bool; False for elements that the loss ignores.
     """
     share = ((targets == 0) & counted).sum().to(logits.dtype) / counted.sum().clamp(min=1)
     beta = share.clamp(_EPS, 1 - _EPS)
@@ -100,37 +100,18 @@ def frequency_balanced_cross_entropy_loss(logits: Tensor, targets: Tensor, count
 
 
 def hardest_negatives(losses: Tensor, negative: Tensor, count: Tensor) -> Tensor:
-    """Which of the negatives have the ``count`` largest losses of the batch, at least one; ties are all in.
+    """Return a mask of the negatives with the ``count`` largest losses of the batch, at least one, and all ties.
 
-    Online hard example mining (Shrivastava et al. 2016), as Lin et al. compare it with the focal loss:
-    three negatives for each positive, the others add nothing.
+    This is online hard example mining (Shrivastava et al. 2016), as Lin et al. compare it with the focal
+    loss: three negatives count for each positive, and the others add nothing.
     """
     ordered = torch.where(negative, losses.detach(), -1.0).flatten().sort(descending=True).values
     cutoff = ordered[(count.round().long() - 1).clamp(0, len(ordered) - 1)]
     return negative & (losses >= cutoff)
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """What `DetectionLoss` computes; the names are those of the ``loss`` section of the params."""
-
-    classification: str
-    alpha: float
-    gamma: float
-    beta: float
-    normalizer: str
-    box: str
-    box_beta: float
-    box_weight: float
-    fg_iou_thresh: float
-    bg_iou_thresh: float
-    low_quality_matches: bool
-    sampling: str = "all"
-    ohem_ratio: float = 3.0
-
-
 class Losses(NamedTuple):
-    """Scalars: the classification loss, the (weighted) box loss, and positives per image."""
+    """Scalars: the classification loss, the (weighted) box loss, and the positive anchors per image."""
 
     classification: Tensor
     box: Tensor
@@ -138,14 +119,14 @@ class Losses(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Images and positive anchors of all that one optimizer step sees, where that is more than one batch."""
+    """Counts of images and positive anchors in one optimizer step that consists of more than one batch."""
 
     images: Tensor
     positives: Tensor
 
 
 class DetectionLoss(nn.Module):
-    """Match anchors to boxes and compute both losses for the whole batch at once."""
+    """The loss of the detector: it matches anchors to boxes and computes both losses for the whole batch at once."""
 
     running_positives: Tensor
 
@@ -155,11 +136,11 @@ class DetectionLoss(nn.Module):
         self.register_buffer("running_positives", torch.tensor(EMA_START))
 
     def count(self, anchors: Anchors, boxes: Tensor, labels: Tensor) -> Tensor:
-        """Positive anchors of a batch, for the ``totals`` that `forward` takes."""
+        """Count the positive anchors of a batch, for the ``totals`` that `forward` takes."""
         return (self._match(anchors, boxes, labels) > BACKGROUND).sum()
 
     def observe(self, positives: Tensor) -> None:
-        """Note the positives of a step for the running mean of the normaliser ``ema``."""
+        """Add the positives of a step to the running mean of the normaliser ``ema``."""
         if self.settings.normalizer == "ema" and self.training:
             new = positives.clamp(min=1).to(self.running_positives.dtype)
             self.running_positives.lerp_(new, 1 - EMA_MOMENTUM)
@@ -179,16 +160,16 @@ class DetectionLoss(nn.Module):
         labels: Tensor,
         totals: Totals | None = None,
     ) -> Losses:
-        """Losses of a batch.
+        """Return the losses of a batch.
 
         Args:
             logits: ``[B, A, K]``.
             deltas: ``[B, A, 4]``.
-            anchors: in the order of the outputs.
+            anchors: anchors in the order of the outputs.
             boxes: ``[B, M, 4]`` xyxy pixels.
             labels: ``[B, M]`` class 0 to K - 1, or -1 where there is no box.
-            totals: of the step of which this batch is a part; the losses of the parts then add up to
-                those of one large batch, and `observe` is the caller's to call. None: the batch is all.
+            totals: counts of the step that this batch is a part of; the losses of the parts then add up to
+                those of one large batch, and the caller calls `observe`. None: the batch is the whole step.
         """
         logits, deltas = logits.float(), deltas.float()
         rules = self.settings
@@ -200,7 +181,7 @@ class DetectionLoss(nn.Module):
         if rules.sampling == "ohem":
             counted = targets | hardest_negatives(elements, counted & ~targets, rules.ohem_ratio * targets.sum())
         classification = torch.where(counted, elements, 0.0).sum((1, 2))  # (B,)
-        # One anchor in thousands is positive; picking them would make a GPU wait, and costs a CPU nothing.
+        # One anchor in thousands is positive; selecting the positives would make a GPU wait, but costs a CPU nothing.
         summed = positive_box_loss if deltas.is_cpu else every_box_loss
         box = summed(deltas, boxes, anchors.boxes, matched, rules.box, rules.box_beta)  # (B,)
         positives = positive.sum(1)
@@ -228,19 +209,19 @@ class DetectionLoss(nn.Module):
         raise ValueError(f"Invalid classification loss: {rules.classification!r}")
 
     def _divisor(self, positives: Tensor, totals: Totals) -> Tensor:
-        """What the loss sums of the images ``[B]`` are divided by, so that their sum is the step's loss."""
+        """Return the divisor of the images' loss sums ``[B]``; the quotients then add up to the step's loss."""
         match self.settings.normalizer:
-            case "per_image":  # the paper's: each image by its own positives
+            case "per_image":  # as in the paper: each image by its own positives
                 return positives.clamp(min=1) * totals.images
             case "batch":
                 return totals.positives.clamp(min=1)
-            case "ema":  # detectron2's: a running mean, steadier where most images have no box
+            case "ema":  # as in detectron2: a running mean, steadier if most images have no box
                 return self.running_positives.clone()
         raise ValueError(f"Invalid normalizer: {self.settings.normalizer!r}. It must be per_image, batch or ema")
 
 
 def _targets(matched: Tensor, positive: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Whether each anchor stands for each class, bool ``[B, A, K]``."""
+    """Return whether each anchor is positive for each class, bool ``[B, A, K]``."""
     if classes == 1:
         return positive[..., None]
     own_class = labels.gather(1, matched.clamp(min=0))

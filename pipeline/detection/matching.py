@@ -1,9 +1,9 @@
-"""Which anchor answers for which box: positive, negative or ignored.
+"""Matching of anchors to boxes: each anchor is positive, negative or ignored.
 
-There are two ways to the same answer. On a GPU every anchor is compared with every box: no shape
-depends on the data and nothing waits for the device. On a CPU only the levels are compared whose
-anchors are of a box's size; to a compiler that is one operator of known result, whose inside it
-leaves alone.
+Two implementations give the same result. On a GPU every anchor is compared with every box: no shape
+depends on the data and nothing waits for the device. On a CPU a box is only compared with the levels
+whose anchors are of its size; for a compiler this is one operator with an output of known shape,
+whose code it leaves alone.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from torch import Tensor
 from pipeline.detection.anchors import Anchors
 
 BACKGROUND, IGNORED = -1, -2
-PADDING = -1  # the label of a row that only fills a batch's box tensor up
+PADDING = -1  # the label of a row that only pads a batch's box tensor
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of every box with every anchor, ``[..., 4]`` and ``[A, 4]`` -> ``[..., A]``, xyxy."""
+    """Return the IoU of every box with every anchor, ``[..., 4]`` and ``[A, 4]`` -> ``[..., A]``, xyxy."""
     return _iou(boxes, anchors.unbind(-1))
 
 
 def _iou(boxes: Tensor, anchors: Sequence[Tensor]) -> Tensor:
-    """As `pairwise_iou`, the anchors as x0, y0, x1, y1 ``[A]``."""
+    """Compute `pairwise_iou` for anchors given as x0, y0, x1, y1 ``[A]``."""
     x0, y0, x1, y1 = (side[..., None] for side in boxes.unbind(-1))
     ax0, ay0, ax1, ay1 = anchors
     width = (torch.minimum(x1, ax1) - torch.maximum(x0, ax0)).clamp(min=0)
@@ -43,13 +43,13 @@ def match_anchors(
     """Match each anchor of each image to a box, to the background, or to nothing.
 
     Args:
-        anchors: A in all.
+        anchors: the anchors, A in all.
         boxes: ``[B, M, 4]`` xyxy; M is the largest count of the batch, at least 1.
-        labels: ``[B, M]`` class of each box, ``PADDING`` where there is none.
+        labels: ``[B, M]`` class of each box, ``PADDING`` where there is no box.
         fg_iou_thresh: an anchor of at least this IoU with some box is positive.
         bg_iou_thresh: an anchor below this IoU with every box is background.
-        low_quality_matches: also make the anchors that overlap a box most positive, whatever
-            their IoU; each then answers for its *own* best box, as in torchvision.
+        low_quality_matches: make those anchors positive too that overlap a box most, whatever
+            their IoU; each is then matched to its *own* best box, as in torchvision.
 
     Returns:
         int64 ``[B, A]``: index of the box, ``BACKGROUND`` or ``IGNORED``.
@@ -86,14 +86,14 @@ def _(_: list[Tensor], anchors: Tensor, boxes: Tensor, *__: object) -> Tensor:
 def _match_everything(
     sides: Tensor, boxes: Tensor, labels: Tensor, foreground: float, background: float, low_quality: bool
 ) -> Tensor:
-    """All anchors (as ``Anchors.sides``) with all boxes of a batch -> ``[B, A]``."""
-    # The index as a float: so the compiler's loop over the anchors stays a vector loop.
-    # Where there is no box stands one without an area, far away: its IoU with everything is 0.
+    """Match all anchors (as ``Anchors.sides``) with all boxes of a batch -> ``[B, A]``."""
+    # The index is a float, so that the compiler's loop over the anchors stays a vector loop.
+    # A missing box is replaced by one without an area, far away: its IoU with every anchor is 0.
     boxes = torch.where((labels != PADDING)[..., None], boxes, -1e6)
     best = torch.full((len(boxes), sides.shape[1]), -1.0, device=boxes.device, dtype=boxes.dtype)
     index = torch.zeros_like(best)
     forced = torch.zeros_like(best, dtype=torch.bool)
-    # Box by box: one pass over the anchors, and no [B, M, A] is kept.
+    # Box by box: one pass over the anchors each, and no tensor [B, M, A] is kept.
     for row in range(boxes.shape[1]):
         iou = _iou(boxes[:, row], sides.unbind())  # (B, A)
         index = torch.where(iou > best, float(row), index)
@@ -115,7 +115,7 @@ def _match_image(
     background: float,
     low_quality: bool,
 ) -> Tensor:
-    """One image, ``[M, 4]`` -> ``[A]``; ``areas`` ``[L, 2]`` are the smallest and the largest of each level."""
+    """Match one image, ``[M, 4]`` -> ``[A]``; ``areas`` ``[L, 2]`` are each level's smallest and largest area."""
     matched = torch.full((len(anchors),), BACKGROUND)
     rows = (labels != PADDING).nonzero().flatten()
     if not len(rows):
@@ -129,7 +129,7 @@ def _match_image(
         matched[start + found] = torch.where(best[found] >= foreground, rows[near[row[found]]], IGNORED)
         best_of_box[near] = torch.maximum(best_of_box[near], iou.amax(1))
     if low_quality:
-        # A box that no level suits may overlap any anchor most: it is compared with all.
+        # A box that no level suits may overlap any anchor most, so it is compared with all anchors.
         odd = (best_of_box < background).nonzero().flatten()
         if len(odd):
             iou = pairwise_iou(boxes[odd], anchors)
@@ -142,7 +142,7 @@ def _match_image(
 
 
 def _overlaps(levels: Sequence[Tensor], areas: Tensor, boxes: Tensor, least: float) -> list[tuple[int, Tensor, Tensor]]:
-    """Per level its first anchor, the boxes that may reach an IoU of ``least`` with it, and their IoUs ``[N, A_l]``.
+    """Return per level its first anchor, the boxes that may reach an IoU of ``least``, and their IoUs ``[N, A_l]``.
 
     The IoU of two boxes is at most the ratio of their areas.
     """
@@ -150,7 +150,7 @@ def _overlaps(levels: Sequence[Tensor], areas: Tensor, boxes: Tensor, least: flo
     found = []
     start = 0
     for level, (smallest, largest) in zip(levels, areas, strict=True):
-        # A little more than needed, for what rounding takes away.
+        # A little more than needed, to make up for rounding errors.
         near = ((area * 1.001 >= least * smallest) & (least * area <= largest * 1.001)).nonzero().flatten()
         if len(near):
             found.append((start, near, pairwise_iou(boxes[near], level)))

@@ -1,4 +1,4 @@
-"""Head outputs -> detections: the best candidates of each level, decoded, and one for each object."""
+"""Post-processing of head outputs: the best candidates of each level, decoded, and reduced to one per object."""
 
 from dataclasses import dataclass
 
@@ -22,25 +22,25 @@ from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.detection.suppression import Candidates, non_maximum, soft_non_maximum, weighted_fusion
 
 Detections = dict[str, Tensor]
-# How much a suspicion of another finding counts for an opacity (RSNA challenge, second place).
+# Weight of the probability of another finding in the score of an opacity (RSNA challenge, second place).
 _OTHER_FINDING_SHARE = 0.1
 
 
 @with_config(CHECKED)
 @dataclass(frozen=True)
 class PostProcessing:
-    """What counts as a detection; the names are torchvision's where it has one.
+    """Rules by which candidates become detections; the names are torchvision's where it has one.
 
     Attributes:
-        score_thresh: candidates above it are looked at.
-        nms_thresh: largest IoU of two detections; with ``weighted_fusion`` that of one cluster.
-        detections_per_img: at most.
-        topk_candidates: of each pyramid level.
+        score_thresh: candidates with a higher score are considered.
+        nms_thresh: largest IoU of two detections; with ``weighted_fusion``, above it a box joins a cluster.
+        detections_per_img: largest number of detections of an image.
+        topk_candidates: largest number of candidates of each pyramid level.
         suppression: ``nms``, ``soft_nms`` or ``weighted_fusion``.
         soft_nms_sigma: the larger, the less an overlap costs.
-        flip: whether to look at the mirrored image too.
+        flip: whether to run the model on the mirrored image too.
         box_shrink: share of its width and height that each box loses.
-        score_gate: whether the image-level head has a say: a score becomes
+        score_gate: whether the image-level head changes the scores: a score becomes
             ``sqrt(score (p_opacity + .1 p_not_normal))``.
     """
 
@@ -56,10 +56,10 @@ class PostProcessing:
 
 
 class NotFiniteError(ValueError):
-    """The model gave a NaN or an infinity, from which no threshold is passed: it must not read as "nothing found".
+    """An error for outputs with a NaN or an infinity: a NaN passes no threshold, and must not read as "nothing found".
 
     Attributes:
-        places: of the images in their batch.
+        places: positions of the images in their batch.
     """
 
     def __init__(self, places: list[int]) -> None:
@@ -68,7 +68,7 @@ class NotFiniteError(ValueError):
 
 
 def find(model: RetinaNet, images: Tensor, rules: PostProcessing) -> list[Detections]:
-    """Detections of a batch of images ``[B, C, H, W]``; see `detect`.
+    """Return the detections of a batch of images ``[B, C, H, W]``; see `detect`.
 
     Raises:
         NotFiniteError: an output is not finite.
@@ -94,14 +94,14 @@ def detect(
     rules: PostProcessing,
     mirrored: HeadOutputs | None = None,
 ) -> list[Detections]:
-    """Detections of each image of a batch, best first.
+    """Return the detections of each image of a batch, best first.
 
     Args:
-        outputs: of the model.
-        anchors: in the order of the outputs.
+        outputs: outputs of the model.
+        anchors: anchors in the order of the outputs.
         image_size: height, width; boxes are clipped to it.
         rules: thresholds and counts.
-        mirrored: outputs of the mirrored images, for a second look.
+        mirrored: outputs for the mirrored images, as a second view.
 
     Returns:
         Per image ``boxes`` float32 ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``.
@@ -118,7 +118,7 @@ def detect(
 def _candidates(
     outputs: HeadOutputs, anchors: Anchors, image_size: tuple[int, int], rules: PostProcessing
 ) -> Candidates:
-    """The best of every level, ``[B, N, ...]``."""
+    """Return the best candidates of every level, ``[B, N, ...]``."""
     sizes = [len(level) for level in anchors.levels]
     levels = zip(anchors.levels, outputs.logits.split(sizes, 1), outputs.deltas.split(sizes, 1), strict=True)
     picked = [_best_of_level(*level, rules.topk_candidates) for level in levels]
@@ -138,7 +138,7 @@ def _best_of_level(anchors: Tensor, logits: Tensor, deltas: Tensor, count: int) 
 
 
 def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, rules: PostProcessing, views: int) -> Detections:
-    # A box that was clipped to nothing lies outside the image.
+    # A box that has no area after clipping lies outside the image.
     keep = (scores > rules.score_thresh) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     scores, order = scores[keep].sort(descending=True, stable=True)
     boxes, labels = boxes[keep][order], labels[keep][order]
@@ -157,6 +157,6 @@ def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, rules: PostProcessi
 
 
 def shrink(boxes: Tensor, share: float) -> Tensor:
-    """Boxes ``[N, 4]`` xyxy about their centres, less ``share`` of their width and height."""
+    """Shrink boxes ``[N, 4]`` xyxy about their centres by ``share`` of their width and height."""
     margin = (boxes[:, 2:] - boxes[:, :2]) * (share / 2)
     return torch.cat([boxes[:, :2] + margin, boxes[:, 2:] - margin], 1)

@@ -28,28 +28,28 @@ from pipeline.bounds import (
 from pipeline.detection.anchors import Anchors, make_anchors
 from pipeline.detection.backbones import Backbone, group_norm
 
-# Grey levels of prepared images have about this mean and deviation.
+# Grey levels of prepared images have about this mean and standard deviation.
 PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
 
 
 @with_config(CHECKED)
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to rebuild a model; stored beside its weights.
+    """Everything that is needed to rebuild a model; it is stored beside the weights.
 
     Attributes:
         backbone: a timm model.
-        norm: of the backbone, ``group`` or ``frozen_batch``.
-        fpn_channels: of every pyramid level.
-        p6_source: what level P6 is made from, ``p5`` or ``c5`` (the backbone's last features).
-        head_convs: 3 x 3 convolutions before a subnet's last one.
-        head_norm: after each of these, ``group`` or ``none``.
+        norm: norm of the backbone, ``group`` or ``frozen_batch``.
+        fpn_channels: channels of every pyramid level.
+        p6_source: input of level P6, ``p5`` or ``c5`` (the backbone's last features).
+        head_convs: number of 3 x 3 convolutions before a subnet's last one.
+        head_norm: norm after each of these, ``group`` or ``none``.
         anchor_shapes: scale and ratio of each anchor of a cell.
-        prior_probability: that an untrained model gives every anchor.
-        num_classes: foreground classes.
-        in_channels: of the images.
+        prior_probability: probability that an untrained model gives every anchor.
+        num_classes: number of foreground classes.
+        in_channels: channels of the images.
         mask_head: whether an auxiliary head draws masks on P3.
-        image_classes: classes of the auxiliary image-level head; 0 means that there is none.
+        image_classes: number of classes of the auxiliary image-level head; 0 means that there is no such head.
     """
 
     backbone: BackboneName
@@ -67,13 +67,13 @@ class Architecture:
 
 
 class HeadOutputs(NamedTuple):
-    """What the heads say of a batch.
+    """Outputs of the heads for a batch.
 
     Attributes:
-        logits: of all anchors of all levels ``[B, A, K]``.
+        logits: class logits of all anchors of all levels ``[B, A, K]``.
         deltas: their box offsets ``[B, A, 4]``.
-        mask: logits ``[B, H / 8, W / 8]``, where there is a mask head and it was asked.
-        image_class: logits ``[B, C]``, where there is an image-level head.
+        mask: logits ``[B, H / 8, W / 8]``, if there is a mask head and it was run.
+        image_class: logits ``[B, C]``, if there is an image-level head.
     """
 
     logits: Tensor
@@ -83,7 +83,7 @@ class HeadOutputs(NamedTuple):
 
 
 class Head(nn.Module):
-    """A subnet: some 3 x 3 convolutions and a last one with ``outputs`` values per anchor."""
+    """A subnet: ``convs`` 3 x 3 convolutions and a last one with ``outputs`` values per anchor."""
 
     def __init__(self, channels: int, convs: int, norm: str, anchors: int, outputs: int, bias: float) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Head(nn.Module):
         nn.init.constant_(_bias(self.last), bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Levels of ``[B, C, H, W]`` -> ``[B, A, outputs]``; order: level, row, column, anchor."""
+        """Apply the subnet to levels of ``[B, C, H, W]`` -> ``[B, A, outputs]``; order: level, row, column, anchor."""
         flat = []
         for level in features:
             values = self.last(self.tower(level))  # (B, anchors * outputs, H, W)
@@ -112,7 +112,7 @@ def _block(channels: int, norm: str) -> nn.Sequential:
 
 
 def _mask_head(channels: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions and a 1 x 1 one, on the finest level."""
+    """Return two 3 x 3 convolutions and a 1 x 1 one, for the finest level."""
     return nn.Sequential(_block(channels, "none"), _block(channels, "none"), nn.Conv2d(channels, 1, 1))
 
 
@@ -122,7 +122,7 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 class RetinaNet(nn.Module):
-    """A one-stage detector of images of one size."""
+    """A one-stage detector for batches of images of one size."""
 
     def __init__(self, architecture: Architecture, weights: str = "none") -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class RetinaNet(nn.Module):
         coarse = LastLevelP6P7(a.fpn_channels if a.p6_source == "p5" else self.backbone.channels[-1], a.fpn_channels)
         coarse.use_P5 = a.p6_source == "p5"
         self.fpn = FeaturePyramidNetwork(self.backbone.channels, a.fpn_channels, coarse)
-        # Every anchor starts with this probability, or the many negatives drown the first steps.
+        # Every anchor starts with this probability; otherwise the many negatives dominate the first steps.
         prior = -math.log((1 - a.prior_probability) / a.prior_probability)
         tower = (a.fpn_channels, a.head_convs, a.head_norm, len(a.anchor_shapes))
         self.class_head = Head(*tower, a.num_classes, prior)
@@ -141,9 +141,9 @@ class RetinaNet(nn.Module):
         self._anchors: dict[tuple[int, int, torch.device], Anchors] = {}
 
     def forward(self, images: Tensor, with_mask: bool = False) -> HeadOutputs:
-        """Head outputs of images ``[B, C, H, W]`` with grey levels 0 to 255 of any dtype.
+        """Return the head outputs of images ``[B, C, H, W]`` with grey levels 0 to 255 of any dtype.
 
-        The mask is drawn while training, and if asked for.
+        The mask is computed in training mode, and if ``with_mask`` is set.
         """
         normalized = (images.float() - PIXEL_MEAN) / PIXEL_STD
         features = self.backbone(normalized)
@@ -153,7 +153,7 @@ class RetinaNet(nn.Module):
         return HeadOutputs(self.class_head(pyramid), self.box_head(pyramid), mask, image_class)
 
     def anchors_for(self, images: Tensor) -> Anchors:
-        """Anchors for images of this size, on their device; made once per size."""
+        """Return the anchors for images of this size, on their device; they are made once per size."""
         height, width = images.shape[-2:]
         key = (height, width, images.device)
         if key not in self._anchors:

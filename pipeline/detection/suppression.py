@@ -1,7 +1,7 @@
-"""Ways to make one detection of several candidates for the same object, class by class.
+"""Ways to reduce several candidates for the same object to one detection, class by class.
 
-Each takes candidates in descending order of their scores (``boxes`` ``[N, 4]`` xyxy, ``scores``
-``[N]``, ``labels`` ``[N]``) and returns at most ``count`` of the same kind, in the same order.
+Each function takes candidates in descending order of their scores (``boxes`` ``[N, 4]`` xyxy, ``scores``
+``[N]``, ``labels`` ``[N]``) and returns at most ``count`` detections in the same form and order.
 """
 
 import torch
@@ -12,10 +12,10 @@ Candidates = tuple[Tensor, Tensor, Tensor]
 
 
 def non_maximum(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Candidates:
-    """Drop what overlaps a better box by more than ``nms_thresh``.
+    """Drop boxes that overlap a better box by more than ``nms_thresh``.
 
-    What NMS keeps of the best boxes does not depend on the rest, and its cost grows with the square
-    of their number: so the best few are tried first.
+    The result of non-maximum suppression for the best boxes does not depend on the rest, and its cost
+    grows with the square of their number, so the best few are tried first.
     """
     tried = 2 * count
     while True:
@@ -29,9 +29,9 @@ def non_maximum(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float
 def soft_non_maximum(
     boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, score_thresh: float, count: int
 ) -> Candidates:
-    """Lower the scores of what overlaps a better box by ``exp(-IoU^2 / sigma)`` (Bodla et al. 2017, Gaussian).
+    """Multiply the scores of boxes that overlap a better one by ``exp(-IoU^2 / sigma)`` (Bodla et al. 2017, Gaussian).
 
-    What falls to ``score_thresh`` or below is dropped.
+    Boxes whose score falls to ``score_thresh`` or below are dropped.
     """
     overlap = _same_class_iou(boxes, labels)
     left = scores.clone()
@@ -52,11 +52,11 @@ def soft_non_maximum(
 def weighted_fusion(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float, views: int, count: int
 ) -> Candidates:
-    """Weighted box fusion (Solovyev et al. 2021): the score-weighted mean of each cluster's boxes.
+    """Fuse each cluster's boxes into their score-weighted mean: weighted box fusion (Solovyev et al. 2021).
 
     A candidate joins the first cluster whose mean box it overlaps by more than ``iou_thresh``. A
-    cluster's score is the mean of its scores, times the share of the ``views`` (looks at the image)
-    that could have contributed.
+    cluster's score is the mean of its candidates' scores, times the share of the ``views`` (the image
+    and its mirror image) that could have contributed.
     """
     clusters: list[list[int]] = []
     means, kinds = boxes[:0], labels[:0]

@@ -1,4 +1,4 @@
-"""Read weights that may be damaged: a safetensors file whose header is looked at before its contents, all finite."""
+"""A reader of safetensors files that may be damaged: it checks the header, then that all values are finite."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
 
-# About 100 bytes a tensor: thousands of tensors fit.
+# A header takes about 100 bytes per tensor: thousands of tensors fit.
 _MAX_HEADER_BYTES = 2**20
 _TYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -22,7 +22,7 @@ _TYPES = {
 
 
 class Layout(NamedTuple):
-    """Type and shape of a tensor."""
+    """The type and shape of a tensor."""
 
     dtype: torch.dtype | None
     shape: tuple[int, ...]
@@ -32,11 +32,11 @@ class Layout(NamedTuple):
 
 
 def read_layouts(path: Path) -> dict[str, Layout]:
-    """Name -> layout of the tensors in a file, from its header alone.
+    """Read name -> layout of the tensors in a file, from its header alone.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is no safetensors file, or a damaged one.
+        UserError: it is not a safetensors file, or it is damaged.
     """
     with _named_errors(path):
         with path.open("rb") as file:
@@ -49,11 +49,11 @@ def read_layouts(path: Path) -> dict[str, Layout]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, on the CPU.
+    """Read the tensors in a file onto the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is no safetensors file, a damaged one, or a value is not finite.
+        UserError: it is not a safetensors file, it is damaged, or a value is not finite.
     """
     read_layouts(path)
     with _named_errors(path):
@@ -63,13 +63,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def require_finite(weights: Mapping[str, Tensor], place: str) -> None:
-    """Refuse weights with a NaN or an infinity: they make a model that finds nothing, in silence.
+    """Refuse weights with a NaN or an infinity, because they make a model that silently finds nothing.
 
     Raises:
-        UserError: the first such tensor is named, with ``place`` before it.
+        UserError: there are such weights; the message names the first such tensor, after ``place``.
     """
     for name, value in weights.items():
-        # A sum is not finite if a value is not, and costs less; it can also overflow, hence the second look.
+        # The sum is not finite if a value is not, and costs less; it can also overflow, so a second check follows.
         if value.is_floating_point() and not value.sum().isfinite():
             bad = int((~value.isfinite()).sum())
             if bad:
@@ -80,7 +80,7 @@ def require_layouts(found: Mapping[str, Layout], model: torch.nn.Module, place: 
     """Refuse weights that are not exactly those of ``model``.
 
     Raises:
-        UserError: a tensor is missing, unknown, or of another shape or type.
+        UserError: a tensor is missing, unknown, or has another shape or type.
     """
     wanted = {name: Layout(value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()}
     for name, layout in wanted.items():

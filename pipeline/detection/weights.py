@@ -1,6 +1,6 @@
-"""What training starts from: torchvision's COCO weights, a model of ours, or nothing.
+"""Initial weights for training: torchvision's COCO weights, a model of this project, or none.
 
-torchvision's RetinaNet and ours hold the same layers under these names:
+torchvision's RetinaNet and ours have the same layers under these names:
 
     torchvision                                    ours
     backbone.body.<timm's name>                    backbone.body.<timm's name>
@@ -39,10 +39,10 @@ _CLASS_LAYER = "class_head.last."
 
 
 def start_from(model: RetinaNet, weights: str) -> None:
-    """Load what ``model.weights`` names: ``none``, ``imagenet`` (the backbone has it already), ``coco`` or a path.
+    """Load the weights of ``model.weights``: ``none``, ``imagenet`` (already in the backbone), ``coco`` or a path.
 
     Raises:
-        UserError: the weights cannot be fetched or read, or are not of this architecture.
+        UserError: the weights cannot be fetched or read, or do not fit this architecture.
     """
     if weights in ("none", "imagenet"):
         return
@@ -55,7 +55,7 @@ def start_from(model: RetinaNet, weights: str) -> None:
 
 
 def fetch_coco(model: RetinaNet) -> dict[str, Tensor]:
-    """Download torchvision's weights for this architecture: version 1 without, version 2 with norms in the heads."""
+    """Download torchvision's weights for this architecture: version 2 if the heads have norms, else version 1."""
     a = model.architecture
     kind = (a.backbone, a.norm, a.fpn_channels, a.head_convs, len(a.anchor_shapes), a.p6_source, a.head_norm)
     known = {
@@ -84,9 +84,9 @@ def load_torchvision(model: RetinaNet, state: Mapping[str, Tensor], eps: float) 
     """Copy the weights of a torchvision RetinaNet into ``model``.
 
     Args:
-        model: of the same architecture; classes and input channels may differ.
+        model: a model of the same architecture; classes and input channels may differ.
         state: torchvision's state dict; see this module's docstring for the names.
-        eps: of torchvision's norms; our norms keep theirs, and their factors make up for it.
+        eps: eps of torchvision's norms; our norms keep their own, and their factors are scaled to compensate.
 
     Raises:
         UserError: a weight is missing or has another shape.
@@ -112,7 +112,7 @@ def _our_name(name: str, norms: Mapping[str, str]) -> str:
 
 
 def _adapt_stem(model: RetinaNet, state: dict[str, Tensor]) -> None:
-    """Sum the first kernel over colours where the images are grey; spread it where they have other channels."""
+    """Sum the first kernel over colours if the images are grey; spread the sum evenly over any other channels."""
     name = f"{_BODY}conv1.weight"
     channels = model.architecture.in_channels
     if name in state and state[name].shape[1] != channels:

@@ -1,1 +1,1 @@
-"""Numbers, plots and the report, from detections and ground truth. No torch models here."""
+"""Modules that only report numbers: summaries, subgroups, comparison, drift. No torch models here."""

@@ -1,4 +1,4 @@
-"""One model against another on the same images, and whether it should take the other's place."""
+"""Comparison of two models on the same images, and the decision whether one should replace the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.bootstrap import Metrics, paired_difference
-from pipeline.evaluation.results import ImageResult
 from pipeline.evaluation.subgroups import is_small, subgroups
+from pipeline.metrics.bootstrap import Metrics, paired_difference
+from pipeline.metrics.results import ImageResult
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """By how much the challenger is better; None where that is not defined.
+    """The challenger's metrics minus the champion's; None where a difference is not defined.
 
     Attributes:
-        images: on how many.
-        differences: metric -> value, and its 95 % interval, from drawing patients for both at once.
-        groups: kind, group, images, whether it is small, and metric -> difference, of each subgroup.
+        images: number of images compared.
+        differences: metric -> value and its 95 % interval, from draws of patients that both models share.
+        groups: for each subgroup: kind, group, images, whether it is small, and metric -> difference.
     """
 
     images: int
@@ -52,18 +52,18 @@ def compare(
 
 
 def known(value: float) -> float | None:
-    """None instead of NaN, which JSON has not."""
+    """Return the value with six decimals, or None for NaN, because JSON has no NaN."""
     return None if np.isnan(value) else round(float(value), 6)
 
 
 def judge(
     comparison: Comparison, metric: str, margin: float, kinds: Sequence[str], group_margin: float
 ) -> tuple[bool, list[str]]:
-    """Whether the challenger should take the champion's place, and why.
+    """Return whether the challenger should replace the champion, and the reasons.
 
-    It must be better by more than ``margin`` in ``metric``, surely: the lower end of the difference's
-    interval counts. And it must lose no more than ``group_margin`` in any subgroup of ``kinds`` that is
-    not small.
+    The lower end of the interval of the difference in ``metric`` must exceed ``margin``, so that the
+    challenger is surely better. It must also lose no more than ``group_margin`` in any subgroup of
+    ``kinds`` that is not small.
     """
     value, low, high = comparison.differences[metric]
     if value is None or low is None or high is None:

@@ -1,17 +1,17 @@
-"""The numbers of kinds of studies: a model that is good on average may be bad for some."""
+"""Metrics of subgroups of studies: a model that is good on average may be bad for some of them."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.bootstrap import Metrics, interval, patient_weights
-from pipeline.evaluation.matching import match
-from pipeline.evaluation.results import Bools, ImageResult
+from pipeline.metrics.bootstrap import Metrics, interval, patient_weights
+from pipeline.metrics.matching import match
+from pipeline.metrics.results import Bools, ImageResult
 
 METRICS = ("rsna_score", "map_50", "auroc", "sensitivity", "specificity")
 SMALL_IMAGES, SMALL_POSITIVES = 30, 10
-# Half-open, since ages in months are no whole years: at 17.5 one is 17.
+# Half-open, because ages in months are not whole years: a patient of 17.5 years is 17.
 AGE_BANDS = {
     "0 to 17": (0, 18),
     "18 to 39": (18, 40),
@@ -19,27 +19,27 @@ AGE_BANDS = {
     "60 to 79": (60, 80),
     "80 to 120": (80, 121),
 }
-# Square root of the area over the image's longer side; about thirds of the RSNA challenge's boxes.
+# Square root of a box's area over the image's longer side; each range has about a third of the RSNA challenge's boxes.
 BOX_SIZES = {"below 0.2": (0.0, 0.2), "0.2 to 0.3": (0.2, 0.3), "0.3 and more": (0.3, 10.0)}
 
 
 def subgroup_table(
     results: Sequence[ImageResult], studies: pd.DataFrame, score_thresh: float, draws: int, seed: int
 ) -> pd.DataFrame:
-    """A row for each view, sex, age band, class and size of boxes.
+    """Return a table with a row for each view, sex, age band, class and size of boxes.
 
     Args:
-        results: of each study.
+        results: the result of each study.
         studies: columns ``groupId``, ``view``, ``sex``, ``age``, ``class``, ``height``, ``width``, in the same order.
         score_thresh: detections above it are reported.
-        draws: of the bootstrap.
-        seed: of the draws.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
 
     Returns:
         Columns ``kind``, ``group``, ``images``, ``patients``, ``positives``, ``small`` (too few studies for
-        conclusions), and each of `METRICS` with ``_low`` and ``_high``; NaN where it is not defined. Of a
-        size of boxes ``sensitivity`` is the share of its boxes that a report hits (IoU at least .5).
-        1 - ``specificity`` of a class without boxes is the share of its images with a false alarm.
+        conclusions), and each of `METRICS` with ``_low`` and ``_high``; NaN where it is not defined. For a
+        size of boxes, ``sensitivity`` is the share of its boxes that a reported detection hits (IoU at
+        least .5). For a class without boxes, 1 - ``specificity`` is the share of its images with a false alarm.
     """
     rows: list[dict[str, object]] = []
     for kind, group, chosen in subgroups(studies):
@@ -64,12 +64,12 @@ def _counts(kind: str, group: str, images: int, patients: int, positives: int) -
 
 
 def is_small(images: int, positives: int) -> bool:
-    """Too few for conclusions; of a class without boxes only the images count."""
+    """Return whether there are too few for conclusions; for a class without boxes only the images count."""
     return images < SMALL_IMAGES or 0 < positives < SMALL_POSITIVES
 
 
 def subgroups(studies: pd.DataFrame) -> Iterator[tuple[str, str, Bools]]:
-    """Kind, name and members of each group of studies."""
+    """Yield the kind, the name and the members of each group of studies."""
     for column in ("view", "sex", "class"):
         values = studies[column].fillna("").replace("", "not known")
         for value in sorted(values.unique()):
@@ -94,7 +94,7 @@ def _box_sizes(
     ]
     groups = studies["groupId"]
     for name, limits in BOX_SIZES.items():
-        # Half-open, so that no box is of two sizes.
+        # Half-open, so that no box belongs to two sizes.
         ranges = [((side * limits[0]) ** 2, np.nextafter((side * limits[1]) ** 2, 0)) for side in sides]
         matches = [match(result, area) for result, area in zip(reported, ranges, strict=True)]
         found = np.array([one.hit[0].sum() for one in matches], np.float64)

@@ -1,13 +1,13 @@
-"""The numbers of one split, with their 95 % intervals: what ``reports/metrics.json`` holds."""
+"""The metrics of one split with their 95 % intervals: the content of ``reports/metrics.json``."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.evaluation.bootstrap import Metrics, interval, patient_weights
-from pipeline.evaluation.coco import coco_metrics
-from pipeline.evaluation.results import ImageResult
-from pipeline.evaluation.rsna_score import rsna_score
+from pipeline.metrics.bootstrap import Metrics, interval, patient_weights
+from pipeline.metrics.coco import coco_metrics
+from pipeline.metrics.results import ImageResult
+from pipeline.metrics.rsna_score import rsna_score
 
 Summary = dict[str, float | None]
 
@@ -17,19 +17,19 @@ INFLATED = ("rsna_score", "map", "map_50", "auroc")
 def summarize(
     results: Sequence[ImageResult], groups: Sequence[str], score_thresh: float, draws: int, seed: int
 ) -> Summary:
-    """Metrics of a set of images.
+    """Compute the metrics of a set of images.
 
     Args:
         results: detections and true boxes of each image.
         groups: the patient of each image.
-        score_thresh: detections above it count for the RSNA score, sensitivity and specificity, -inf for all;
-            the other metrics take all.
-        draws: bootstrap draws.
-        seed: of the draws.
+        score_thresh: detections above it count for the RSNA score, sensitivity and specificity; -inf keeps all.
+            The other metrics always use all detections.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
 
     Returns:
         Each metric as ``<key>``, ``<key>_low`` and ``<key>_high``; None where it is not defined
-        (no true box, say); and the counts ``images``, ``patients``, ``boxes``.
+        (for example without a true box); also the counts ``images``, ``patients``, ``boxes``, and ``score_thresh``.
     """
     metrics = Metrics(results, score_thresh)
     point = {name: float(values[0]) for name, values in metrics.draws(np.ones((1, len(results)))).items()}
@@ -49,7 +49,7 @@ def summarize(
 
 
 def inflation(leaked: Summary, clean: Summary) -> Summary:
-    """What a leak adds: the same model's scores on studies of train patients, less those on val's."""
+    """Return the gain from a leak: the same model's scores on studies of train patients minus its scores on val."""
     gains: Summary = {}
     for key in INFLATED:
         seen, unseen = leaked[key], clean[key]

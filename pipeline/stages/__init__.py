@@ -1,1 +1,1 @@
-"""The four stages of dvc.yaml: file I/O and assembly; each is run as ``python -m``."""
+"""The four stages of dvc.yaml: file I/O and assembly; each runs as ``python -m pipeline.stages.<name>``."""

@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: model and splits -> metrics, predictions, plots, the report; all into the MLflow run."""
+"""Stage ``evaluate``: model and splits -> metrics, predictions, plots and report, all logged to the MLflow run."""
 
 import logging
 from collections.abc import Mapping
@@ -7,32 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.splits import LEAKED
-from pipeline.delivery.model_file import ModelConfig, load_model
-from pipeline.delivery.predictor import to_original
-from pipeline.detection.device import make_fabric
-from pipeline.detection.inference import predict
-from pipeline.errors import run_main
-from pipeline.escaping import safe_table
-from pipeline.evaluation.report import Page, render_report
-from pipeline.evaluation.results import ImageResult, image_result
-from pipeline.evaluation.subgroups import subgroup_table
-from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
-from pipeline.files import write_json, write_text
-from pipeline.folder_lock import only_run_of
-from pipeline.params import Params, load_params
-from pipeline.stages.champion import champion_to_compare, compare_with_champion
-from pipeline.stages.inputs import SplitData, read_inputs
-from pipeline.stages.monitor import REFERENCE, reference_table
-from pipeline.stages.registration import (
-    REGISTERED,
-    describe,
-    format_metrics,
-    model_run_id,
-    register_results,
-    registered_file,
-)
-from pipeline.stages.reporting import (
+from pipeline.assembly.champion import champion_to_compare, compare_with_champion
+from pipeline.assembly.inputs import SplitData, read_inputs
+from pipeline.assembly.reference import reference_table
+from pipeline.assembly.registration import describe, format_metrics, model_run_id, register_results, registered_file
+from pipeline.assembly.reporting import (
     data_card,
     example_pictures,
     origin,
@@ -40,15 +19,28 @@ from pipeline.stages.reporting import (
     training_curves,
     write_plots,
 )
-from pipeline.stages.run_log import log_datasets, run_tags
-from pipeline.stages.train import MODELS, drop_ended
+from pipeline.assembly.run_log import log_datasets, run_tags
+from pipeline.data.geometry import to_original
+from pipeline.data.splits import LEAKED
+from pipeline.delivery.model_file import ModelConfig, load_model
+from pipeline.detection.device import make_fabric
+from pipeline.detection.inference import predict
+from pipeline.errors import run_main
+from pipeline.escaping import safe_table
+from pipeline.evaluation.subgroups import subgroup_table
+from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
+from pipeline.files import write_json, write_text
+from pipeline.folder_lock import only_run_of
+from pipeline.metrics.results import ImageResult, image_result
+from pipeline.params import Params, load_params
+from pipeline.paths import DETECTIONS, MODELS, REFERENCE, REGISTERED, REPORTS
+from pipeline.reports.evaluation_page import Page, render_report
 from pipeline.submission import read_submission, submission_table
 from pipeline.tracking import TrackedRun, tracked_run
+from pipeline.training.ended import drop_ended
 
 logger = logging.getLogger(__name__)
 
-REPORTS = Path("reports")
-DETECTIONS = "detections.csv"
 EVALUATED = ("val", "test")
 
 
@@ -102,7 +94,7 @@ def _write_tables(
     config: ModelConfig,
     reports: Path,
 ) -> pd.DataFrame:
-    """The predictions, the reference for monitoring, and the subgroups, which are returned."""
+    """Write the predictions, the reference for monitoring, and the subgroups; return the subgroups."""
     write_text(reports / "predictions.csv", _predictions(found, splits, config))
     reference = reference_table(params, splits["val"], found["val"], config.operating_threshold)
     write_text(reports / REFERENCE, reference.to_csv(index=False))
@@ -112,7 +104,7 @@ def _write_tables(
 
 
 def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]) -> dict[str, list[ImageResult]]:
-    """Detections and true boxes of val, test and, where there are any, leaked; in pixels of the originals."""
+    """Return detections and true boxes of val, test and, if there are any, leaked; in pixels of the originals."""
     model, config = load_model(models)
     fabric = make_fabric(params.train.accelerator, "32-true")
     fabric.to_device(model)
@@ -133,7 +125,7 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
 def _through_the_file(
     found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], path: Path
 ) -> dict[str, list[ImageResult]]:
-    """Write all detections to one file, and go on with what is in it: whoever has the file has the numbers."""
+    """Write all detections to one file and return those read back from it: the file alone gives the same numbers."""
     keys = [key for name in found for key in splits[name].index["patientId"]]
     results = [result for part in found.values() for result in part]
     boxes, scores = [result.boxes for result in results], [result.scores for result in results]
@@ -158,7 +150,7 @@ def _subgroups(
 
 
 def _predictions(found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig) -> str:
-    """Val and test in one file, in the challenge's format, above the operating threshold."""
+    """Return the detections of val and test above the operating threshold, as one file in the challenge's format."""
     results = [result for name in EVALUATED for result in found[name]]
     keys = [key for name in EVALUATED for key in splits[name].index["patientId"]]
     kept = [result.scores > config.operating_threshold for result in results]

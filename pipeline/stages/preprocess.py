@@ -9,35 +9,36 @@ import numpy as np
 import pandas as pd
 
 from pipeline import provenance
+from pipeline.assembly.preparation import preparation, workers_of
 from pipeline.data.annotations import BOX, Annotations
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
-from pipeline.data.clahe import Preparation
-from pipeline.data.data_page import render_data_page
 from pipeline.data.manifest import write_manifest
-from pipeline.data.parallel import Workers
+from pipeline.data.preparation import Preparation
+from pipeline.data.prepared import BOXES, INDEX
 from pipeline.data.prepared_tables import INDEX_COLUMNS
-from pipeline.data.shards import BOXES, INDEX, ShardJob, ShardResult, Study, fit_boxes, prepare_shards
+from pipeline.data.shards import ShardJob, ShardResult, Study, fit_boxes, prepare_shards
 from pipeline.errors import run_main
 from pipeline.escaping import safe_table
 from pipeline.files import directory_atomic, write_text
 from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
+from pipeline.paths import DATA_PAGE, PREPARED, QUARANTINE
+from pipeline.reports.data_page import render_data_page
 
 logger = logging.getLogger(__name__)
 
-PREPARED = Path("data/prepared")
-QUARANTINE = Path("reports/quarantine.csv")
-DATA_PAGE = Path("reports/data.html")
+# The code that decides the contents of a shard: finished shards are reused only if it is unchanged.
+_CODE = ("pipeline/data", "pipeline/dicom")
 
 
 def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARANTINE.parent) -> None:
     """Prepare every usable study, list the others with their reasons, and draw a page about the data.
 
-    Finished shards wait beside ``prepared`` until all are done: a run that was ended goes on there.
+    Finished shards wait beside ``prepared`` until all are done, so that an interrupted run continues there.
 
     Raises:
         UserError: the data set is not in the challenge's layout, or too much of it is unusable;
-            the former prepared data then stay as they were.
+            the former prepared data then stay unchanged.
     """
     inventory = take_inventory(Path(params.data.dir))
     workers = workers_of(params)
@@ -57,28 +58,15 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
     logger.info("prepared %d studies, quarantined %d", len(found.rows), len(found.problems))
 
 
-def workers_of(params: Params) -> Workers:
-    """Where the data path's jobs run."""
-    section = params.preprocess
-    return Workers(section.workers, section.scheduler if section.executor == "dask" else "")
-
-
-def preparation(params: Params) -> Preparation:
-    """The ``preprocess`` section as the data path and the model take it."""
-    section = params.preprocess
-    columns, rows = section.clahe.tile_grid_size
-    return Preparation(section.image_size, section.clahe.clip_limit, (columns, rows), tuple(section.channels))
-
-
 def _jobs(params: Params, inventory: Inventory, folder: Path) -> dict[int, ShardJob]:
-    """A job per shard, by its number in the label table; its file is named by all that decides its contents."""
+    """Return a job per shard, by its number in the label table; a digest of all that decides it names its file."""
     rules, size = preparation(params), params.preprocess.shard_size
     place = {key: number // size for number, key in enumerate(inventory.annotations.studies["patientId"])}
     shards: dict[int, list[Study]] = {}
     for study in inventory.studies:
         shards.setdefault(place[study.patient_id], []).append(study)
-    code = provenance.fingerprint({}, sorted((Path(__file__).parent.parent / "data").glob("*.py")))
-    # Absolute paths: another machine's worker has another working directory.
+    code = provenance.fingerprint({}, provenance.code_files(_CODE))
+    # Absolute paths, because a worker on another machine has another working directory.
     return {
         number: ShardJob(
             folder.resolve() / f"{_key(code, rules, studies)}.npy", tuple(studies), rules, params.data.study_seconds
@@ -109,7 +97,7 @@ def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult
 
 
 def _boxes(index: pd.DataFrame, annotations: Annotations) -> pd.DataFrame:
-    """The boxes of the prepared studies, inside their images."""
+    """Return the boxes of the prepared studies, cut to their images."""
     each = annotations.boxes_of(index["patientId"].to_list())
     sizes = zip(each, index["height"], index["width"], strict=True)
     inside = [fit_boxes(boxes, height, width) for boxes, height, width in sizes]

@@ -1,4 +1,4 @@
-"""Stage ``split``: the index of prepared studies -> which split each belongs to."""
+"""Stage ``split``: the index of prepared studies -> the split of each study."""
 
 import json
 import logging
@@ -6,32 +6,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.shards import INDEX, read_index
-from pipeline.data.splits import LEAKED, SPLITS, deal, kfold_shares, missing_classes, pick_leaked, require_no_leak
+from pipeline.data.assign_splits import assign_splits, kfold_shares, missing_classes, pick_leaked
+from pipeline.data.prepared import read_index
+from pipeline.data.splits import AGAIN, COLUMNS, read_splits_table, require_no_leak
 from pipeline.documents import parse_json, shown
 from pipeline.errors import UserError, run_main
-from pipeline.escaping import one_line
 from pipeline.files import write_text
 from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
-from pipeline.stages.preprocess import PREPARED
+from pipeline.paths import PREPARED, SPLITS_FILE
 
 logger = logging.getLogger(__name__)
 
-SPLITS_FILE = Path("data/splits.csv")
-_AGAIN = (
-    f"`dvc checkout --force {SPLITS_FILE}` brings the recorded table back; once the file is removed,"
-    " `dvc repro split` deals all patients anew"
-)
-_COLUMNS = ["patientId", "groupId", "part", "split", "rule"]
 _STUDIES = "studies"
 
 
 def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE) -> None:
-    """Deal the prepared studies to train, val and test.
+    """Assign the prepared studies to train, val and test.
 
-    Patients who were dealt before, by the same seed and shares, stay where they are: ``target`` is
-    read before it is written, which is why DVC must not remove it.
+    Patients who were assigned before, by the same seed and shares, stay in their split. For this, ``target``
+    is read before it is written, so DVC must not remove it.
     """
     index = read_index(prepared)
     if (index["groupId"] == index["patientId"]).all():
@@ -41,35 +35,35 @@ def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE)
     shares = kfold_shares(fractions, section.folds) if section.folds else fractions
     rule: dict[str, float] = {"seed": params.seed, **shares}
     former = _former_parts(target, index, rule)
-    parts = deal(index, shares, params.seed, former)
+    parts = assign_splits(index, shares, params.seed, former)
     names = parts.map(_split_of(shares, section.fold))
     if section.leaked:
         names = pick_leaked(index, names, round(section.leaked * len(index)), params.seed)
     require_no_leak(index, names)
     for line in missing_classes(index, names):
         logger.warning("%s; more studies or another split.fractions are needed", line)
-    # Each line tells how many there are: a table that was cut off between two lines is known as damaged.
+    # Each line holds the number of studies, so that a table cut off between two lines is known to be damaged.
     table = index[["patientId", "groupId"]].assign(
         part=parts, split=names, rule=json.dumps({**rule, _STUDIES: len(index)})
     )
-    write_text(target, table[_COLUMNS].to_csv(index=False))
+    write_text(target, table[COLUMNS].to_csv(index=False))
     logger.info("splits: %s", ", ".join(f"{name} {count}" for name, count in names.value_counts().items()))
 
 
 def _split_of(shares: dict[str, float], fold: int) -> dict[str, str]:
-    """The split that each part is: of the folds, one is val and the others are train."""
+    """Map each part to its split: one of the folds is val, and the other folds are train."""
     return {
         part: part if not part.startswith("fold") else "val" if part == f"fold{fold}" else "train" for part in shares
     }
 
 
 def _former_parts(target: Path, index: pd.DataFrame, rule: dict[str, float]) -> dict[str, str]:
-    """Cluster -> part, of the clusters that have a study or a patient of the former splits."""
+    """Map each cluster that has a study or a patient of the former splits to its part."""
     if not target.exists():
         return {}
-    table = _read(target)
-    if list(table.columns) != _COLUMNS or _rule_of(table, target) != rule:
-        logger.warning("%s: of another seed, other shares or another version; all patients are dealt anew", target)
+    table = read_splits_table(target)
+    if list(table.columns) != COLUMNS or _rule_of(table, target) != rule:
+        logger.warning("%s: of another seed, other shares or another version; all patients are assigned anew", target)
         return {}
     by_study = dict(zip(table["patientId"], table["part"], strict=True))
     by_patient = dict(zip(table["groupId"], table["part"], strict=True))
@@ -86,54 +80,20 @@ def _former_parts(target: Path, index: pd.DataFrame, rule: dict[str, float]) -> 
 
 
 def _rule_of(table: pd.DataFrame, path: Path) -> dict[str, float]:
-    """By which seed and shares a table was dealt.
+    """Return the seed and shares by which a table was made.
 
     Raises:
-        UserError: the table is damaged. Dealt anew, patients of test would come to train unsaid.
+        UserError: the table is damaged. If all were assigned anew, patients could silently move from test to train.
     """
     if table["rule"].nunique() != 1:
-        raise UserError(f"{path}: damaged: its lines are not of one rule; {_AGAIN}")
+        raise UserError(f"{path}: damaged: its lines are not of one rule; {AGAIN}")
     rule = parse_json(table["rule"].iloc[0], f"{path} line 2: rule")
     if not isinstance(rule, dict):
-        raise UserError(f"{path} line 2: rule {shown(rule)}: must be a JSON object; {_AGAIN}")
-    studies = rule.pop(_STUDIES, len(table))  # tables of older versions do not tell
+        raise UserError(f"{path} line 2: rule {shown(rule)}: must be a JSON object; {AGAIN}")
+    studies = rule.pop(_STUDIES, len(table))  # tables of older versions do not have it
     if studies != len(table):
-        raise UserError(f"{path}: damaged: has {len(table)} studies of {shown(studies)}; {_AGAIN}")
+        raise UserError(f"{path}: damaged: has {len(table)} studies of {shown(studies)}; {AGAIN}")
     return rule
-
-
-def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:
-    """The split of each row of ``index``.
-
-    Raises:
-        UserError: the file is missing or damaged, or is not of these studies.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; run `dvc repro split` first")
-    table = _read(path)
-    if list(table.columns) != _COLUMNS:
-        raise UserError(f"{path}: must have the columns {', '.join(_COLUMNS)}; {_AGAIN}")
-    for column, wrong, rule in (
-        ("split", ~table["split"].isin([*SPLITS, LEAKED]), f"must be {', '.join(SPLITS)} or {LEAKED}"),
-        ("patientId", table["patientId"].duplicated(), "must be there once"),
-        ("patientId", ~table["patientId"].isin(index["patientId"]), f"is not in {PREPARED / INDEX}"),
-    ):
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            raise UserError(f"{path} line {row + 2}: {column} {shown(table[column].iloc[row])}: {rule}; {_AGAIN}")
-    splits = index["patientId"].map(dict(zip(table["patientId"], table["split"], strict=True)))
-    if splits.isna().any():
-        raise UserError(f"{path}: lacks study {index['patientId'][splits.isna()].iloc[0]}; {_AGAIN}")
-    return splits
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' errors are ValueErrors, and so is text that is no UTF-8
-        raise UserError(f"{path}: not a table: {one_line(str(error))}; {_AGAIN}") from None
-    # The last line of a file that was cut off has fewer fields: pandas fills them up.
-    return table.fillna("")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""CSV tables as people have them: read where only one reading is possible, and refused in one line elsewhere."""
+"""Reading of CSV tables as users have them. Without exactly one possible reading, a table is refused in one line."""
 
 from pipeline.tables.cells import as_number, is_missing
 from pipeline.tables.reading import LINE, read_table

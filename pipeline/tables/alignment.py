@@ -1,4 +1,4 @@
-"""Rows that have more values than the header has names: R's row names, or separators at the ends of lines."""
+"""Alignment of rows that have more values than the header has names: R's row names, or separators at line ends."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from pipeline.tables.dialect import Record
 
 
 def align(place: str, header: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
-    """The cells of each record, as many as the header has names.
+    """Return the cells of each record, as many as the header has names.
 
-    R's ``write.table`` gives each row a name, and the header none for it. Such names are unique, and numbers or the
-    ids themselves; without this proof the rows are too long.
+    R's ``write.table`` gives each row a name, but the header has no name for that column. Such row names are unique,
+    and they are whole numbers or repeat the ids in the next column; without this proof the rows count as too long.
 
     Raises:
-        UserError: a row is too short or too long, or rows may be read in two ways; names the line.
+        UserError: a row is too short or too long, or the rows can be read in two ways; the message names the line.
     """
     width = max((at for at, name in enumerate(header, start=1) if name), default=0)
     rows = [row for _, row in records]
@@ -36,7 +36,7 @@ def _has_row_names(place: str, width: int, records: Sequence[Record]) -> bool:
         return False
     if any(row[width] for row in rows):
         return True
-    # All rows end with a separator, or the last column of a table with row names is empty.
+    # Either all rows end with a separator, or the table has row names and its last column is empty.
     if all(second) and len(set(second)) == len(second) and all(math.isnan(as_number(cell)) for cell in second):
         raise UserError(
             f"{place} line {records[0][0]}: {len(rows[0])} values, but the header names {width} columns: the first"

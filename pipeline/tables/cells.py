@@ -1,4 +1,4 @@
-"""Meaning of a table's cell: nothing, a number, or text."""
+"""Interpretation of a table's cell: a missing value, a number, or text."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.errors import UserError
 from pipeline.escaping import quoted
 
-# As pandas, R, SQL, Excel and Python write a value that is not there; in lower case.
+# Missing values as pandas, R, SQL, Excel and Python write them, in lower case.
 _MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "<na>"})
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
@@ -20,24 +20,24 @@ def is_missing(cell: str) -> bool:
 
 
 def as_number(cell: str) -> float:
-    """The number in a cell; NaN where there is none. Infinite ones are none, nor is what only Python reads (1_0)."""
+    """Return the number in a cell, or NaN; infinite numbers and forms that only Python reads (1_0) give NaN too."""
     number = float(cell) if _NUMBER.fullmatch(cell) else math.nan
     return number if math.isfinite(number) else math.nan
 
 
 def plain_numbers(place: str, column: str, cells: Mapping[int, str], commas: Sequence[str]) -> list[str]:
-    """The cells of a column of numbers with a decimal point, and empty where there is no value.
+    """Return the cells of a column of numbers with decimal points, and empty cells for missing values.
 
     Cells that are neither stay as they are.
 
     Args:
         place: the file, for the error.
-        column: its name, for the error.
+        column: the column's name, for the error.
         cells: line -> cell.
-        commas: all cells of the table's numbers that have a comma: one such as ``10,5`` shows what commas mean.
+        commas: all cells with a comma in the table's number columns; one such as ``10,5`` shows what commas mean.
 
     Raises:
-        UserError: a comma may be a decimal comma or part thousands.
+        UserError: a comma may be a decimal comma or may separate thousands.
     """
     decimal = any(_DECIMAL_COMMA.fullmatch(cell) and not _THOUSANDS.fullmatch(cell) for cell in commas)
     plain = []

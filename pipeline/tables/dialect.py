@@ -1,4 +1,4 @@
-"""Records of a table's text: separators, quotes, blank lines and the true number of each line."""
+"""Splitting of a table's text into records: separators, quotes, blank lines and the true number of each line."""
 
 import csv
 import io
@@ -11,11 +11,11 @@ from pipeline.errors import UserError
 
 SEPARATORS = (",", ";", "\t", "|", " ")
 
-# A submission has all detections of an image in one cell.
+# Lines may be long: a submission has all detections of an image in one cell.
 _LONGEST_LINE = 16 * 2**20
-# Follows the text; a quote that is never closed would swallow it.
+# Appended to the text, to find a quote that is never closed: it swallows this mark.
 _END = "\ue000end"
-# The first line by which Excel is told the separator.
+# The optional first line that tells Excel the separator.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[ \t]*(?:\r\n|\r|\n)', re.I)
 _HEAD = 2**16
 
@@ -23,9 +23,9 @@ Record = tuple[int, list[str]]
 
 
 def read_records(place: str, text: str, columns: Sequence[str]) -> Iterator[Record]:
-    """The lines of a table that have any value: the number of each record's first line, and its stripped cells.
+    """Yield each record of a table that has any value: the number of its first line, and its stripped cells.
 
-    The separator is the one by which the first record names most of ``columns``.
+    A ``sep=`` line states the separator; otherwise it is the one with which the first record names most of ``columns``.
 
     Raises:
         UserError: a line is too long, or a quote is never closed.
@@ -40,7 +40,7 @@ def read_records(place: str, text: str, columns: Sequence[str]) -> Iterator[Reco
 
 
 def _named(head: str, separator: str, columns: Sequence[str]) -> int:
-    """Count those of ``columns`` that the first record names when ``separator`` parts it."""
+    """Count the ``columns`` that the first record names when it is split at ``separator``."""
     rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator, skipinitialspace=True)
     first = next((row for row in rows if any(cell.strip() for cell in row)), [])
     return len({name.strip().casefold() for name in first} & {column.casefold() for column in columns})
@@ -62,7 +62,7 @@ def _records(place: str, text: str, separator: str, start: int) -> Iterator[Reco
 
 
 def _lines(place: str, text: str, start: int) -> Iterator[str]:
-    """Lines that end with LF, CR or both, as they are."""
+    """Yield the lines unchanged; a line ends with LF, CR or both."""
     for number, line in enumerate(io.StringIO(text, newline=""), start):
         if len(line) > _LONGEST_LINE:
             raise UserError(f"{place} line {number}: {len(line)} characters; a line may have {_LONGEST_LINE}")
@@ -71,7 +71,7 @@ def _lines(place: str, text: str, start: int) -> Iterator[str]:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Cells as long as a line may be; the csv module's own limit is the same for the whole process."""
+    """Allow cells as long as a line may be, then restore the csv module's limit, which is that of the whole process."""
     before = csv.field_size_limit(2 * _LONGEST_LINE)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Read a table's columns by their names, whatever else is in it."""
+"""Reading of a table's columns by their names, whatever else the table contains."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,20 +13,20 @@ from pipeline.tables.dialect import Record, read_records
 from pipeline.tables.text import table_text
 
 LINE = "line"
-# Each takes memory; the challenge has 30,227.
+# Each row takes memory; the challenge has 30,227 rows.
 MAX_ROWS = 2_000_000
 
 
 def read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
-    """Read the ``columns`` of a CSV file as stripped text; the index, ``line``, is where in the file each row begins.
+    """Read the ``columns`` of a CSV file as stripped text; the index, ``line``, is the file's line where a row begins.
 
-    Commas, semicolons, tabs, bars or spaces may part the values; quotes, blank lines, other columns, another order or
-    case of the header, R's row names and separators at the ends of lines are understood, and so are the encodings and
-    packings of `table_text`. In the columns ``numbers`` decimal commas become points, and NA, NaN, null and the like
-    become empty.
+    Commas, semicolons, tabs, bars or spaces may separate the values. Quotes, blank lines, other columns, another order
+    or case of the header, R's row names, separators at the ends of lines, and the encodings and compression formats of
+    `table_text` are understood. In the columns ``numbers``, decimal commas become points, and NA, NaN, null and the
+    like become empty.
 
     Raises:
-        UserError: the file is missing or no such table; or a line allows none or several readings: names the line.
+        UserError: the file is missing or is not such a table; or a line, which is named, allows no or several readings.
     """
     try:
         file, text = table_text(path)
@@ -58,7 +58,7 @@ def _bounded(place: str, records: Iterable[Record]) -> list[Record]:
 
 
 def _places(place: str, column: str, header: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """Positions of the column in the header; several if its name is there several times."""
+    """Return the positions of the column in the header: several if its name occurs several times."""
     found = [at for at, name in enumerate(header) if name.casefold() == column.casefold()]
     if not found:
         names = ", ".join(quoted(name, 40) for name in header[:12])

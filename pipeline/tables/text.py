@@ -1,4 +1,4 @@
-"""The text of a table's file, whatever its encoding and compression, and never more of it than a bound."""
+"""Reading of a table's file as text, whatever its encoding and compression, up to a maximum size."""
 
 import gzip
 import io
@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.escaping import printable
 from pipeline.file_kinds import HEAD_BYTES, file_kind
 
-# The most that a table may have when unpacked. The label table of the challenge, with 26,684 studies, has 1.5 MB.
+# Maximum size of an unpacked table. The label table of the challenge, with 26,684 studies, has 1.5 MB.
 MAX_BYTES = 256 * 2**20
 
 _TEXT_KINDS = ("a text file", "a script", "a file of an unknown kind")
@@ -19,18 +19,19 @@ _PACKED = (".gz", ".zip")
 
 
 def table_exists(path: Path) -> bool:
-    """Tell whether there is such a table, plain or packed."""
+    """Tell whether the table exists, plain or compressed."""
     return _file_of(path).exists()
 
 
 def table_text(path: Path) -> tuple[Path, str]:
-    """The file that holds the table, and its text.
+    """Return the file that holds the table, and its text.
 
-    The file may be packed by gzip or zip, whatever its name; where there is no ``path``, ``path.gz`` and
-    ``path.zip`` are looked for. UTF-8, UTF-16 and Windows's Latin-1 are told apart.
+    The file may be compressed with gzip or zip, whatever its name; if ``path`` does not exist, ``path.gz`` and
+    ``path.zip`` are tried. UTF-8, UTF-16, UTF-32 and Windows's Latin-1 are told apart.
 
     Raises:
-        UserError: there is no such file, it holds no text, or more than `MAX_BYTES`.
+        FileNotFoundError: there is no such file.
+        UserError: the file holds no text, or more than `MAX_BYTES`, or cannot be unpacked.
     """
     file = _file_of(path)
     content = _unpacked(file, _bounded(file))
@@ -75,15 +76,15 @@ def _unpacked(file: Path, content: bytes) -> bytes:
         if content.startswith(b"PK"):
             return _of_zip(file, content)
         return _not_more(file, gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1))
-    # gzip and zipfile raise these for damaged data, an unknown method and a password.
+    # gzip and zipfile raise these for damaged data, an unknown compression method and a password.
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{printable(file)}: cannot be unpacked ({type(error).__name__})") from None
 
 
 def _of_zip(file: Path, content: bytes) -> bytes:
-    """The one table of an archive."""
+    """Return the content of the only table in a zip archive."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
-        return content  # text that begins so
+        return content  # text that begins with PK
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [one for one in archive.infolist() if not one.is_dir() and not _hidden(one.filename)]
         if any(one.filename == "[Content_Types].xml" or one.filename == "mimetype" for one in members):
@@ -96,7 +97,7 @@ def _of_zip(file: Path, content: bytes) -> bytes:
 
 
 def _hidden(name: str) -> bool:
-    """Tell whether macOS added the member on its own."""
+    """Tell whether the member is hidden, such as those that macOS adds by itself."""
     parts = PurePosixPath(name).parts
     return parts[:1] == ("__MACOSX",) or any(part.startswith(".") for part in parts[-1:])
 
@@ -108,12 +109,12 @@ def _decoded(content: bytes) -> str:
     try:
         return content.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError:
-        # Any bytes are Latin-1; Windows's has quotes and dashes where that has control characters.
+        # Any bytes are valid Latin-1; Windows's variant has quotes and dashes in place of control characters.
         return content.decode("latin-1" if re.search(rb"[\x81\x8d\x8f\x90\x9d]", content) else "cp1252")
 
 
 def _wide_encoding(content: bytes) -> str:
-    """UTF-32 or UTF-16, by its mark or, without one, by the zero bytes of its ASCII characters; else nothing."""
+    """Return UTF-32 or UTF-16, by byte order mark or, for UTF-16, by zero bytes of ASCII characters; else no name."""
     if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "utf-32"
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -1,9 +1,9 @@
-"""MLflow: the one package, besides ``delivery``, that imports it.
+"""The interface to MLflow; besides ``delivery``, only this package imports it.
 
-Its store (`place`, `database`, `store`, `locations`), requests to it (`asking`), a run and what it notes (`run`,
-`heartbeat`, `system_metrics`), one that holds others (`group`), the way there over a disk (`spool`, `courier`), and
-registered models (`registry`, `versions`, `champions`, `lease`), of which `model_cache` keeps those in use on this
-disk.
+It covers MLflow's store (`place`, `database`, `store`, `locations`), requests to it (`asking`), a run and its notes
+(`run`, `heartbeat`, `system_metrics`), a run that holds others (`parent_run`), delivery by way of the disk (`outbox`,
+`uploader`), and registered models (`registry`, `versions`, `champions`, `lease`); `model_cache` keeps the models in
+use on this disk.
 """
 
 from pipeline.tracking.champions import (
@@ -14,22 +14,49 @@ from pipeline.tracking.champions import (
     registered_champion,
     roll_back,
 )
-from pipeline.tracking.courier import sync_left_behind
 from pipeline.tracking.database import make_database
 from pipeline.tracking.datasets import DataVersion
-from pipeline.tracking.group import PARENT, RunGroup, run_group
 from pipeline.tracking.locations import relocate
 from pipeline.tracking.model_cache import download_model
+from pipeline.tracking.parent_run import PARENT, ParentRun, parent_run
 from pipeline.tracking.place import shown_uri, tracking_uri
 from pipeline.tracking.registry import LoggedModel, download_artifact, log_model, require_registry, serving_config
 from pipeline.tracking.run import TrackedRun, tracked_run
 from pipeline.tracking.store import open_client, open_experiment, run_place
+from pipeline.tracking.uploader import sync_left_behind
 from pipeline.tracking.versions import CHALLENGER, CHAMPION, MODEL_NAME, Identity, Registered, find_version
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "MODEL_NAME", "PARENT", "ChampionChangedError", "ChampionGoneError", "DataVersion",
-    "Identity", "LoggedModel", "Registered", "RunGroup", "TrackedRun", "download_artifact", "download_model",
-    "find_version", "log_model", "make_champion", "make_database", "note_decision", "open_client", "open_experiment",
-    "registered_champion", "relocate", "require_registry", "roll_back", "run_group", "run_place", "serving_config",
-    "shown_uri", "sync_left_behind", "tracked_run", "tracking_uri",
+    "CHALLENGER",
+    "CHAMPION",
+    "MODEL_NAME",
+    "PARENT",
+    "ChampionChangedError",
+    "ChampionGoneError",
+    "DataVersion",
+    "Identity",
+    "LoggedModel",
+    "ParentRun",
+    "Registered",
+    "TrackedRun",
+    "download_artifact",
+    "download_model",
+    "find_version",
+    "log_model",
+    "make_champion",
+    "make_database",
+    "note_decision",
+    "open_client",
+    "open_experiment",
+    "parent_run",
+    "registered_champion",
+    "relocate",
+    "require_registry",
+    "roll_back",
+    "run_place",
+    "serving_config",
+    "shown_uri",
+    "sync_left_behind",
+    "tracked_run",
+    "tracking_uri",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Requests to MLflow whose failure must not be taken for an answer."""
+"""Requests to MLflow; a failure must not be mistaken for an answer."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.redaction import redact
 from pipeline.tracking.place import shown_uri
 
-# Everything that a store, the way to it or a broken answer raises. ImportError: the driver of a database is missing.
+# All errors that a store, the way to it or a broken answer raises. ImportError: the driver of a database is missing.
 FAILURES = (
     MlflowException, OSError, SQLAlchemyError, CommandError, ParseError, ImportError, KeyError, ValueError,
     TypeError,
@@ -25,30 +25,30 @@ _PATIENCE_SECONDS = 20.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
 _REFUSED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-# MLflow names the address, which is in the message already, before the reason.
+# MLflow puts the address, which is in the message already, before the reason.
 _PREAMBLE = re.compile(r"^API request to \S+ failed with (timeout )?exception (HTTPS?ConnectionPool\(.*?\(Caused by )?")
 _SHOWN = 200
 Answer = TypeVar("Answer")
 
 
 class MissingError(LookupError):
-    """The store says that it does not have what was asked for."""
+    """The store says that the requested object does not exist."""
 
 
 class BrokenAnswerError(OSError):
-    """An answer that arrived, but is not of what was asked for."""
+    """An answer that arrived, but does not match the request."""
 
 
 def ask(what: str, call: Callable[[], Answer]) -> Answer:
-    """Make a request, again for some seconds if it fails.
+    """Make a request, and repeat it for some seconds if it fails.
 
     Args:
         what: names the request in the error.
-        call: makes the request; it may be made twice, though the first one has arrived.
+        call: makes the request; it may be made twice, although the first one has arrived.
 
     Raises:
-        MissingError: the store answered that there is no such thing.
-        UserError: it failed in any other way, for as long as ``PNEUMOFLOW_MLFLOW_PATIENCE`` seconds (20).
+        MissingError: the store answered that there is no such object.
+        UserError: the store refused the request for good, or it failed for ``PNEUMOFLOW_MLFLOW_PATIENCE`` seconds (20).
     """
     deadline, pause = time.monotonic() + patience(), _PAUSE_SECONDS
     while True:
@@ -66,10 +66,10 @@ def ask(what: str, call: Callable[[], Answer]) -> Answer:
 
 
 def tell(what: str, call: Callable[[], Answer]) -> Answer:
-    """Make a request for something that must be there, as `ask` does.
+    """Make a request about an object that must exist, as `ask` does.
 
     Raises:
-        UserError: it failed, or what it is about has gone.
+        UserError: the request failed, or its object no longer exists.
     """
     try:
         return ask(what, call)
@@ -78,7 +78,7 @@ def tell(what: str, call: Callable[[], Answer]) -> Answer:
 
 
 def patience() -> float:
-    """For how many seconds a request is made again."""
+    """Return for how many seconds a failing request is repeated."""
     text = os.environ.get(PATIENCE, "")
     try:
         return float(text or _PATIENCE_SECONDS)
@@ -87,17 +87,17 @@ def patience() -> float:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether the store says that there is no such thing. No other error means that."""
+    """Return whether the store says that there is no such object. No other error means that."""
     return isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether the store has understood the request and will never take it."""
+    """Return whether the store has understood the request and will never accept it."""
     return isinstance(error, MlflowException) and error.error_code in FINAL
 
 
 def reason(error: BaseException) -> str:
-    """An error as one short line without passwords."""
+    """Return an error as one short line without passwords."""
     words = _PREAMBLE.sub("", " ".join(str(error).split()))
     text = redact(words)[:_SHOWN] or type(error).__name__
     if isinstance(error, MlflowException) and error.error_code in _REFUSED:

@@ -1,7 +1,7 @@
-"""Who is the champion, who was before, and how that changes: one change at a time, whoever asks for it.
+"""The champion, its predecessors, and changes of champion: one at a time, whichever process makes them.
 
-The alias says who is the champion, and a tag of the registered model lists those before. The alias is written
-first: a list that does not end with the alias's version, after a kill or a change by hand, is put right when read.
+The alias names the champion, and a tag of the registered model lists the champions so far. The alias is written
+first: a list that does not end with the alias's version, after a kill or a change by hand, is corrected when read.
 """
 
 import json
@@ -21,24 +21,24 @@ from pipeline.tracking.versions import CHAMPION, MODEL_NAME, Registered, read_mo
 logger = logging.getLogger(__name__)
 
 _HISTORY = "champions"
-# MLflow takes tags of 5,000 characters.
+# MLflow takes tags of at most 5,000 characters.
 _TAG_LENGTH, _WHY_LENGTH, _REASONS_LENGTH = 5000, 150, 1000
 
 
 class ChampionGoneError(UserError):
-    """There was a champion, and its version is not there any more or has lost the alias."""
+    """There was a champion, but its version no longer exists or has lost the alias."""
 
 
 class ChampionChangedError(RuntimeError):
-    """Somebody else has changed the champion in the meantime."""
+    """The champion has changed in the meantime, by another process or by hand."""
 
 
 def registered_champion() -> Registered | None:
-    """The champion; None where there has never been one.
+    """Return the champion; None if there has never been one.
 
     Raises:
-        ChampionGoneError: there was one.
-        UserError: the store cannot be asked.
+        ChampionGoneError: there was one, but it is gone.
+        UserError: the store cannot be queried.
     """
     model = read_model()
     number = _alias(model)
@@ -66,7 +66,7 @@ def make_champion(chosen: Registered, why: str, former: Registered | None) -> No
 
     Raises:
         ChampionChangedError: ``former`` is not the champion; nothing was changed.
-        UserError: the store cannot be asked.
+        UserError: the store cannot be queried.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with promotion_lease() as lease:
@@ -82,10 +82,10 @@ def make_champion(chosen: Registered, why: str, former: Registered | None) -> No
 
 
 def note_decision(version: str, why: str, *, promoted: bool) -> None:
-    """Write on a version's page what was decided.
+    """Write a decision and its reasons on a version's page.
 
     Raises:
-        UserError: the store does not take it.
+        UserError: the store does not accept it.
     """
     client, what = open_client(), f"writing on version {version}"
     decision = "promoted" if promoted else "not promoted"
@@ -95,12 +95,12 @@ def note_decision(version: str, why: str, *, promoted: bool) -> None:
 
 
 def roll_back() -> tuple[str, str]:
-    """Make the champion before this one the champion again; returns both versions, the former first.
+    """Make the champion before this one the champion again; return both versions, the replaced one first.
 
     Versions that were deleted are passed over.
 
     Raises:
-        UserError: there is none before it, or the store cannot be asked.
+        UserError: there is none before it, or the store cannot be queried.
     """
     with promotion_lease() as lease:
         champions = _history(read_model())
@@ -124,7 +124,7 @@ def _alias(model: RegisteredModel | None) -> str | None:
 
 
 def _history(model: RegisteredModel | None) -> list[dict[str, str]]:
-    """The champions so far: ``version``, ``at`` and ``why``, the present one last."""
+    """Return the champions so far: ``version``, ``at`` and ``why``, the present one last."""
     text = (model.tags if model else {}).get(_HISTORY, "[]")
     try:
         champions = [{key: str(one[key]) for key in ("version", "at", "why")} for one in json.loads(text)]

@@ -1,7 +1,7 @@
-"""A new SQLite store, made whole or not at all.
+"""The creation of an SQLite store, whole or not at all.
 
-MLflow makes its tables in dozens of steps where all can see them: a process that is killed there, or a second
-one that does the same, leaves a database that no later process can use.
+MLflow creates its tables in dozens of steps, in the file that other processes see: a process that is killed
+meanwhile, or a second one that does the same, leaves a database that no later process can use.
 """
 
 import os
@@ -14,10 +14,10 @@ from pipeline.tracking.place import database_file
 
 
 def make_database(uri: str) -> None:
-    """Make the SQLite file of a store that is to be in one and has none yet; others are left alone.
+    """Create the file of an SQLite store that has none yet; other stores are left alone.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     database = database_file(uri)
     if database is None or database.exists() or not database.parent.is_dir():
@@ -26,7 +26,7 @@ def make_database(uri: str) -> None:
         made = folder / database.name
         tell("making its database", lambda: mlflow.MlflowClient(f"sqlite:///{made}"))
         try:
-            os.link(made, database)  # unlike a rename, it never replaces one that another process has made
+            os.link(made, database)  # unlike a rename, a link never replaces a file that another process has made
         except FileExistsError:
             return
         except OSError:  # a file system without hard links

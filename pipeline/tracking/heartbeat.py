@@ -1,7 +1,7 @@
-"""Signs of life of a run that is at work, and the end of those that give none.
+"""The heartbeat of a run that is at work, and the closing of runs without one.
 
-A run is RUNNING in MLflow for as long as nobody says otherwise, and a process that is killed says nothing.
-Each run notes the time in a tag, every few seconds. Whoever starts a run closes those whose note is old.
+A run stays RUNNING in MLflow until its status is changed, and a process that is killed cannot change it.
+Therefore each run notes the time in a tag every few seconds, and other runs close those whose note is old.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 PID, HOST, PROCESSES, HEARTBEAT = (f"pneumoflow.{name}" for name in ("pid", "host", "processes", "heartbeat"))
 _BEAT_SECONDS = 15.0
-# Beats may be late: a server that is away for a moment, clocks that differ.
+# Beats may be late: a server may be away for a moment, and clocks may differ.
 _SILENT_SECONDS = 120.0
 _BEATS_BETWEEN_LOOKS = 4
 
 
 def identity() -> dict[str, str]:
-    """Tags that say which process has a run, and when it last gave a sign."""
+    """Return tags that say which process works on a run, and when it last gave a sign of life."""
     return {
         PID: str(os.getpid()),
         HOST: socket.gethostname(),
@@ -38,7 +38,7 @@ def identity() -> dict[str, str]:
 
 
 def _process_table() -> str:
-    """Names the table in which this process has its number: two containers may share names, and numbers too."""
+    """Name the process table in which this process has its number: two containers may share host names and numbers."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -46,7 +46,7 @@ def _process_table() -> str:
 
 
 class Heartbeat:
-    """A thread that notes the time for a run, until it is stopped, and looks after silent runs of its experiment."""
+    """A thread that notes the time for a run until it is stopped, and closes silent runs of its experiment."""
 
     def __init__(self, client: mlflow.MlflowClient, run: Run) -> None:
         self._client, self._run_id, self._experiment = client, run.info.run_id, run.info.experiment_id
@@ -61,22 +61,22 @@ class Heartbeat:
             with contextlib.suppress(*FAILURES):  # the next beat tries again
                 self._client.set_tag(self._run_id, HEARTBEAT, str(int(time.time())))
                 if self._client.get_run(self._run_id).info.status != "RUNNING":
-                    # While the store could not be reached, another process took this one for dead.
+                    # While the store could not be reached, another process took this run for dead.
                     self._client.update_run(self._run_id, status="RUNNING")
                 if count % _BEATS_BETWEEN_LOOKS == 0:
                     _close_silent(self._client, self._experiment)
 
     def stop(self) -> None:
-        """Stop; nothing is written after this."""
+        """Stop the thread; nothing is written after this."""
         self._ended.set()
         self._thread.join()
 
 
 def close_silent_runs(client: mlflow.MlflowClient, experiment: str) -> None:
-    """Close as FAILED the runs that are RUNNING though their process has ended.
+    """Close as FAILED the runs that are RUNNING although their process has ended.
 
     Raises:
-        UserError: the store cannot be asked.
+        UserError: the store cannot be queried.
     """
     with contextlib.suppress(MissingError):
         ask("looking for runs whose process is gone", lambda: _close_silent(client, experiment))
@@ -93,7 +93,7 @@ def _close_silent(client: mlflow.MlflowClient, experiment: str) -> None:
 def _has_ended(tags: Mapping[str, str]) -> bool:
     pid, beat = tags.get(PID, ""), tags.get(HEARTBEAT, "")
     if not pid.isdigit():
-        return False  # not a run of ours
+        return False  # not a run of this pipeline
     here = _process_table()
     same_table = tags[PROCESSES] == here if here and PROCESSES in tags else not beat and _same_host(tags)
     if same_table and not _exists(int(pid)):
@@ -106,7 +106,7 @@ def _same_host(tags: Mapping[str, str]) -> bool:
 
 
 def _last_sign(tags: Mapping[str, str]) -> int | None:
-    """When the run last gave a sign, in milliseconds."""
+    """Return the time of the run's last sign of life, in milliseconds."""
     beat = tags.get(HEARTBEAT, "")
     return int(beat) * 1000 if beat.isdigit() else None
 

@@ -1,7 +1,7 @@
-"""One change of the champion at a time, whichever machine it comes from.
+"""A lease that allows one change of the champion at a time, whichever machine it comes from.
 
-MLflow has no lock. Who wants to make a change writes a mark of its own into a tag, waits, and reads it again
-(Fischer's algorithm): whoever finds the own mark there is alone, for the others wait until the tag is gone.
+MLflow has no lock. A process that wants to make a change writes its own mark into a tag, waits, and reads the tag again
+(Fischer's algorithm): if it finds its own mark there, it is alone, because the others wait until the tag is gone.
 """
 
 import logging
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 _LEASE = "pneumoflow.promotion"
 SETTLING = "PNEUMOFLOW_LEASE_SECONDS"
-# Longer than it takes from reading an empty tag to having written it.
+# Longer than the time from reading an empty tag to having written it.
 _SETTLING_SECONDS = 1.0
-# A mark that stays for so long is of a process that was killed.
+# A mark that stays for this long belongs to a process that was killed.
 _DEAD_SECONDS = 30.0
 _PAUSE_SECONDS = 0.3
 
@@ -35,14 +35,14 @@ class Lease:
         self._mark = mark
 
     def held(self) -> bool:
-        """Whether the tag still has the mark."""
+        """Return whether the tag still has the mark."""
         return _mark() == self._mark
 
     def require(self) -> None:
-        """Refuse to go on without it.
+        """Refuse to go on without the lease.
 
         Raises:
-            UserError: another process has taken it over; nothing was changed.
+            UserError: another process has taken the lease over; nothing was changed.
         """
         if not self.held():
             raise UserError(f"{shown_uri()}: another promotion took over, this one took too long; nothing was changed")
@@ -50,10 +50,10 @@ class Lease:
 
 @contextmanager
 def promotion_lease() -> Iterator[Lease]:
-    """Hold the lease inside the block; wait for it before.
+    """Wait for the lease, and hold it inside the block.
 
     Raises:
-        UserError: there is no registered model, the store cannot be asked, or others hold the lease for too long.
+        UserError: there is no registered model, the store cannot be queried, or others hold the lease for too long.
     """
     if read_model() is None:
         raise UserError(f"{shown_uri()}: has no registered model {MODEL_NAME}; run `dvc repro evaluate` first")

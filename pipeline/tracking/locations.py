@@ -1,7 +1,7 @@
-"""Where an SQLite store keeps files: in ``mlruns`` beside its database, also after the folder was moved or copied.
+"""The place of an SQLite store's files: ``mlruns`` beside its database, even after the folder was moved or copied.
 
-MLflow writes absolute paths into the database. They are made relative to the database in effect: at each
-start those that lead elsewhere, though the files are here, are set anew.
+MLflow writes absolute paths into the database. In effect they are made relative to the database: at each start,
+paths that lead elsewhere although the files are here are set anew.
 """
 
 import logging
@@ -19,7 +19,7 @@ from pipeline.tracking.place import database_file, project_folder
 logger = logging.getLogger(__name__)
 
 FILES = "mlruns"
-# Tables and columns in which MLflow keeps places of files.
+# Tables and columns in which MLflow keeps the places of files.
 _COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -27,14 +27,14 @@ _COLUMNS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-# MLflow takes a plain path for a quoted one, and these would be read as something else.
+# MLflow treats a plain path as a quoted one, so these characters would be read as something else.
 _NEEDS_QUOTES = re.compile(r"[%#?;]")
 _BUSY_SECONDS = 20.0
 _COPIES = "/.dvc/tmp/exps/"
 
 
 def new_location(uri: str, experiment: str) -> str | None:
-    """Where a new experiment keeps its files; None leaves that to a tracking server."""
+    """Return the place of a new experiment's files; None leaves the choice to a tracking server."""
     if uri.startswith(("http:", "https:", "file:", "databricks")):
         return None
     database = database_file(uri)
@@ -43,10 +43,10 @@ def new_location(uri: str, experiment: str) -> str | None:
 
 
 def require_location(uri: str, experiment: str, location: str) -> None:
-    """Refuse to write where a folder has gone: MLflow would make it anew.
+    """Refuse to write to a folder that has gone: MLflow would make it anew.
 
     Raises:
-        UserError: the experiment's files lie neither beside the database nor in a folder that is there.
+        UserError: the files of the experiment's runs lie neither beside the database nor in an existing folder.
     """
     database, path = database_file(uri), _local_path(location)
     if database is None or path is None or path.exists() or path.resolve().is_relative_to(database.parent):
@@ -61,7 +61,7 @@ def require_location(uri: str, experiment: str, location: str) -> None:
 
 
 def mend_locations(uri: str) -> int:
-    """Set the places of files that were moved or copied together with the database; returns how many there were."""
+    """Set the places of files that were moved or copied together with the database; return how many there were."""
     return _relocate(uri, only_what_is_here=True)
 
 
@@ -69,10 +69,10 @@ def relocate(uri: str) -> int:
     """Make ``mlruns`` beside the database the place of all files that lie, or lay, elsewhere.
 
     Returns:
-        How many experiments, runs and models have another place now.
+        The number of experiments, runs and models that have another place now.
 
     Raises:
-        UserError: the store is no SQLite file.
+        UserError: the store is not an SQLite file.
     """
     if database_file(uri) is None:
         raise UserError(f"MLFLOW_TRACKING_URI = {redact(uri)}: only an SQLite file's places can be set from here")
@@ -103,7 +103,7 @@ def _relocate(uri: str, *, only_what_is_here: bool) -> int:
 
 
 def _moves(connection: sqlite3.Connection, folder: Path) -> Iterator[tuple[str, str]]:
-    """Old and new place of each experiment whose files are written to lie outside of the database's folder."""
+    """Yield old and new place of each experiment whose files are outside the database's folder, or in a copy by DVC."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
         return
     for name, location in connection.execute("SELECT name, artifact_location FROM experiments").fetchall():
@@ -115,7 +115,7 @@ def _moves(connection: sqlite3.Connection, folder: Path) -> Iterator[tuple[str, 
 
 
 def _is_here(connection: sqlite3.Connection, old: str, new: str) -> bool:
-    """Whether the files are at the new place; or at neither, where nothing was ever written or it was a copy's."""
+    """Return whether the files are at the new place; or at neither, if the old one was unused or in a copy by DVC."""
     old_path, new_path = _local_path(old), _local_path(new)
     assert old_path is not None
     assert new_path is not None
@@ -136,7 +136,7 @@ def _is_used(connection: sqlite3.Connection, location: str) -> bool:
 def _replace(connection: sqlite3.Connection, old: str, new: str) -> int:
     count = 0
     for table, column in _COLUMNS:
-        # Names of tables and columns are ours; nothing that was read is part of the statement.
+        # The names of tables and columns are constants; no text that was read is part of the statement.
         statement = (
             f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR substr({column}, 1, ?) = ?"  # noqa: S608
         )
@@ -150,7 +150,7 @@ def _folder_name(experiment: str) -> str:
 
 
 def _local_path(location: str) -> Path | None:
-    """The folder that a location names; None where it is no folder of this machine."""
+    """Return the folder that a location names; None if it is not a folder of this machine."""
     parts = urlsplit(location)
     if parts.scheme == "file":
         return Path(unquote(parts.path))
@@ -158,5 +158,5 @@ def _local_path(location: str) -> Path | None:
 
 
 def _written(path: Path) -> str:
-    """A path as MLflow must be given it."""
+    """Return a path in the form that MLflow needs."""
     return path.as_uri() if _NEEDS_QUOTES.search(str(path)) else str(path)

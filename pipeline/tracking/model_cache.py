@@ -1,7 +1,7 @@
-"""Models of the registry on this disk: each version is fetched once, and goes when its alias has moved on.
+"""A cache of registered models on this disk: each version is fetched once, and removed after its alias has moved on.
 
 Each use resolves an alias anew, and compares the files with their digests. Folders appear whole or not at all; a
-process holds a shared lock on those that it uses until it ends.
+process holds a shared lock on the folders that it uses until it ends.
 """
 
 import atexit
@@ -22,6 +22,7 @@ from pipeline.files import (
     directory_atomic,
     lock_descriptor,
     remove_unlocked,
+    sha256_of,
     sync_file,
     temporary_folder,
     write_json,
@@ -34,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 CACHE = Path(".pneumoflow/models")
 _DIGESTS, _USES, _LOCK = "digests.json", "uses.json", ".lock"
-# So many URIs are remembered. Whoever compares versions by number does not fetch them in turns.
+# Number of URIs that are remembered, so that a comparison of versions by number does not fetch them in turns.
 _KEPT = 4
 
 
 @dataclass(frozen=True)
 class _Version:
-    """A version of a registered model: ``uri`` names it without its alias, ``key`` its folder in the cache."""
+    """A version of a registered model: ``uri`` names it without its alias, ``key`` names its folder in the cache."""
 
     uri: str
     key: str
@@ -49,8 +50,8 @@ class _Version:
 def download_model(uri: str, folder: Path | None = None) -> Path:
     """Fetch the model folder (weights and configuration) of a run's or a registered model.
 
-    Without ``folder`` a registered version comes from the cache in ``.pneumoflow/models``; other models, and all
-    where no cache can be written, are fetched into a temporary folder that goes when the process ends.
+    Without ``folder``, a registered version comes from the cache in ``.pneumoflow/models``; other models, and all
+    models if no cache can be written, are fetched into a temporary folder that is removed when the process ends.
 
     Raises:
         UserError: there is no such model, or it cannot be fetched.
@@ -73,7 +74,7 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
 
 
 def _resolve(uri: str) -> _Version | None:
-    """The version that a URI of the registry means now; None: it means no version, or one that may change."""
+    """Return the version that a registry URI means now; None for a URI of no version, or of one that may change."""
     found = resolve_version(uri)
     if found is None:
         return None
@@ -81,14 +82,14 @@ def _resolve(uri: str) -> _Version | None:
 
 
 def _key(name: str, found: ModelVersion) -> str:
-    """The folder of a version; a number alone means another model in another store."""
+    """Return the name of a version's folder; its number alone means another model in another store."""
     identity = json.dumps([name, found.version, found.run_id, found.source, found.creation_timestamp])
     plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60]
     return f"{plain}-{found.version}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _open_cache() -> Path | None:
-    """The cache's folder, which nobody else can read; None where there can be none."""
+    """Return the cache's folder, which only its owner can read; None if it cannot be made or locked."""
     try:
         CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
         CACHE.chmod(0o700)
@@ -105,28 +106,23 @@ def _fill(path: Path, uri: str) -> None:
     with directory_atomic(path) as target, temporary_folder(path.parent) as scratch:
         digests = {}
         for source in sorted(one for one in fetch_model(uri, scratch).iterdir() if one.is_file()):
-            digests[source.name] = _digest(source)
+            digests[source.name] = sha256_of(source)
             sync_file(Path(shutil.move(source, target / source.name)))
         write_json(target / _DIGESTS, digests)
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether each file is there, and as it was when it was fetched."""
+    """Return whether the folder holds the files that were fetched, unchanged, and no others."""
     try:
         digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
         names = {one.name for one in path.iterdir()} - {_DIGESTS}
-        return names == set(digests) and all(_digest(path / name) == digests[name] for name in names)
+        return names == set(digests) and all(sha256_of(path / name) == digests[name] for name in names)
     except (OSError, ValueError, TypeError):
         return False
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _hold(path: Path) -> None:
-    """Keep other processes from removing the folder until this one ends, when the descriptor closes."""
+    """Keep other processes from removing the folder until this process ends, which closes the descriptor."""
     lock_descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY), shared=True)
 
 

@@ -9,17 +9,17 @@ from pipeline.redaction import redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 _URI, _USER, _PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-_EXPERIMENTS = (".dvc", "tmp", "exps")  # where `dvc exp run` works in copies of the project
+_EXPERIMENTS = (".dvc", "tmp", "exps")  # `dvc exp run` works here in copies of the project
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, or where it is not set a database in the project's folder.
+    """Return ``MLFLOW_TRACKING_URI`` or, if it is not set, a database in the project's folder.
 
     A user name and a password in a server's address are moved to ``MLFLOW_TRACKING_USERNAME`` and
     ``MLFLOW_TRACKING_PASSWORD``: libraries show addresses in messages, but not those.
 
     Raises:
-        UserError: it is no address.
+        UserError: the value is not an address.
     """
     uri = os.environ.get(_URI, "").strip()
     if not uri:
@@ -45,12 +45,12 @@ def _split(uri: str) -> SplitResult:
 
 
 def shown_uri() -> str:
-    """The address as it may be shown."""
+    """Return the address with its credentials hidden."""
     return redact(tracking_uri())
 
 
 def project_folder() -> Path:
-    """The working folder; for a copy that `dvc exp run` has made of a project, the project's own."""
+    """Return the working folder; in a copy that `dvc exp run` has made of a project, the project's own folder."""
     here = Path.cwd()
     for place in range(len(here.parts) - len(_EXPERIMENTS)):
         if here.parts[place : place + len(_EXPERIMENTS)] == _EXPERIMENTS:
@@ -64,7 +64,7 @@ def _default_uri() -> str:
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of an SQLite store; None for any other store."""
+    """Return the file of an SQLite store; None for any other store."""
     if not uri.startswith("sqlite:///"):
         return None
     name = uri.removeprefix("sqlite:///").partition("?")[0]

@@ -1,4 +1,4 @@
-"""Models into MLflow's registry, and out of it."""
+"""Registration of models in MLflow's registry, and their retrieval from it."""
 
 import base64
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
 from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, resolve_version
 
-# What the served model needs; the tracking server's machine has no training environment.
+# Packages that the served model needs; the tracking server's machine has no training environment.
 _SERVING_PACKAGES = (
     "imagecodecs", "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "safetensors",
     "simplejpeg", "timm", "torch", "torchvision",
@@ -37,14 +37,14 @@ _MODEL_DESCRIPTION = (
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """A model as it is to be registered.
+    """A model that is to be registered.
 
     Attributes:
         folder: its files.
         metrics: logged at ``step`` for the run and the model, and linked to the test split of ``data``.
-        example: a DICOM file that shows what the model takes; it is stored beside it.
+        example: a DICOM file as an example of the model's input; it is stored beside the model.
         description: Markdown, for the registered version.
-        data: the data set that the metrics are of.
+        data: the data set on which the metrics were measured.
         serving: limits of a server of the model, stored with it as its configuration.
     """
 
@@ -59,10 +59,10 @@ class LoggedModel:
 
 
 def require_registry() -> None:
-    """See that models can be registered here, before hours are spent on one.
+    """Check that models can be registered here, before hours are spent on one.
 
     Raises:
-        UserError: the store cannot be asked, or does not let this process write.
+        UserError: the store cannot be queried, or does not let this process write.
     """
     client = open_client()
 
@@ -81,7 +81,7 @@ def log_model(run_id: str, model: LoggedModel) -> Registered:
     """Log and register a model as a pyfunc of the run, unless it is registered already.
 
     Raises:
-        UserError: the store cannot be asked, or does not take the model.
+        UserError: the store cannot be queried, or does not accept the model.
     """
     require_registry()
     found = tell("registering the model", lambda: _find_or_log(run_id, model))
@@ -92,14 +92,14 @@ def log_model(run_id: str, model: LoggedModel) -> Registered:
 
 
 def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
-    # A kill, or an answer that was lost, may have left it registered already.
+    # After a kill, or a lost answer, the model may be registered already.
     found = find_version(model.identity.weights_sha256, model.identity.results_run, model.identity.package)
     if found is not None:
         if not _known_metrics(model).keys() <= open_client().get_run(run_id).data.metrics.keys():
             _log_metrics(run_id, model, None)
         return found
     code = Path(__file__).resolve().parents[1]
-    # As mlflow.pyfunc.log_model, which takes the run from `with start_run` alone; that would end the run.
+    # Like mlflow.pyfunc.log_model, which takes the run only from `with start_run`; that block would end the run.
     info = Model.log(
         artifact_path=None,
         name="model",
@@ -125,16 +125,16 @@ def _known_metrics(model: LoggedModel) -> dict[str, float]:
 
 
 def _log_metrics(run_id: str, model: LoggedModel, model_id: str | None) -> None:
-    """Log the metrics for the run and its model; without an id, for the models that the run has."""
+    """Log the metrics for the run and its model; without ``model_id``, for the models that the run has."""
     test = model.data.split("test")
     mlflow.log_metrics(_known_metrics(model), step=model.step, run_id=run_id, model_id=model_id, dataset=test)
 
 
 def fetch_model(uri: str, folder: Path) -> Path:
-    """Fetch the files of a model into ``folder``; returns where its ``model.json`` is.
+    """Fetch the files of a model into ``folder``; return the folder of its ``model.json``.
 
     Raises:
-        UserError: it is not there, cannot be fetched, or is no model of ours.
+        UserError: the model does not exist, cannot be fetched, or is not of this pipeline.
     """
     try:
         fetch = partial(mlflow.artifacts.download_artifacts, uri, dst_path=str(folder))
@@ -148,7 +148,7 @@ def fetch_model(uri: str, folder: Path) -> Path:
 
 
 def serving_config(uri: str) -> dict[str, object]:
-    """What `log_model` stored as the model's configuration; empty for a model that has none.
+    """Return the configuration that `log_model` stored with the model; empty for a model that has none.
 
     Raises:
         UserError: there is no such model.
@@ -166,7 +166,7 @@ def download_artifact(run_id: str, name: str, folder: Path) -> Path:
     """Fetch a file of a run into ``folder``.
 
     Raises:
-        UserError: there is no such run or file, or the store cannot be asked.
+        UserError: there is no such run or file, or the store cannot be queried.
     """
     try:
         fetch = partial(open_client().download_artifacts, run_id, name, str(folder))

@@ -19,50 +19,50 @@ from pipeline.files import temporary_folder
 from pipeline.redaction import redact
 from pipeline.stopping import Stopping, stop_signals
 from pipeline.tracking.asking import MissingError, ask, tell
-from pipeline.tracking.courier import Courier, sync_left_behind
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.heartbeat import Heartbeat, close_silent_runs, identity
+from pipeline.tracking.outbox import OUTBOX, Outbox
 from pipeline.tracking.place import shown_uri
-from pipeline.tracking.spool import SPOOL, Spool
 from pipeline.tracking.store import find_run, open_client, open_experiment
 from pipeline.tracking.system_metrics import measure_system
+from pipeline.tracking.uploader import Uploader, sync_left_behind
 
 logger = logging.getLogger(__name__)
 
 _PARAM_LENGTH = 500
-# Seconds for the last metrics to arrive; who asked a process to end does not want to wait.
+# Seconds for the last metrics to arrive; after a signal to end the process, the wait is short.
 _LAST_WAIT = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 5.0}
 
 
 class TrackedRun:
     """One MLflow run: parameters, metrics, tags, files, data sets, the model.
 
-    Metrics go to a spool on this disk, and from there to the store by a thread of their own: the
-    caller never waits for a server, and a dead one loses nothing.
+    Metrics go to an outbox on this disk, and a separate thread sends them from there to the store: the
+    caller never waits for a server, and nothing is lost if the server is dead.
 
     Attributes:
-        run_id: MLflow's.
+        run_id: MLflow's id of the run.
         stopping: whether a signal has asked this process to end.
     """
 
-    def __init__(self, client: mlflow.MlflowClient, run: Run, spool: Spool, stopping: Stopping) -> None:
+    def __init__(self, client: mlflow.MlflowClient, run: Run, outbox: Outbox, stopping: Stopping) -> None:
         self._client, self.run_id = client, run.info.run_id
         self.stopping = stopping
-        self._spool, self._courier, self._heartbeat = spool, Courier(client, spool), Heartbeat(client, run)
+        self._outbox, self._uploader, self._heartbeat = outbox, Uploader(client, outbox), Heartbeat(client, run)
         self._params = dict(run.data.params)
         # A resumed run repeats the steps since its last checkpoint; those are noted already.
         stored = {key: _last_step(client, run.info.run_id, key) for key in run.data.metrics}
-        noted = spool.last_steps()
+        noted = outbox.last_steps()
         self._logged = {key: max(stored.get(key, -1), noted.get(key, -1)) for key in stored.keys() | noted.keys()}
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log nested values under dotted keys; what the run has already is left alone."""
+        """Log nested values under dotted keys; params that the run has already are left alone."""
         flat = {key: redact(str(value))[:_PARAM_LENGTH] for key, value in _flatten(params)}
         new = [Param(key, value) for key, value in flat.items() if key not in self._params]
         self._write("params", lambda: self._client.log_batch(self.run_id, params=new))
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Note metrics, to be sent soon. None and steps that were noted before are passed over."""
+        """Note metrics, which are sent soon. None values and steps that were noted before are passed over."""
         now = int(time.time() * 1000)
         entries = [
             {"key": key, "value": float(value), "timestamp": now, "step": step}
@@ -70,28 +70,28 @@ class TrackedRun:
             if value is not None and step > self._logged.get(key, -1)
         ]
         self._logged |= {str(entry["key"]): step for entry in entries}
-        self._spool.append(entries)
+        self._outbox.append(entries)
 
     def history(self, key: str) -> list[tuple[int, float]]:
-        """The values of a metric that have arrived, with their steps, in order."""
+        """Return the values of a metric that have arrived at the store: pairs of step and value, in order."""
         found = tell(f"the history of {key}", lambda: self._client.get_metric_history(self.run_id, key))
         return sorted((metric.step, metric.value) for metric in found)
 
     def flush(self) -> None:
-        """Make sure that what was noted outlives this machine's power."""
-        self._spool.sync()
+        """Make sure that the noted entries survive a power failure."""
+        self._outbox.sync()
 
     def close(self, status: str) -> None:
-        """Note the run's end and wait a little for all to arrive; say so where it does not."""
+        """Note the run's end and wait a little for all entries to arrive; log a warning if they do not."""
         self._heartbeat.stop()
-        self._spool.append([{"status": status}])
-        arrived = self._courier.finish(_LAST_WAIT[status])
+        self._outbox.append([{"status": status}])
+        arrived = self._uploader.finish(_LAST_WAIT[status])
         if not arrived:
             logger.warning(
                 "MLflow at %s does not answer: the run's metrics wait in %s; `pneumoflow sync` delivers them",
-                shown_uri(), SPOOL,
+                shown_uri(), OUTBOX,
             )  # fmt: skip
-        self._spool.close(remove=arrived)
+        self._outbox.close(remove=arrived)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing former values."""
@@ -108,15 +108,15 @@ class TrackedRun:
         self._write(name, lambda: self._client.log_text(self.run_id, redact(text), name))
 
     def _write(self, name: str, call: Callable[[], object]) -> None:
-        """Write what the run cannot do without.
+        """Write data that the run cannot do without.
 
         Raises:
-            UserError: the store does not take it, after some tries.
+            UserError: the store does not accept it, after some tries.
         """
         tell(f"writing {name} of run {self.run_id}", call)
 
     def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
-        """Log pictures, artifact name -> bytes; a server that does not take them is no reason to stop."""
+        """Log pictures, artifact name -> bytes; if the server does not accept them, the run goes on."""
         with temporary_folder() as folder:
             for name, content in pictures.items():
                 path = folder / name
@@ -128,7 +128,7 @@ class TrackedRun:
                 logger.warning("MLflow does not take %s (%s)", ", ".join(pictures), type(error).__name__)
 
     def system_metrics(self) -> AbstractContextManager[None]:
-        """Inside the block, log load and memory of CPU and GPU every ten seconds, as ``system/...``."""
+        """Log load and memory of CPU and GPU inside the block, every ten seconds, as ``system/...``."""
         first = 1 + max((step for key, step in self._logged.items() if key.startswith("system/")), default=-1)
         return measure_system(self.run_id, self.log_metrics, first)
 
@@ -150,10 +150,10 @@ class TrackedRun:
 
 @contextmanager
 def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
-    """Open a run, new or by its id, and close it as what it became.
+    """Open a run, new or by its id, and close it with its final status.
 
-    FINISHED only when the block ends; KILLED on SIGTERM and SIGINT; FAILED on any other exception.
-    Runs that are RUNNING though their process is gone are closed as FAILED first.
+    FINISHED only if the block ends without an exception; KILLED on SIGTERM and SIGINT; FAILED on any other
+    exception. Before that, runs that are RUNNING although their process is gone are closed as FAILED.
 
     Raises:
         UserError: the store cannot be used, or does not let this process write.
@@ -164,7 +164,7 @@ def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Tracked
     close_silent_runs(client, experiment)
     run = open_run(client, experiment, run_id)
     with stop_signals() as stopping:
-        tracked = TrackedRun(client, run, _own_spool(run.info.run_id), stopping)
+        tracked = TrackedRun(client, run, _own_outbox(run.info.run_id), stopping)
         status = "FAILED"
         try:
             tracked.set_tags({**tags, **identity()})
@@ -177,23 +177,23 @@ def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Tracked
             tracked.close(status)
 
 
-def _own_spool(run_id: str) -> Spool:
+def _own_outbox(run_id: str) -> Outbox:
     try:
-        return Spool(run_id)
+        return Outbox(run_id)
     except Timeout:
         raise UserError(f"MLflow run {run_id}: another process is writing to it; wait for it, or end it") from None
 
 
 def open_run(client: mlflow.MlflowClient, experiment: str, run_id: str | None) -> Run:
-    """The run, RUNNING again; a new one where there is no id, or the store does not know it.
+    """Return the run, RUNNING again; a new one if there is no id, or the store does not know it.
 
     Raises:
-        UserError: the store cannot be asked, or does not let this process write.
+        UserError: the store cannot be queried, or does not let this process write.
     """
     if run_id is not None:
         try:
             run = find_run(client, run_id)
-            # First the signs of life: a run that is RUNNING without them looks dead.
+            # The signs of life come first: a run that is RUNNING without them looks dead.
             ask("tags", lambda: client.log_batch(run_id, tags=[RunTag(*tag) for tag in identity().items()]))
             ask("opening the run again", lambda: client.update_run(run_id, status="RUNNING"))
             return run

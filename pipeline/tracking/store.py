@@ -1,19 +1,19 @@
-"""A client of the store of runs, and the experiment that they belong to."""
+"""The client of the store of runs, and the experiment to which the runs belong."""
 
 import logging
 import os
 
-# Before the import: log_model would otherwise run pip to check what is pinned below.
+# Set before the import: log_model would otherwise run pip to check the pinned packages.
 os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
-# Its bars become lines of noise in a log.
+# MLflow's progress bars become lines of noise in a log.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# MLflow would try for minutes; what must not be lost waits on disk instead.
+# MLflow would retry for minutes; data that must not be lost waits on disk instead.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-# It would print the server's address at the end of each run.
+# MLflow would print the server's address at the end of each run.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-# No model of ours is a pickle, and none is loaded.
+# None of this pipeline's models is a pickle, and no pickle is loaded.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 import mlflow
@@ -27,19 +27,19 @@ from pipeline.tracking.locations import mend_locations, new_location, require_lo
 from pipeline.tracking.place import shown_uri, tracking_uri
 
 EXPERIMENT = "rsna-pneumonia"
-# Without it MLflow's pages open on tools for language models.
+# Without this tag, MLflow's pages open on tools for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def open_client() -> mlflow.MlflowClient:
-    """A client of the store; the files of a local store are where the store is, also after a move.
+    """Return a client of the store; the files of a local store are found beside it, even after a move.
 
     Raises:
         UserError: the store cannot be used.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration of a new database
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that we report
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # one line per request that is made again
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # one line per repeated request
     mlflow.set_tracking_uri(tracking_uri())
     make_database(tracking_uri())
     mend_locations(tracking_uri())
@@ -47,10 +47,10 @@ def open_client() -> mlflow.MlflowClient:
 
 
 def open_experiment(client: mlflow.MlflowClient) -> str:
-    """The id of the experiment ``MLFLOW_EXPERIMENT_NAME``, which is made if need be.
+    """Return the id of the experiment ``MLFLOW_EXPERIMENT_NAME``, which is made if need be.
 
     Raises:
-        UserError: the store cannot be used, or someone has deleted the experiment.
+        UserError: the store cannot be used, or the experiment was deleted.
     """
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     found = tell("looking for the experiment", lambda: _find_or_make(client, name))
@@ -80,11 +80,11 @@ def _find_or_make(client: mlflow.MlflowClient, name: str) -> Experiment:
 
 
 def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:
-    """A run that is not deleted.
+    """Return a run that is not deleted.
 
     Raises:
-        MissingError: the store does not have it, or someone has deleted it.
-        UserError: the store cannot be asked.
+        MissingError: the store does not have the run, or the run was deleted.
+        UserError: the store cannot be queried.
     """
 
     def call() -> Run:
@@ -100,7 +100,7 @@ def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:
 
 
 def run_place(run_id: str) -> str:
-    """How to open a run: its URL on a tracking server, or the command that starts one."""
+    """Return how to open a run: its URL on a tracking server, or the command that starts a server."""
     try:
         experiment = find_run(open_client(), run_id).info.experiment_id
     except MissingError:

@@ -1,4 +1,4 @@
-"""Load and memory of CPU and GPU while a run is at work, as MLflow's monitors measure them."""
+"""Load and memory of CPU and GPU during a run, as MLflow's monitors measure them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -11,14 +11,14 @@ Note = Callable[[Mapping[str, float | None], int], None]
 
 
 class _Monitor(SystemMetricsMonitor):
-    """Measures as MLflow's does, but leaves it to ``note`` to deliver: MLflow's ends at the first server error."""
+    """A monitor that measures like MLflow's, but delivers by ``note``: MLflow's ends at the first server error."""
 
     def __init__(self, run_id: str, note: Note, first_step: int) -> None:
         super().__init__(run_id, sampling_interval=_SECONDS)  # type: ignore[no-untyped-call]
         self._note, self._step = note, first_step
 
     def monitor(self) -> None:
-        """Measure until the end is asked for."""
+        """Measure until the monitor is told to stop."""
         pause = min(_FIRST_SECONDS, self.sampling_interval)
         while not self._shutdown_event.wait(pause):
             self.collect_metrics()  # type: ignore[no-untyped-call]
@@ -32,8 +32,8 @@ class _Monitor(SystemMetricsMonitor):
 
 @contextmanager
 def measure_system(run_id: str, note: Note, first_step: int) -> Iterator[None]:
-    """Inside the block, give ``note`` measurements and their number, a second after its start and every ten seconds."""
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # says that there is no GPU
+    """Give ``note`` numbered measurements inside the block: one second after its start, then every ten seconds."""
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # it logs that there is no GPU
     monitor = _Monitor(run_id, note, first_step)
     monitor.start()  # type: ignore[no-untyped-call]
     try:

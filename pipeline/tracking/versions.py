@@ -1,7 +1,8 @@
-"""Versions of the registered model: which there are, and which of them is ours.
+"""Versions of the registered model: look them up, and find the one with given weights.
 
-Only the store's own "does not exist" means that there is none. Anything else is asked again, then an error.
-A version is known by the digest of its weights and by its run; its number means something in one store only.
+Only the store's own "does not exist" means that there is none. After any other failure the request is repeated, and
+finally it is an error. A version is identified by the digest of its weights and by its run; its number has a meaning
+in one store only.
 """
 
 import re
@@ -23,12 +24,12 @@ WEIGHTS, PACKAGE, RESULTS_RUN = (f"pneumoflow.{name}" for name in ("weights_sha2
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two registered models the same.
+    """The properties that make two registered models the same.
 
     Attributes:
         weights_sha256: the digest of the weights.
         package: the digest of all that is logged with them.
-        results_run: the run that the results are of.
+        results_run: the id of the run that the results name.
     """
 
     weights_sha256: str
@@ -36,7 +37,7 @@ class Identity:
     results_run: str
 
     def tags(self) -> dict[str, str]:
-        """As a version carries it."""
+        """Return the tags in which a version carries it."""
         return {WEIGHTS: self.weights_sha256, PACKAGE: self.package, RESULTS_RUN: self.results_run}
 
 
@@ -45,7 +46,7 @@ class Registered:
     """A version of the registered model.
 
     Attributes:
-        weights_sha256: the digest of its weights; empty for versions of before there were digests.
+        weights_sha256: the digest of its weights; empty for versions from before digests were stored.
     """
 
     version: str
@@ -54,15 +55,15 @@ class Registered:
 
     @property
     def uri(self) -> str:
-        """Where `download_model` finds it."""
+        """Return the address at which `download_model` finds it."""
         return f"models:/{MODEL_NAME}/{self.version}"
 
 
 def read_model(name: str = MODEL_NAME) -> RegisteredModel | None:
-    """A registered model with its aliases and tags; None where the store has none of that name.
+    """Return a registered model with its aliases and tags; None if the store has none of that name.
 
     Raises:
-        UserError: the store cannot be asked.
+        UserError: the store cannot be queried.
     """
 
     def call() -> RegisteredModel:
@@ -78,17 +79,17 @@ def read_model(name: str = MODEL_NAME) -> RegisteredModel | None:
 
 
 def resolve_version(uri: str) -> ModelVersion | None:
-    """The version that a ``models:/name/version`` or ``models:/name@alias`` means now; None for other addresses.
+    """Return the version that ``models:/name/version`` or ``models:/name@alias`` means now; None for other addresses.
 
     Raises:
-        UserError: there is none, or the store cannot be asked.
+        UserError: there is no such version, or the store cannot be queried.
     """
     match = _OF_REGISTRY.fullmatch(uri)
     if match is None:
         return None
     name, number = match["name"], match["version"]
     if number is None:
-        # MLflow answers "bad request" for an alias that is not there; the model's own list tells it from others.
+        # MLflow answers "bad request" for a missing alias; the model's own list distinguishes it from other errors.
         model = read_model(name)
         number = str(model.aliases.get(match["alias"], "")) if model else ""
     found = _read(name, number) if number else None
@@ -98,10 +99,10 @@ def resolve_version(uri: str) -> ModelVersion | None:
 
 
 def read_version(number: str) -> Registered | None:
-    """A version by its number; None where there is none, or someone has deleted it.
+    """Return a version by its number; None if it does not exist, or was deleted.
 
     Raises:
-        UserError: the store cannot be asked.
+        UserError: the store cannot be queried.
     """
     found = _read(MODEL_NAME, number)
     return _registered(found) if found else None
@@ -121,14 +122,14 @@ def _read(name: str, number: str) -> ModelVersion | None:
 
 
 def find_version(weights_sha256: str, run_id: str, package: str | None = None) -> Registered | None:
-    """The newest version with these weights and of this run, or whose results are of this run.
+    """Return the newest version with these weights that is of this run, or whose results are of this run.
 
-    With ``package`` it must hold this code too (`Identity`).
+    With ``package``, the version must also have this digest of all that is logged with the weights (`Identity`).
 
     Raises:
-        UserError: the store cannot be asked.
+        UserError: the store cannot be queried.
     """
-    # An answer that was cut off to nothing would read as "no version": first see that the model is there.
+    # An answer that was cut off to nothing would look like "no version", so check first that the model exists.
     if read_model() is None:
         return None
     condition = f"name = '{MODEL_NAME}' and tags.`{WEIGHTS}` = '{weights_sha256}'"

@@ -2,14 +2,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.data.annotations import CLASSES, GROUPS, LABELS, NORMAL, read_annotations
+from pipeline.data.annotations import CLASSES, GROUPS, LABELS, read_annotations
+from pipeline.data.classes import NORMAL
 from pipeline.errors import UserError
 
 
 def test_reads_what_the_sample_wrote(sample):
     found = read_annotations(sample)
     labels = pd.read_csv(sample / LABELS)
-    assert found.findings == []
+    assert found.issues == []
     assert found.studies["patientId"].to_list() == labels["patientId"].drop_duplicates().to_list()
     assert found.studies["target"].sum() == 30
     key = labels["patientId"][labels["Target"] == 1].iloc[0]

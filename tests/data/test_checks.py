@@ -16,10 +16,10 @@ from pydicom.pixels import pixel_array
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.data.checks import check_dataset
-from pipeline.data.data_page import render_data_page
+from pipeline.data.data_issues import RULES, by_rule
 from pipeline.data.duplicates import clusters, perceptual_hash, same_files, similar_pairs
-from pipeline.data.findings import RULES, by_rule
 from pipeline.data.parallel import Workers
+from pipeline.reports.data_page import render_data_page
 
 ONE = Workers(1)
 
@@ -30,7 +30,7 @@ def check(folder):
 
 def found(folder):
     """Rule name -> studies."""
-    return {rule.name: [case.study for case in cases] for rule, cases in by_rule(check(folder).findings).items()}
+    return {rule.name: [case.study for case in cases] for rule, cases in by_rule(check(folder).issues).items()}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def rewrite(path, change):
     dataset.save_as(path)
 
 
-def test_a_good_data_set_has_no_findings(rsna):
+def test_a_good_data_set_has_no_issues(rsna):
     assert found(rsna) == {}
 
 
@@ -63,7 +63,7 @@ def test_copies_are_found_and_stay_together(rsna, ids):
     pd.concat([labels, new]).fillna("").to_csv(rsna / LABELS, index=False)
     (rsna / CLASSES).unlink()
     result = check(rsna)
-    names = {rule.name: [case.study for case in cases] for rule, cases in by_rule(result.findings).items()}
+    names = {rule.name: [case.study for case in cases] for rule, cases in by_rule(result.issues).items()}
     assert names["same_file"] == [ids[40]]
     assert names["similar_image"] == [ids[41]]
     targets = dict(zip(result.rows["patientId"], result.rows["target"], strict=True))
@@ -84,7 +84,7 @@ def test_pixels_that_show_nothing(rsna, ids):
     dataset.save_as(images / f"{ids[2]}.dcm")
     result = check(rsna)
     assert result.problems == {ids[0]: "the file cannot be used: all pixels have one value"}
-    names = {rule.name: [case.study for case in cases] for rule, cases in by_rule(result.findings).items()}
+    names = {rule.name: [case.study for case in cases] for rule, cases in by_rule(result.issues).items()}
     assert names == {"readable": [ids[0]], "nearly_empty": [ids[1]], "view_known": [ids[2]]}
 
 

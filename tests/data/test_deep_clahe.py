@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.clahe import Preparation, equalize, prepare
+from pipeline.data.preparation import Preparation
+from pipeline.data.preprocessing import equalize, prepare
 
 
 def _texture(height, width, seed):

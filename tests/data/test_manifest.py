@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline.assembly.inputs import read_inputs
 from pipeline.data.manifest import MANIFEST, write_manifest
-from pipeline.data.shards import BOXES, INDEX, read_boxes, read_index
+from pipeline.data.prepared import BOXES, INDEX, read_boxes, read_index
+from pipeline.data.splits import read_splits
 from pipeline.errors import UserError
 from pipeline.params import load_params
-from pipeline.stages.inputs import read_inputs
 from pipeline.stages.preprocess import preprocess
-from pipeline.stages.split import read_splits, split
+from pipeline.stages.split import split
 
 SHARD, OTHER = "images-00001.npy", "images-00002.npy"
 

@@ -14,10 +14,10 @@ import pydicom
 import pytest
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import Radiograph, read_radiograph
 from pipeline.data.reader import Reader
+from pipeline.dicom.radiograph import Radiograph, read_radiograph
 from pipeline.errors import BadStudyError
-from tests.data.odd_decoders import CRASHING, HUNG_IN_C, HUNGRY, REFUSED, SLOW, decode
+from tests.dicom.odd_decoders import CRASHING, HUNG_IN_C, HUNGRY, REFUSED, SLOW, decode
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_only_the_reader_and_the_shards_read_files_of_others(repository):
         for path in (repository / folder).rglob("*.py")
         if re.search(r"\bread_radiograph\b", path.read_text())
     }
-    assert users == {"pipeline/data/dicom.py", "pipeline/data/reader.py", "pipeline/data/shards.py"}
+    assert users == {"pipeline/dicom/radiograph.py", "pipeline/data/reader.py", "pipeline/data/shards.py"}
 
 
 # Without the usual guard at its end, as in a notebook: starting a process must not run it again.
@@ -156,7 +156,7 @@ MAIN = """
 import sys
 from pathlib import Path
 from pipeline.data.reader import Reader
-from tests.data.odd_decoders import decode
+from tests.dicom.odd_decoders import decode
 reader = Reader(2, 4, decode=decode)
 print("started", flush=True)
 for found in reader.read_each([bytes([one]) for one in Path("kinds").read_bytes()]):

@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian
 
+from pipeline.assembly.preparation import preparation
 from pipeline.data.annotations import BOX, CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.data.checks import check_dataset
-from pipeline.data.findings import by_rule
+from pipeline.data.data_issues import by_rule
 from pipeline.data.parallel import Workers
-from pipeline.data.shards import fit_boxes, read_boxes, read_index
+from pipeline.data.prepared import read_boxes, read_index
+from pipeline.data.shards import fit_boxes
 from pipeline.errors import BadStudyError, UserError
 from pipeline.evaluation.subgroups import subgroups
 from pipeline.params import load_params
-from pipeline.stages.preprocess import preparation, preprocess
+from pipeline.stages.preprocess import preprocess
 
 ONE = Workers(1)
 
@@ -189,8 +191,8 @@ def test_images_without_labels_do_not_stop_preprocessing(rsna, ids, small_params
 
 
 def hint(rsna):
-    """The cause that the first finding of a missing image suggests."""
-    rules = by_rule(check_dataset(rsna, ONE, 60).findings)
+    """The cause that the first issue of a missing image suggests."""
+    rules = by_rule(check_dataset(rsna, ONE, 60).issues)
     return next(cases[0].detail for rule, cases in rules.items() if rule.name == "image_there")
 
 

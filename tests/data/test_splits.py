@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.splits import LEAKED, STRATA, deal, kfold_shares, missing_classes, pick_leaked, require_no_leak
+from pipeline.data.assign_splits import STRATA, assign_splits, kfold_shares, missing_classes, pick_leaked
+from pipeline.data.splits import LEAKED, require_no_leak
 from pipeline.errors import UserError
 
 SHARES = {"train": 0.65, "val": 0.15, "test": 0.20}
@@ -34,7 +35,7 @@ def studies(count, seed):
 @given(st.integers(100, 400), st.integers(0, 1000))
 def test_no_patient_is_in_two_splits(count, seed):
     table = studies(count, seed)
-    split = deal(table, SHARES, seed)
+    split = assign_splits(table, SHARES, seed)
     require_no_leak(table, split)
     assert set(split) == set(SHARES)
     assert split.groupby(table["groupId"]).nunique().max() == 1
@@ -44,7 +45,7 @@ def test_no_patient_is_in_two_splits(count, seed):
 def test_at_the_size_of_rsna_every_stratum_is_within_one_percent():
     table = studies(26684, 1)
     assert table["cluster"].nunique() < 15000
-    split = deal(table, SHARES, 17)
+    split = assign_splits(table, SHARES, 17)
     stratum = table[STRATA].agg("/".join, axis=1)
     assert stratum.nunique() == 12
     for name, share in SHARES.items():
@@ -60,7 +61,7 @@ def test_at_the_size_of_rsna_every_stratum_is_within_one_percent():
 @pytest.mark.parametrize("seed", range(12))
 def test_a_few_hundred_studies_put_every_class_into_every_split(seed):
     table = studies(200, seed)
-    split = deal(table, SHARES, seed)
+    split = assign_splits(table, SHARES, seed)
     assert missing_classes(table, split) == []
     assert max(abs((split == name).mean() - share) for name, share in SHARES.items()) < 0.03
 
@@ -69,20 +70,20 @@ def test_what_is_added_at_the_end_moves_nobody():
     table = studies(1200, 3)
     new = studies(300, 4).assign(cluster=lambda rows: "new-" + rows["cluster"])
     both = pd.concat([table, new], ignore_index=True)
-    assert deal(both, SHARES, 1)[: len(table)].equals(deal(table, SHARES, 1))
+    assert assign_splits(both, SHARES, 1)[: len(table)].equals(assign_splits(table, SHARES, 1))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 0.6))
 def test_who_was_dealt_stays_whatever_is_added_or_removed(seed, gone):
     table = studies(400, seed)
-    first = deal(table, SHARES, seed)
+    first = assign_splits(table, SHARES, seed)
     former = dict(zip(table["cluster"], first, strict=True))
     rng = np.random.default_rng(seed)
     kept = table[rng.random(len(table)) >= gone]
     new = studies(200, seed + 1).assign(cluster=lambda rows: "new-" + rows["cluster"])
     later = pd.concat([kept, new]).sample(frac=1, random_state=seed).reset_index(drop=True)
-    split = deal(later, SHARES, seed, former)
+    split = assign_splits(later, SHARES, seed, former)
     known = later["cluster"].isin(former)
     assert (split[known] == later["cluster"][known].map(former)).all()
     # Those who are new make up for what the others lack.
@@ -91,23 +92,23 @@ def test_who_was_dealt_stays_whatever_is_added_or_removed(seed, gone):
 
 def test_the_seed_decides():
     table = studies(600, 1)
-    assert deal(table, SHARES, 3).equals(deal(table, SHARES, 3))
-    a, b = (deal(table, SHARES, seed) == "test" for seed in (3, 4))
+    assert assign_splits(table, SHARES, 3).equals(assign_splits(table, SHARES, 3))
+    a, b = (assign_splits(table, SHARES, seed) == "test" for seed in (3, 4))
     assert (a & b).sum() < 0.6 * a.sum()
 
 
 def test_the_order_of_rows_of_one_patient_does_not_matter_to_the_others():
     table = studies(300, 2)
-    split = deal(table, SHARES, 0)
+    split = assign_splits(table, SHARES, 0)
     assert split.index.equals(table.index)
-    assert (split == deal(table.rename(index=lambda number: number + 7), SHARES, 0).to_numpy()).all()
+    assert (split == assign_splits(table.rename(index=lambda number: number + 7), SHARES, 0).to_numpy()).all()
 
 
 def test_folds():
     table = studies(2000, 5)
     shares = kfold_shares(SHARES, 5)
     assert sum(shares.values()) == pytest.approx(1)
-    part = deal(table, shares, 0)
+    part = assign_splits(table, shares, 0)
     assert {name: round(share, 2) for name, share in part.value_counts(normalize=True).items()} == {
         "test": 0.2,
         **{f"fold{number}": 0.16 for number in range(5)},
@@ -116,7 +117,7 @@ def test_folds():
 
 def test_leaked_studies_have_a_sibling_in_train_and_the_mix_of_val():
     table = studies(4000, 6)
-    split = pick_leaked(table, deal(table, SHARES, 0), 300, 0)
+    split = pick_leaked(table, assign_splits(table, SHARES, 0), 300, 0)
     leaked = split == LEAKED
     assert 280 <= leaked.sum() <= 310
     assert set(table["cluster"][leaked]) <= set(table["cluster"][split == "train"])
@@ -125,7 +126,7 @@ def test_leaked_studies_have_a_sibling_in_train_and_the_mix_of_val():
         mix, wanted = (table[column][split == name].value_counts(normalize=True) for name in (LEAKED, "val"))
         assert (mix - wanted).abs().max() < 0.03
     # Nothing else has moved.
-    assert (split[~leaked] == deal(table, SHARES, 0)[~leaked]).all()
+    assert (split[~leaked] == assign_splits(table, SHARES, 0)[~leaked]).all()
 
 
 def test_a_leak_is_found():

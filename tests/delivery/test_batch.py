@@ -21,7 +21,7 @@ from pipeline.delivery.structured_report import ReportWriter, make_report
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.errors import UserError
 from pipeline.submission import read_submission
-from tests.data.odd_decoders import CRASHING, HUNGRY, SLOW, decode
+from tests.dicom.odd_decoders import CRASHING, HUNGRY, SLOW, decode
 
 
 @pytest.fixture
@@ -199,7 +199,8 @@ def test_structured_reports_say_what_was_found(folder, tmp_path, predictor, read
     assert image.PatientAge.isdigit()
     assert report.PatientAge == f"{int(image.PatientAge):03d}Y"
     assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
-    groups = hd.sr.srread(tmp_path / f"sr/{keys(folder)[0]}.dcm").content.get_planar_roi_measurement_groups()
+    content = hd.sr.srread(tmp_path / f"sr/{keys(folder)[0]}.dcm").content
+    groups = content.get_planar_roi_measurement_groups()  # type: ignore[attr-defined]
     assert len(groups) == 2
     for group, box, score in zip(groups, boxes, scores, strict=True):
         corners = group.roi.value
@@ -211,7 +212,7 @@ def test_structured_reports_say_what_was_found(folder, tmp_path, predictor, read
     make_report(image, Prediction(np.zeros((0, 4)), np.zeros(0), 0.12)).save_as(tmp_path / "nothing.dcm")
     nothing = hd.sr.srread(tmp_path / "nothing.dcm")
     assert nothing.VerificationFlag == "UNVERIFIED"
-    (group,) = nothing.content.get_image_measurement_groups()
+    (group,) = nothing.content.get_image_measurement_groups()  # type: ignore[attr-defined]
     assert group.finding_type.meaning == "No lung opacity found"
     assert float(group.get_measurements()[0].value) == pytest.approx(0.12)
 

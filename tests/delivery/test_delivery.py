@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import read_radiograph
+from pipeline.data.geometry import to_original
 from pipeline.delivery.model_file import load_model, save_model
-from pipeline.delivery.predictor import Predictor, to_original
+from pipeline.delivery.predictor import Predictor
+from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.submission import read_submission
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import read_radiograph
 from pipeline.delivery.export import FORMATS, compare_export, export_model, load_export
+from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ def models(trained, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind == "torch")) for kind in FORMATS])
 @pytest.mark.filterwarnings("ignore")  # of the exporters
 def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind):
     """On 50 radiographs: the same boxes to half a pixel, scores to .001."""

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from pipeline.data.dicom import MAX_FILE_BYTES
 from pipeline.delivery import incoming
 from pipeline.delivery.incoming import Arrivals, StillArrivingError, read_regular
+from pipeline.dicom.radiograph import MAX_FILE_BYTES
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import read_radiograph
 from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.served import ServingLimits
+from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.submission import prediction_string
 from pipeline.tracking import serving_config

@@ -17,8 +17,7 @@ import pytest
 import torch
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.clahe import Preparation
-from pipeline.data.dicom import read_radiograph
+from pipeline.data.preparation import Preparation
 from pipeline.data.reader import Reader
 from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
 from pipeline.delivery.predictor import Predictor
@@ -26,10 +25,11 @@ from pipeline.delivery.served import RequestError, ServedModel, ServingLimits, r
 from pipeline.delivery.server import serve
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.submission import prediction_string
 from tests.conftest import REPOSITORY, project_environment
-from tests.data.odd_decoders import CRASHING, HUNGRY, SLOW, decode
+from tests.dicom.odd_decoders import CRASHING, HUNGRY, SLOW, decode
 
 SECRET = "Lovelace"
 JSON, CSV = "application/json", "text/csv"

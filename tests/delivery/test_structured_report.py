@@ -14,10 +14,10 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import read_radiograph
 from pipeline.delivery.batch import Study
 from pipeline.delivery.predictor import Prediction
 from pipeline.delivery.structured_report import ReportWriter
+from pipeline.dicom.radiograph import read_radiograph
 
 FOUND = Prediction(np.array([[10.0, 20, 30, 60]]), np.array([0.9]), 0.9)
 SECRET = "Sekret"

@@ -5,10 +5,10 @@ from torch import nn
 
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.dataset import DetectionDataset
-from pipeline.detection.losses import LossSettings
 from pipeline.detection.postprocess import PostProcessing
 from pipeline.detection.retinanet import Architecture
-from pipeline.detection.settings import TrainSettings
+from pipeline.training.settings import TrainSettings
+from tests.detection.settings import LOSS
 
 
 def randomize_norms(model):
@@ -30,7 +30,7 @@ def architecture():
 
 @pytest.fixture
 def loss_settings():
-    return LossSettings("focal", 0.25, 2.0, 1.0, "batch", "smooth_l1", 1 / 9, 1.0, 0.5, 0.4, True)
+    return LOSS
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def train_settings():
         epochs=2, batch_size=4, accumulate=1, optimizer="adamw", lr=0.002, momentum=0.9, weight_decay=0.01,
         warmup_epochs=0.5, clip_norm=1.0,
         channels_last=True, workers=0, ema_decay=0.9, compile=False, log_every_steps=1,
-        checkpoint_steps=0, max_bad_steps=3, patience=0, profile_steps=0, seed=3,
+        checkpoint_steps=0, max_bad_steps=3, patience=0, profile_steps=0,
     )  # fmt: skip
 
 

@@ -1,16 +1,19 @@
 """Our model with torchvision's settings and weights gives torchvision's numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 from pipeline.detection.anchors import shape_grid
-from pipeline.detection.losses import DetectionLoss, LossSettings
+from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.postprocess import PostProcessing, detect
 from pipeline.detection.retinanet import PIXEL_MEAN, PIXEL_STD, Architecture, RetinaNet
 from pipeline.detection.weights import load_torchvision
 from tests.detection.conftest import randomize_norms
+from tests.detection.settings import LOSS
 
 SIZE = 256
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -93,7 +96,7 @@ def test_losses(pair, images, counts):
     for row, (box, label) in enumerate(zip(truth, classes, strict=True)):
         boxes[row, : len(box)], labels[row, : len(box)] = box, label
     kind = "l1" if version == 1 else "giou"
-    loss = DetectionLoss(LossSettings("focal", 0.25, 2.0, 1.0, "per_image", kind, 1.0, 1.0, 0.5, 0.4, True))
+    loss = DetectionLoss(replace(LOSS, normalizer="per_image", box=kind, box_beta=1.0))
     outputs = ours(grey_levels(images))
     found = loss(outputs.logits, outputs.deltas, ours.anchors_for(images), boxes, labels)
     torch.testing.assert_close(found.classification, wanted["classification"], rtol=1e-4, atol=0)

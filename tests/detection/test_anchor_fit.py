@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from pipeline.data.annotations import xyxy
-from pipeline.data.sample import draw_boxes
+from pipeline.data.geometry import xyxy
 from pipeline.detection.anchor_fit import coverage, fit_shapes
 from pipeline.detection.anchors import make_anchors, shape_grid
+from pipeline.sources.sample import draw_boxes
 
 DEFAULT = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
 

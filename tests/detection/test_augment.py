@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.detection.augment import Augmenter, AugmentSettings
+from pipeline.detection.augment import Augmenter
+from tests.detection.settings import AUGMENT
 
-NONE = AugmentSettings(0, 0, 0.2, 0.1, 5, 0, 0.2, 0.2, 0, 0, 0.3)
+NONE = replace(AUGMENT, horizontal_flip=0, affine=0, brightness_contrast=0, gamma=0, noise=0)
 
 
 @pytest.fixture
@@ -39,8 +40,7 @@ def test_boxes_stay_on_what_they_are_around(picture, seed):
 
 
 def test_the_seed_decides(picture):
-    everything = AugmentSettings(0.5, 1, 0.2, 0.1, 5, 1, 0.2, 0.2, 1, 1, 0.3)
-    augment, other = Augmenter(everything), Augmenter(everything)
+    augment, other = Augmenter(AUGMENT), Augmenter(AUGMENT)
     first = augment(*picture, seed=7)
     augment(*picture, seed=8)
     for again in (augment(*picture, seed=7), other(*picture, seed=7)):

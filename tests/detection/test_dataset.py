@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.detection.augment import Augmenter, AugmentSettings
+from pipeline.detection.augment import Augmenter
 from pipeline.detection.dataset import DetectionDataset, EpochBatches, collate, make_loader
-
-AUGMENT = AugmentSettings(0.5, 1, 0.2, 0.1, 5, 1, 0.2, 0.2, 1, 1, 0.3)
+from tests.detection.settings import AUGMENT
 
 
 def test_batches_are_of_one_size(squares):

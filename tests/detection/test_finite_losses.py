@@ -1,5 +1,7 @@
 """Losses and their gradients are finite, whatever finite numbers a network gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from pipeline.detection.anchors import decode_boxes, encode_boxes, make_anchors
 from pipeline.detection.bounded import LOGIT_LIMIT, bounded
 from pipeline.detection.box_losses import box_loss, every_box_loss, positive_box_loss
 from pipeline.detection.extra_losses import ExtraLosses
-from pipeline.detection.losses import DetectionLoss, LossSettings
+from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.mask_losses import MaskSettings
 from pipeline.detection.retinanet import HeadOutputs
+from tests.detection.settings import LOSS
 
 KINDS = ("smooth_l1", "l1", "giou", "ciou")
 LARGEST = float(np.finfo(np.float32).max)
@@ -137,7 +140,7 @@ def test_the_whole_detection_loss(kind, sampling, normalizer, rows, gamma, box):
     values = torch.tensor(rows, dtype=torch.float32).repeat(count)[: 2 * count].reshape(2, count, 1).requires_grad_()
     deltas = torch.tensor(rows, dtype=torch.float32).repeat(count)[: 8 * count].reshape(2, count, 4).requires_grad_()
     boxes = torch.tensor([[[20.0, 20.0, 60.0, 80.0]], [[0.0, 0.0, 1.0, 1.0]]])
-    rules = LossSettings(kind, 0.25, gamma, 3.0, normalizer, box, 1 / 9, 1.0, 0.5, 0.4, True, sampling, 3.0)
+    rules = replace(LOSS, classification=kind, gamma=gamma, beta=3.0, normalizer=normalizer, box=box, sampling=sampling)
     losses = DetectionLoss(rules)(values, deltas, anchors, boxes, torch.tensor([[0], [-1]]))
     is_finite(losses.classification + losses.box, values)
     assert torch.isfinite(deltas.grad).all()

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluation.comparison import compare, judge
-from pipeline.evaluation.results import image_result
-from tests.evaluation.conftest import random_results
+from pipeline.metrics.results import image_result
+from tests.metrics.conftest import random_results
 
 
 @pytest.fixture

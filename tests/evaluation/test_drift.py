@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluation.drift import binned, chance, counts, measure_drift, psi
-from pipeline.evaluation.drift_page import render_drift_page
+from pipeline.reports.drift_page import render_drift_page
 
 
 def studies(count, seed, grey=110.0, views=(0.5, 0.5), score=(2, 5)):

@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.coco import coco_metrics
-from pipeline.evaluation.results import image_result
 from pipeline.evaluation.subgroups import METRICS, subgroup_table
-from tests.evaluation.conftest import random_results
+from pipeline.metrics.coco import coco_metrics
+from pipeline.metrics.results import image_result
+from tests.metrics.conftest import random_results
 
 
 @pytest.fixture

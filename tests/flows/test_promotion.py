@@ -29,6 +29,7 @@ def test_the_flow_makes_the_first_model_champion(trained, registry):
     assert "version 1 is the champion" in trained[1].stdout + trained[1].stderr
 
 
+@pytest.mark.long
 def test_a_flow_that_was_killed_before_it_judged_the_model_is_finished_by_the_next(trained, tmp_path, call):
     folder = Path(shutil.copytree(trained[0], tmp_path / "killed" / "project"))
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from pipeline.data.sample import make_sample
+from pipeline.sources.sample import make_sample
 from tests.conftest import project_environment
 
 pytestmark = pytest.mark.slow

@@ -170,12 +170,12 @@ def test_check_lists_what_is_wrong(rsna, run, one_line_error):
 
 def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_params, tmp_path):
     """profiles/rsna.yaml as it is, but for weights that no test can fetch, the GPU, its precision and the clock."""
+    from pipeline.assembly.inputs import read_inputs
+    from pipeline.assembly.training import architecture, build_trainer
     from pipeline.detection.device import make_fabric
     from pipeline.params import load_params
-    from pipeline.stages.inputs import read_inputs
     from pipeline.stages.preprocess import preprocess
     from pipeline.stages.split import split
-    from pipeline.stages.train import architecture, build_trainer
 
     values = yaml.safe_load((repository / "profiles/rsna.yaml").read_text())
     values["preprocess"]["workers"] = 1
@@ -190,9 +190,9 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     layout = architecture(params, parts["train"])
     fabric = make_fabric("cpu", params.train.precision)
     trainer = build_trainer(params, fabric, layout, parts["train"], parts["val"], tmp_path / "checkpoints")
-    batches = next(trainer.feed.groups(0, 0))
+    batches = next(trainer.batches.groups(0, 0))
     assert batches[0].images.shape == (1, 1, 1024, 1024)
-    metrics = trainer.learner.step(batches, 0.001)
+    metrics = trainer.train_step.step(batches, 0.001)
     assert 0 < float(metrics["train/loss"]) < 100
 
 
@@ -210,7 +210,7 @@ def test_every_study_is_prepared_once_per_shard_order(stage, rsna, tmp_path):
     assert [name for name in before if before[name] != after[name]] == ["images-00003.npy"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_of_other_params_are_not_trained_on(stage, small_params, write_params, run, tmp_path, one_line_error):
     assert stage().returncode == 0
     assert run("pipeline.stages.split", cwd=tmp_path).returncode == 0

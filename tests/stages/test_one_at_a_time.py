@@ -7,7 +7,7 @@ import pytest
 from pipeline.folder_lock import only_run_of
 
 
-@pytest.mark.parametrize("stage", ["preprocess", "split", "train", "evaluate"])
+@pytest.mark.parametrize("stage", ["preprocess", "split", "train", pytest.param("evaluate", marks=pytest.mark.long)])
 def test_a_second_run_of_a_stage_says_who_is_at_work(stage, run, write_params, small_params, tmp_path, one_line_error):
     write_params(small_params)
     with only_run_of(stage):

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.dicom import read_radiograph
 from pipeline.delivery.model_file import load_model
 from pipeline.delivery.predictor import Predictor
+from pipeline.dicom.radiograph import read_radiograph
 from pipeline.params import Params
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
-from pipeline.data.clahe import Preparation
 from pipeline.data.parallel import Workers
+from pipeline.data.preparation import Preparation
 from pipeline.data.shards import ShardJob, Study, prepare_shards
 
 STAGE = [sys.executable, "-m", "pipeline.stages.preprocess"]

@@ -11,7 +11,8 @@ from pipeline.data.prepared_tables import INDEX_COLUMNS
 from pipeline.data.splits import LEAKED
 from pipeline.errors import UserError
 from pipeline.params import Params
-from pipeline.stages.split import SPLITS_FILE, split
+from pipeline.paths import SPLITS_FILE
+from pipeline.stages.split import split
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def save(table):
 
 
 @pytest.fixture
-def dealt(small_params):
+def assigned(small_params):
     """Run the stage with changes to its section, and read what it wrote."""
 
     def call(seed=17, **changes):
@@ -52,60 +53,60 @@ def dealt(small_params):
     return call
 
 
-def test_removed_and_added_studies_move_nobody(index, dealt, caplog):
-    before = dealt()
+def test_removed_and_added_studies_move_nobody(index, assigned, caplog):
+    before = assigned()
     save(index[20:].sample(frac=1, random_state=1))
-    after = dealt()
+    after = assigned()
     assert after.equals(before[after.index])
     new = index[:30].assign(patientId=lambda rows: "n" + rows["patientId"], cluster=lambda rows: "n" + rows["cluster"])
     new["groupId"] = new["cluster"]
     caplog.clear()
     with caplog.at_level("INFO"):
         save(pd.concat([new, index[20:]]))
-        grown = dealt()
+        grown = assigned()
     assert grown[after.index].equals(after)
     assert "50 patients stay in their splits, 15 are new" in caplog.text
     # A second image of a known patient goes where the patient is.
     save(pd.concat([index, index[:1].assign(patientId="again")]))
-    assert dealt()["again"] == before["s0"]
+    assert assigned()["again"] == before["s0"]
 
 
-def test_another_seed_or_other_shares_deal_anew(index, dealt, caplog):
-    before = dealt()
-    assert not dealt(seed=2).equals(before)
-    assert "dealt anew" in caplog.text
-    assert dealt(seed=17).equals(before)
+def test_another_seed_or_other_shares_assign_anew(index, assigned, caplog):
+    before = assigned()
+    assert not assigned(seed=2).equals(before)
+    assert "assigned anew" in caplog.text
+    assert assigned(seed=17).equals(before)
     shutil.rmtree("data/prepared")
     save(index)
     SPLITS_FILE.write_text("patientId,split\ns0,train\n")
-    assert dealt().equals(before)
+    assert assigned().equals(before)
 
 
-def test_a_table_of_an_older_version_keeps_its_patients(index, dealt):
-    before = dealt()
+def test_a_table_of_an_older_version_keeps_its_patients(index, assigned):
+    before = assigned()
     SPLITS_FILE.write_text(SPLITS_FILE.read_text().replace(', ""studies"": 120', ""))
     assert "studies" not in SPLITS_FILE.read_text()
     save(index[20:])
-    assert dealt().equals(before[20:])
+    assert assigned().equals(before[20:])
 
 
-def test_a_copy_brings_two_patients_together(index, dealt, caplog):
-    before = dealt()
+def test_a_copy_brings_two_patients_together(index, assigned, caplog):
+    before = assigned()
     train, test = (next(key for key in before.index if before[key] == name) for name in ("train", "test"))
     joined = index.set_index("patientId")["cluster"]
     table = index.assign(cluster=index["cluster"].replace({joined[test]: joined[train]}))
     save(table)
-    after = dealt()
+    after = assigned()
     assert after[test] == after[train]
     assert "change their split" in caplog.text
     others = ~table["cluster"].isin([joined[train]]).to_numpy()
     assert after[others].equals(before[others])
 
 
-def test_each_fold_is_val_once_and_test_is_always_the_same(index, dealt):
+def test_each_fold_is_val_once_and_test_is_always_the_same(index, assigned):
     seen = []
     for fold in range(4):
-        found = dealt(folds=4, fold=fold)
+        found = assigned(folds=4, fold=fold)
         assert set(found) == {"train", "val", "test"}
         seen.append(found)
     tests = [set(found.index[found == "test"]) for found in seen]
@@ -114,27 +115,27 @@ def test_each_fold_is_val_once_and_test_is_always_the_same(index, dealt):
     assert sum(len(one) for one in vals) == len(set().union(*vals)) == 120 - len(tests[0])
 
 
-def test_leaked_studies(index, dealt):
-    plain, found = dealt(), dealt(leaked=0.1)
+def test_leaked_studies(index, assigned):
+    plain, found = assigned(), assigned(leaked=0.1)
     leaked = found.index[found == LEAKED]
     assert 6 <= len(leaked) <= 12
     assert set(plain[leaked]) == {"train"}
     assert found.drop(leaked).equals(plain.drop(leaked))
 
 
-def test_without_groups_a_loud_warning(index, dealt, caplog):
+def test_without_groups_a_loud_warning(index, assigned, caplog):
     save(index.assign(groupId=index["patientId"], cluster=index["patientId"]))
-    dealt()
+    assigned()
     assert "no patient_groups.csv" in caplog.text
 
 
-def test_too_few_studies(index, dealt, caplog):
+def test_too_few_studies(index, assigned, caplog):
     save(index[:2])
     with pytest.raises(UserError, match="is empty; more studies"):
-        dealt()
+        assigned()
     normal = index["class"] == "Normal"
     save(pd.concat([index[~normal][:60], index[normal][:1]]))
-    dealt(seed=3)
+    assigned(seed=3)
     assert "has no study of class 'Normal'" in caplog.text
 
 

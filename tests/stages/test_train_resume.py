@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
-from pipeline.stages.train import drop_ended
+from pipeline.training.ended import drop_ended
 
 
 @pytest.mark.long
@@ -37,7 +37,7 @@ def test_killed_at_any_moment_it_ends_the_same(small_params, rsna, tmp_path, wri
     assert [step for step, _ in whole["val/map"]] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_result_that_dvc_lost_is_not_trained_again(small_params, rsna, tmp_path, write_params, run):
     """A kill between the stage's end and DVC's record of it: DVC removes the model and runs the stage again."""
     preprocess(Params.model_validate(small_params))

@@ -119,7 +119,7 @@ def test_every_dialect_reads_the_same(tmp_path_factory, made, dialect):
     content = written(made, dialect).encode(dialect["encoding"])
     packed(folder, LABELS, content, dialect["packing"])
     found = read_annotations(folder)
-    assert found.findings == []
+    assert found.issues == []
     assert found.studies["patientId"].to_list() == list(made)
     assert found.studies["target"].to_list() == [int(bool(boxes)) for boxes in made.values()]
     for key, boxes in zip(made, found.boxes_of(list(made)), strict=True):
@@ -142,7 +142,7 @@ def table(tmp_path):
 
 def test_rs_default_is_read_with_spaces_between(table):
     found = table('"patientId" "x" "y" "width" "height" "Target"\n"1" "a" 1 2 3 4 1\n"2" "b" NA NA NA NA 0\n')
-    assert found.findings == []
+    assert found.issues == []
     assert found.boxes.to_numpy().tolist() == [["a", 1, 2, 3, 4]]
 
 
@@ -153,7 +153,7 @@ def test_ids_stay_text(table):
 
 def test_boxes_may_be_dust_outside(table):
     found = table(LABEL_TEXT + "a,-1e-7,1,2,3,1\n")
-    assert found.findings == []
+    assert found.issues == []
     assert found.boxes["x"].to_list() == [-1e-7]  # the size of the image is not known here
 
 
@@ -253,7 +253,7 @@ def test_tables_of_classes_and_groups_as_people_have_them(tmp_path):
     (tmp_path / CLASSES).write_text('"patientId";"class";\r"a";"lung  opacity";\r"b";" Normal";\r"c";NORMAL;\r')
     (tmp_path / GROUPS).write_bytes('"patientId"\t"groupId"\n1\ta\tp1\n2\tb\tp1\n3\tc\tp2'.encode("utf-16"))
     found = read_annotations(tmp_path)
-    assert found.findings == []
+    assert found.issues == []
     assert found.studies["class"].to_list() == ["Lung Opacity", "Normal", "Normal"]
     assert found.studies["groupId"].to_list() == ["p1", "p1", "p2"]
 
@@ -280,7 +280,7 @@ def test_tables_of_other_studies_make_nothing_of_this_data_set_unusable(tmp_path
     (tmp_path / GROUPS).write_text("patientId,groupId\na,p\nx,p\nx,q\n")
     found = read_annotations(tmp_path)
     assert found.problems == {}
-    assert sorted(one.rule.name for one in found.findings) == ["class_used", "group_used"]
+    assert sorted(one.rule.name for one in found.issues) == ["class_used", "group_used"]
 
 
 def test_the_real_number_of_rows_is_read_fast(tmp_path):

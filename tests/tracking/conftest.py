@@ -44,6 +44,8 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
+    server: FaultyProxy
+
     def _pass(self):
         proxy = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None

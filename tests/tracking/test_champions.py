@@ -182,6 +182,7 @@ def test_a_damaged_list_is_one_line_and_is_kept(client, version, text):
     assert alias(client) == "1"
 
 
+@pytest.mark.long
 def test_long_reasons_and_many_champions_fit(client, version):
     first, second = version("a"), version("b")
     former, other = None, (first, second)

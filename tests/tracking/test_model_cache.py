@@ -111,6 +111,7 @@ def test_what_is_damaged_is_fetched_again(register, caplog):
     assert list(json.loads((CACHE / "uses.json").read_text())) == [CHAMPION]
 
 
+@pytest.mark.long
 def test_a_model_in_use_stays_until_its_process_ends(register):
     register("one")
     process = start("print(flush=True); import time; time.sleep(300)")
@@ -145,6 +146,7 @@ def test_two_stores_with_the_same_numbers(register, tmp_path, monkeypatch):
     assert (download_model(f"models:/{MODEL_NAME}/1") / "model.safetensors").read_text() == "of another store"
 
 
+@pytest.mark.long
 def test_processes_that_start_at_once_get_the_same_whole_model(register):
     register("one")
     processes = [start("print((p / 'model.safetensors').read_text())") for _ in range(3)]
@@ -177,6 +179,7 @@ def test_a_kill_while_fetching_leaves_nothing_half(register):
     assert not list(CACHE.glob(".pneumoflow-*"))
 
 
+@pytest.mark.long
 def test_without_a_cache_and_without_a_version_the_folder_goes_with_the_process(register, tmp_path, scratch):
     register("one")
     local = tmp_path / "made/one"

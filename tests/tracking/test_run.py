@@ -13,8 +13,8 @@ import pytest
 from flows.servers import mlflow_server
 from pipeline.errors import UserError
 from pipeline.tracking import MODEL_NAME, DataVersion, download_model, run_place, tracked_run
-from pipeline.tracking.courier import deliver
-from pipeline.tracking.spool import Spool
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.uploader import deliver
 
 TAGS = {"git_commit": "abc"}
 
@@ -212,26 +212,26 @@ def test_what_a_run_could_not_deliver_is_delivered_by_sync(server, client, run, 
 def test_a_store_that_got_a_batch_twice_has_each_metric_once(client):
     with tracked_run(None, {}) as run:
         pass
-    spool = Spool(run.run_id)
-    spool.append(
+    outbox = Outbox(run.run_id)
+    outbox.append(
         [{"key": "train/loss", "value": 0.5 * step, "timestamp": 1000 + step, "step": step} for step in range(5)]
     )
     for _ in range(2):
-        assert deliver(client, spool) == 5
+        assert deliver(client, outbox) == 5
         (Path(".pneumoflow/spool") / run.run_id / "delivered").unlink()
-    spool.close(remove=False)
+    outbox.close(remove=False)
     assert len(steps_of(client, run.run_id)) == 5
 
 
 def test_what_a_store_refuses_for_good_is_put_aside(client, caplog):
     with tracked_run(None, {}) as run:
         pass
-    spool = Spool(run.run_id)
-    spool.append([{"key": key, "value": 1.0, "timestamp": 1, "step": 0} for key in ("a", "no\nkey", "b")])
-    spool.append([{"status": "FAILED"}])
-    deliver(client, spool)
-    assert spool.waiting == 0
-    spool.close(remove=True)
+    outbox = Outbox(run.run_id)
+    outbox.append([{"key": key, "value": 1.0, "timestamp": 1, "step": 0} for key in ("a", "no\nkey", "b")])
+    outbox.append([{"status": "FAILED"}])
+    deliver(client, outbox)
+    assert outbox.waiting == 0
+    outbox.close(remove=True)
     stored = client.get_run(run.run_id)
     assert stored.data.metrics == {"a": 1.0, "b": 1.0}
     assert stored.info.status == "FAILED"

@@ -1,0 +1,90 @@
+"""The comparison of the new model with the registry's champion, on the same test studies."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from pipeline.assembly.inputs import SplitData
+from pipeline.assembly.originals import read_originals
+from pipeline.assembly.registration import weights_digest
+from pipeline.delivery.model_file import load_seen, patient_hash
+from pipeline.delivery.predictor import Predictor
+from pipeline.dicom.radiograph import Radiograph
+from pipeline.errors import UserError
+from pipeline.evaluation.comparison import Comparison, compare
+from pipeline.files import temporary_folder
+from pipeline.metrics.results import ImageResult, image_result
+from pipeline.params import Params
+from pipeline.tracking import ChampionGoneError, Registered, download_model, registered_champion
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 4
+
+
+@dataclass(frozen=True)
+class AgainstChampion:
+    """The comparison with version ``champion``, without the ``seen`` test studies of patients that it knows."""
+
+    champion: str
+    champion_run_id: str
+    champion_weights_sha256: str
+    seen: int
+    comparison: Comparison
+
+
+def champion_to_compare() -> Registered | None:
+    """Return the champion; None, with a warning, if it is gone: the new model's results do not depend on it."""
+    try:
+        return registered_champion()
+    except ChampionGoneError as error:
+        logger.warning("no comparison: %s", error)
+        return None
+
+
+def compare_with_champion(
+    params: Params, test: SplitData, results: Sequence[ImageResult], threshold: float, champion: Registered
+) -> AgainstChampion:
+    """Score the champion on the test studies and compare.
+
+    The champion reads the DICOM files as it does in use, with its own preprocessing. If the data were split
+    anew since, studies of patients that it was trained or chosen on are left out.
+
+    Raises:
+        UserError: the champion's files cannot be fetched, or its weights are not those that were registered.
+    """
+    logger.info("comparing with the champion, version %s", champion.version)
+    with temporary_folder() as folder:
+        model = download_model(champion.uri, folder)
+        digest = weights_digest(model)
+        if champion.weights_sha256 not in ("", digest):
+            raise UserError(f"{champion.uri}: its weights are not those that were registered; fetched in part?")
+        seen = load_seen(model)
+        unseen = [place for place, group in enumerate(test.index["groupId"]) if patient_hash(group) not in seen]
+        predictor = Predictor(model)
+        studies = test.index.iloc[unseen].reset_index(drop=True)
+        radiographs = read_originals(params, studies["patientId"])
+        theirs = list(predict_results(predictor, radiographs, [test.boxes[place] for place in unseen]))
+    comparison = compare(
+        ([results[place] for place in unseen], threshold),
+        (theirs, predictor.config.operating_threshold),
+        studies,
+        params.evaluate.bootstrap_draws,
+        params.seed,
+    )
+    left_out = len(test.index) - len(unseen)
+    return AgainstChampion(champion.version, champion.run_id, digest, left_out, comparison)
+
+
+def predict_results(
+    predictor: Predictor, radiographs: Iterable[Radiograph], truth: Iterable[np.ndarray]
+) -> Iterator[ImageResult]:
+    """Yield each radiograph's detections, whatever their score, and its true boxes, in pixels of the original."""
+    pairs = zip(radiographs, truth, strict=True)
+    while batch := list(islice(pairs, _BATCH)):
+        found = predictor.predict([radiograph.levels for radiograph, _ in batch], score_thresh=0.0)
+        for one, (_, boxes) in zip(found, batch, strict=True):
+            yield image_result(one.boxes, one.scores, boxes)

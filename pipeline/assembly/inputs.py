@@ -1,0 +1,84 @@
+"""The common input of train and evaluate: prepared images, boxes and splits, joined by study."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline.data.classes import NORMAL, NOT_NORMAL, OPACITY
+from pipeline.data.geometry import letterbox_scale, xyxy
+from pipeline.data.prepared import PreparedImages, read_boxes, read_index, require_shards
+from pipeline.data.splits import LEAKED, SPLITS, read_splits, require_no_leak
+from pipeline.detection.augment import Augmenter
+from pipeline.detection.dataset import UNKNOWN_CLASS, DetectionDataset
+from pipeline.errors import UserError
+from pipeline.params import PreprocessParams
+from pipeline.paths import PREPARED, SPLITS_FILE
+
+# In the order of the image-level head's outputs.
+IMAGE_CLASSES = (OPACITY, NOT_NORMAL, NORMAL)
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The studies of one split.
+
+    Attributes:
+        index: the rows of these studies in the index.
+        images: their prepared images.
+        boxes: true boxes ``[N, 4]`` xyxy in pixels of the original.
+        image_size: side of the prepared images.
+    """
+
+    index: pd.DataFrame
+    images: PreparedImages
+    boxes: list[np.ndarray]
+    image_size: int
+
+    def prepared_boxes(self) -> list[npt.NDArray[np.float32]]:
+        """Return the true boxes in pixels of the prepared images."""
+        sizes = zip(self.index["height"], self.index["width"], strict=True)
+        scales = [letterbox_scale(height, width, self.image_size) for height, width in sizes]
+        return [(boxes * scale).astype(np.float32) for boxes, scale in zip(self.boxes, scales, strict=True)]
+
+    def dataset(self, augmenter: Augmenter | None, seed: int) -> DetectionDataset:
+        """Return the dataset that training and inference take."""
+        numbers = {name: number for number, name in enumerate(IMAGE_CLASSES)}
+        classes = [numbers.get(name, UNKNOWN_CLASS) for name in self.index["class"]]
+        ids = self.index["patientId"].to_list()
+        return DetectionDataset(self.images, self.prepared_boxes(), augmenter, seed, classes, ids)
+
+
+def read_inputs(
+    rules: PreprocessParams, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE
+) -> dict[str, SplitData]:
+    """Read the three splits, and ``leaked`` if ``split.leaked`` asked for it.
+
+    Raises:
+        UserError: a file is missing or damaged, a patient is in two splits, or the images do not have the
+            size and channels of ``rules``.
+    """
+    index = read_index(prepared)
+    require_shards(prepared, index)
+    splits = read_splits(splits_file, index)
+    require_no_leak(index, splits)
+    parts = {}
+    for name in (*SPLITS, *({LEAKED} & set(splits))):
+        rows = index[splits == name].reset_index(drop=True)
+        boxes = [xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
+        parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, rules.image_size)
+    _require_shape(prepared, next(data.images[0] for data in parts.values() if len(data.images)), rules)
+    return parts
+
+
+def _require_shape(prepared: Path, image: npt.NDArray[np.uint8], rules: PreprocessParams) -> None:
+    """Check the images' shape: DVC ensures it, but a command started by hand may find images of other params."""
+    found = np.atleast_3d(image).shape
+    asked = (rules.image_size, rules.image_size, len(rules.channels))
+    if found != asked:
+        raise UserError(
+            f"{prepared}: has images of {found[0]} pixels and {found[2]} channels, but preprocess.image_size is"
+            f" {rules.image_size} and preprocess.channels {list(rules.channels)}; run `dvc repro split` first"
+        )

@@ -1,0 +1,194 @@
+"""Registration of the trained model and its results in MLflow's registry, and the search for their version in it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import provenance
+from pipeline.assembly.run_log import data_version, read_run_id, run_tags
+from pipeline.data.splits import LEAKED
+from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
+from pipeline.delivery.served import ServingLimits
+from pipeline.documents import read_json_object
+from pipeline.errors import UserError
+from pipeline.evaluation.summary import INFLATED, Summary
+from pipeline.files import sha256_of
+from pipeline.params import Params
+from pipeline.paths import REGISTERED, RUN_FILE
+from pipeline.sources.sample import example_dicom
+from pipeline.tracking import (
+    MODEL_NAME,
+    Identity,
+    LoggedModel,
+    Registered,
+    find_version,
+    log_model,
+    shown_uri,
+    tracked_run,
+)
+
+COUNTS = ("images", "patients", "boxes")
+INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
+_HEADLINES = ("rsna_score", "map", "map_50", "auroc")
+_SHOWN_DIGITS = 12
+
+
+class NotRegisteredError(UserError):
+    """The store does not have the model that the results belong to."""
+
+
+def register_results(
+    params: Params, models: Path, run_id: str, results_run: str, test: Summary, description: str
+) -> Registered:
+    """Register the model in ``models`` as a version of run ``run_id``, with its test metrics.
+
+    ``results_run`` is the run that the results name; it is another one if they come from another store.
+    """
+    # Each metric becomes a chart in MLflow, so counts and most intervals are only in metrics.json and the report.
+    shown = [name for name in test if not name.endswith(("_low", "_high")) and name not in COUNTS]
+    shown += [name for name in INTERVALS_SHOWN if name in test]
+    model = LoggedModel(
+        folder=models,
+        identity=Identity(weights_digest(models), _package_digest(models), results_run),
+        metrics={f"test/{name}": test[name] for name in shown},
+        step=params.train.epochs,
+        example=example_dicom(),
+        description=description,
+        data=data_version(params),
+        serving=ServingLimits().model_dump(),
+    )
+    return log_model(run_id, model)
+
+
+def registered_file(version: Registered) -> dict[str, str]:
+    """Return the contents of ``registered.json``: the model that the results belong to."""
+    return {
+        "model": MODEL_NAME,
+        "version": version.version,
+        "run_id": version.run_id,
+        "weights_sha256": version.weights_sha256,
+    }
+
+
+def own_version(models: Path, reports: Path) -> Registered:
+    """Return this store's version of the model in ``models`` that the results in ``reports`` belong to.
+
+    Raises:
+        NotRegisteredError: this store does not have it.
+        UserError: there are no results, they belong to other weights, or the store cannot be queried.
+    """
+    file = reports / REGISTERED
+    known = _read_registered(file)
+    digest = weights_digest(models)
+    if known["weights_sha256"] != digest:
+        raise UserError(
+            f"{file}: the results are of other weights than {models / WEIGHTS_FILE}; `dvc repro evaluate` gives its"
+            " own, `dvc checkout` brings back what belongs together"
+        )
+    found = find_version(digest, known["run_id"])
+    if found is None:
+        raise NotRegisteredError(
+            f"{file}: the results are of run {known['run_id']} with the weights {digest[:_SHOWN_DIGITS]}, which"
+            f" {shown_uri()} does not have, under whatever number; `pneumoflow register` enters the model there"
+        )
+    return found
+
+
+def register(params: Params, models: Path, reports: Path) -> Registered:
+    """Register the model and its results in this store if it lacks them; they may come from another store.
+
+    Raises:
+        UserError: there are no results, they belong to other weights, or the store does not take them.
+    """
+    try:
+        return own_version(models, reports)
+    except NotRegisteredError:
+        results_run = _read_registered(reports / REGISTERED)["run_id"]
+    metrics = _read_metrics(reports / "metrics.json")
+    with tracked_run(results_run, run_tags(params)) as run:
+        run.log_params(params.model_dump(mode="json"))
+        run.log_files(reports / "metrics.json")
+        for name in ("predictions.csv", "detections.csv", "reference.csv", "subgroups.csv", "report.html"):
+            if (reports / name).exists():
+                run.log_files(reports / name)
+        return register_results(params, models, run.run_id, results_run, metrics["test"], describe(metrics))
+
+
+def weights_digest(models: Path) -> str:
+    """Return the SHA-256 of a model's weights.
+
+    Raises:
+        UserError: there are no weights.
+    """
+    path = models / WEIGHTS_FILE
+    try:
+        return sha256_of(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro train`, or `dvc checkout`") from None
+
+
+def _package_digest(models: Path) -> str:
+    """Return the digest of all that is logged: the model's files and the code that serves it."""
+    package = Path(__file__).resolve().parent.parent
+    code = [path for path in package.rglob("*") if path.suffix in (".py", ".jinja")]
+    files = [*code, *(models / name for name in (WEIGHTS_FILE, CONFIG_FILE, SEEN_FILE))]
+    return provenance.fingerprint({}, [Path(os.path.relpath(path)) for path in files])
+
+
+def model_run_id(models: Path) -> str:
+    """Return the id of the run that made the model.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = models / RUN_FILE
+    try:
+        return read_run_id(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro train` first") from None
+
+
+def _read_registered(file: Path) -> dict[str, str]:
+    values = _read_results(file)
+    try:
+        return {key: str(values[key]) for key in ("version", "run_id", "weights_sha256")}
+    except KeyError:
+        raise UserError(
+            f"{file}: does not say which model it is of (version, run_id, weights_sha256); run `dvc repro evaluate`"
+        ) from None
+
+
+def _read_metrics(file: Path) -> dict[str, Any]:
+    metrics = _read_results(file)
+    if not isinstance(metrics.get("test"), dict):
+        raise UserError(f"{file}: not the metrics of an evaluation; run `dvc repro evaluate`")
+    return metrics
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; run `dvc repro evaluate` first") from None
+
+
+def describe(metrics: Mapping[str, Summary]) -> str:
+    """Return the headline numbers as a Markdown list."""
+    return "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
+
+
+def format_metrics(metrics: Mapping[str, Summary]) -> str:
+    """Return the headline numbers as one line per split."""
+    lines = []
+    for split, summary in metrics.items():
+        parts = [
+            f"{key} {summary[key]:.3f} ({summary[f'{key}_low']:.3f} to {summary[f'{key}_high']:.3f})"
+            for key in _HEADLINES
+            if summary[key] is not None and summary[f"{key}_low"] is not None
+        ]
+        lines.append(f"{split}: " + "  ".join(parts))
+    if LEAKED in metrics:
+        gains = [f"{key} {gain:+.3f}" for key in INFLATED if (gain := metrics[LEAKED][f"{key}_inflation"]) is not None]
+        lines.append("a leak would have added: " + "  ".join(gains))
+    return "\n".join(lines)

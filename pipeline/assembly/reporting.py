@@ -1,0 +1,125 @@
+"""The parts of an evaluation's report: curves, pictures, a description of the data, and the origin of it all."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from pipeline import provenance
+from pipeline.assembly.inputs import SplitData
+from pipeline.delivery.model_file import ModelConfig
+from pipeline.files import directory_atomic
+from pipeline.metrics.results import ImageResult
+from pipeline.metrics.rsna_score import rsna_scores
+from pipeline.params import Params
+from pipeline.redaction import redact
+from pipeline.reports.curves import curve_tables, plot_curve, plot_training
+from pipeline.reports.drawing import contact_sheet, data_uri, draw_boxes, encode_jpeg
+from pipeline.reports.evaluation_page import Picture
+from pipeline.reports.examples import pick_examples
+from pipeline.tracking import TrackedRun
+
+EXAMPLES_PER_ROW = 4
+PICTURE_SIDE = 420
+_HISTORY = ("train/loss", "train/loss_classification", "train/loss_box", "val/map", "val/map_50", "val/rsna_score")
+
+
+def write_plots(
+    folder: Path,
+    found: Mapping[str, list[ImageResult]],
+    test: SplitData,
+    config: ModelConfig,
+    training: bytes,
+) -> dict[str, bytes]:
+    """Write each curve as a table and a picture, and the examples; return the curves' pictures."""
+    tables = curve_tables(found)
+    pictures = {name: plot_curve(name, table) for name, table in tables.items()}
+    with directory_atomic(folder) as target:
+        for name, table in tables.items():
+            table.to_csv(target / f"{name}.csv", index=False)
+            (target / f"{name}.png").write_bytes(pictures[name])
+        (target / "training.png").write_bytes(training)
+        rows = pick_examples(found["test"], config.operating_threshold, EXAMPLES_PER_ROW)
+        blank = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), np.uint8)
+        sheet = [_draw(found["test"], test, config, place) for row in rows.values() for place in row] or [blank]
+        (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
+    return pictures | {"training": training}
+
+
+def training_curves(run: TrackedRun, params: Params, studies: int) -> bytes:
+    """Plot the losses and val metrics of the run that made the model, as PNG."""
+    history = {key: values for key in _HISTORY if (values := run.history(key))}
+    train = params.train
+    batch = train.batch_size * train.accumulate * train.devices
+    return plot_training(history, math.ceil(studies / batch))
+
+
+def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, place: int) -> np.ndarray:
+    result, row = results[place], data.index.iloc[place]
+    scale = data.image_size / max(row["height"], row["width"])
+    kept = result.scores > config.operating_threshold
+    return draw_boxes(
+        np.atleast_3d(data.images[place])[..., 0],
+        result.boxes[kept] * scale,
+        result.scores[kept],
+        result.truth * scale,
+        PICTURE_SIDE,
+    )
+
+
+def example_pictures(results: list[ImageResult], data: SplitData, config: ModelConfig) -> dict[str, list[Picture]]:
+    """Draw the examples of `pick_examples`."""
+    scores = rsna_scores(results, config.operating_threshold)
+    rows = pick_examples(results, config.operating_threshold, EXAMPLES_PER_ROW)
+    return {
+        title: [
+            Picture(
+                data.index["patientId"][place],
+                f"RSNA score {scores[place]:.2f}; {data.index['class'][place]}",
+                data_uri(_draw(results, data, config, place)),
+            )
+            for place in places
+        ]
+        for title, places in rows.items()
+    }
+
+
+def data_card(splits: Mapping[str, SplitData]) -> list[dict[str, object]]:
+    """Describe the contents of each split."""
+    rows: list[dict[str, object]] = []
+    for name, data in splits.items():
+        index = data.index
+        age = index["age"][index["age"].between(0, 120)]
+        row: dict[str, object] = {"split": name, "images": len(index), "patients": index["groupId"].nunique()}
+        row["with boxes"] = sum(len(boxes) > 0 for boxes in data.boxes)
+        row["boxes"] = sum(len(boxes) for boxes in data.boxes)
+        for column in ("class", "view", "sex"):
+            counts = index[column].fillna("").replace("", "not known").value_counts()
+            row[column] = ", ".join(f"{value} {count}" for value, count in counts.items())
+        row["median age"] = f"{age.median():.0f}" if len(age) else "not known"
+        rows.append(row)
+    return rows
+
+
+def origin(run: TrackedRun, config: ModelConfig, raw: str) -> dict[str, str]:
+    """Return the origin of the results: run, commit, data versions, model."""
+    hashes = {f"DVC {path}": value for path, value in provenance.input_hashes(raw).items()}
+    state = provenance.git_state()
+    flow_run = os.environ.get("PNEUMOFLOW_FLOW_RUN_ID")
+    return {
+        "MLflow run": run.run_id,
+        **({"Prefect flow run": flow_run} if flow_run else {}),
+        "Git commit": state["git_commit"] + (" with changes" if state["git_dirty"] == "true" else ""),
+        **hashes,
+        "Model": f"{config.architecture.backbone}, {config.preprocessing.image_size} px, epoch {config.best_epoch + 1}",
+        "Chosen on val": f"nms_thresh {config.postprocessing.nms_thresh:g}, box_shrink"
+        f" {config.postprocessing.box_shrink:g}, score threshold {config.operating_threshold:.3f}",
+    }
+
+
+def params_text(params: Params) -> str:
+    """Return the whole params, as YAML."""
+    return redact(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))

@@ -1,0 +1,143 @@
+"""The records that a training run writes to MLflow."""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from pipeline import provenance
+from pipeline.assembly.inputs import SplitData
+from pipeline.assembly.validation import epoch_score, val_metrics
+from pipeline.detection.anchor_fit import coverage
+from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors
+from pipeline.detection.postprocess import Detections
+from pipeline.detection.retinanet import Architecture
+from pipeline.documents import read_json_object, shown
+from pipeline.errors import UserError
+from pipeline.files import temporary_folder
+from pipeline.params import Params
+from pipeline.reports.anchor_plot import plot_anchor_coverage
+from pipeline.reports.drawing import contact_sheet, draw_boxes, encode_jpeg
+from pipeline.tracking import DataVersion, TrackedRun
+from pipeline.training.trainer import Hooks
+
+logger = logging.getLogger(__name__)
+
+_PICTURE_SIDE = 320
+_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+
+def read_run_id(path: Path) -> str:
+    """Return the id of the MLflow run that a file names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file names no run.
+    """
+    run_id = read_json_object(path).get("run_id")
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise UserError(f"{path}: run_id = {shown(run_id)}: must be the id of an MLflow run")
+    return run_id
+
+
+def log_start(run: TrackedRun, params: Params, layout: Architecture, splits: dict[str, SplitData]) -> None:
+    """Log the facts that are known before the first step: params, environment, data, and the anchors' coverage."""
+    run.log_params(params.model_dump(mode="json"))
+    run.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), "params.yaml")
+    run.log_text(provenance.environment(), "environment.txt")
+    log_datasets(run, params, splits)
+    log_anchor_coverage(run, params, layout, splits["train"])
+
+
+def epoch_hooks(
+    run: TrackedRun,
+    val_data: SplitData,
+    note: Callable[[Mapping[str, float], int], None] | None = None,
+    picture_epochs: int = 0,
+) -> Hooks:
+    """Return hooks that log steps and epochs, and pictures of val every ``picture_epochs`` epochs; mAP ranks epochs.
+
+    ``note`` receives each epoch's val metrics too.
+    """
+
+    def on_epoch(found: list[Detections], epoch: int) -> float:
+        values = val_metrics(found, val_data)
+        if note:
+            note(values, epoch)
+        run.log_metrics({f"val/{name}": value for name, value in values.items()}, step=epoch + 1)
+        if picture_epochs and (epoch + 1) % picture_epochs == 0:
+            run.log_pictures({f"val/epoch-{epoch + 1:04d}.jpg": _val_pictures(found, val_data, values)})
+        logger.info(
+            "  val map %.3f  map_50 %.3f  rsna_score %.3f", values["map"], values["map_50"], values["rsna_score"]
+        )
+        return epoch_score(values)
+
+    return Hooks(run.log_metrics, on_epoch, before_checkpoint=run.flush, stop_requested=lambda: run.stopping.asked)
+
+
+def _val_pictures(found: Sequence[Detections], data: SplitData, values: Mapping[str, float]) -> bytes:
+    """Draw val's first studies with a box, and some without, with detections above the epoch's best threshold."""
+    truth = data.prepared_boxes()
+    chosen = [place for place, boxes in enumerate(truth) if len(boxes)][:7]
+    chosen += [place for place, boxes in enumerate(truth) if not len(boxes)][: 8 - len(chosen)]
+    pictures = []
+    for place in chosen:
+        kept = found[place]["scores"] > values["best_threshold"]
+        boxes, scores = found[place]["boxes"][kept].numpy(), found[place]["scores"][kept].numpy()
+        image = np.atleast_3d(data.images[place])[..., 0]
+        pictures.append(draw_boxes(image, boxes, scores, truth[place], _PICTURE_SIDE))
+    return encode_jpeg(contact_sheet(pictures, 4))
+
+
+def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, train_data: SplitData) -> None:
+    """Log how well the anchors suit the train boxes, before time is spent on training."""
+    size = params.preprocess.image_size
+    anchors = make_anchors(size, size, layout.anchor_shapes)
+    found = coverage(anchors, train_data.prepared_boxes(), params.loss.fg_iou_thresh, params.seed)
+    missed = int((found.best_iou < found.fg_iou_thresh).sum())
+    logger.info("anchors reach %.1f %% of the train boxes:\n%s", 100 * found.covered, found.table().rstrip())
+    if missed:
+        logger.warning(
+            "%d of %d train boxes are reached by no anchor (IoU < %g); set model.anchors: fit, or other"
+            " anchor_scales and anchor_ratios",
+            missed, len(found.best_iou), found.fg_iou_thresh,
+        )  # fmt: skip
+    shapes = torch.cat([anchor_sizes(stride, layout.anchor_shapes) for stride in LEVEL_STRIDES])
+    with temporary_folder() as folder:
+        (folder / "coverage.csv").write_text(found.table())
+        picture = plot_anchor_coverage(found.sizes, found.best_iou, shapes.numpy())
+        (folder / "coverage.png").write_bytes(picture)
+        run.log_files(folder, "anchors")
+
+
+def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:
+    """Link the run to the version of the data that it uses."""
+    run.log_dataset(data_version(params), {name: len(part.index) for name, part in splits.items()})
+
+
+def data_version(params: Params) -> DataVersion:
+    """Return the version of the raw data that DVC has recorded."""
+    raw = params.data.dir
+    return DataVersion(Path(raw).name, provenance.input_hashes(raw).get(raw, ""), raw)
+
+
+def run_tags(params: Params) -> dict[str, str]:
+    """Return tags for the code, the data and the flow run that made the run."""
+    raw = params.data.dir
+    hashes = provenance.input_hashes(raw)
+    # MLflow refuses keys that begin with a slash or contain `..`.
+    outside = Path(raw).is_absolute() or ".." in Path(raw).parts
+    tags = provenance.git_state()
+    tags |= {"dvc.raw_data" if path == raw and outside else f"dvc.{path}": value for path, value in hashes.items()}
+    if flow_run := os.environ.get("PNEUMOFLOW_FLOW_RUN_ID"):
+        tags["prefect_flow_run_id"] = flow_run
+    loss, size = params.loss.classification, params.preprocess.image_size
+    return tags | {
+        "mlflow.runName": f"{params.model.backbone} {size}px {loss}",
+        "mlflow.source.name": "pipeline.stages.train",
+    }

@@ -1,0 +1,144 @@
+"""Params -> the network, its trainer and its model file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from pipeline import provenance
+from pipeline.assembly.inputs import IMAGE_CLASSES, SplitData
+from pipeline.assembly.operating_point import choose_operating_point
+from pipeline.assembly.preparation import preparation
+from pipeline.data.manifest import MANIFEST
+from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
+from pipeline.detection.anchor_fit import fit_shapes
+from pipeline.detection.anchors import shape_grid
+from pipeline.detection.augment import Augmenter
+from pipeline.detection.device import make_fabric
+from pipeline.detection.extra_losses import ExtraLosses
+from pipeline.detection.losses import DetectionLoss
+from pipeline.detection.mask_losses import MaskSettings
+from pipeline.detection.postprocess import PostProcessing
+from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.weights import start_from
+from pipeline.errors import UserError
+from pipeline.params import Params
+from pipeline.paths import PREPARED, SPLITS_FILE
+from pipeline.training.trainer import Best, Trainer
+
+# The code that decides the outputs of stage `train`; dvc.yaml lists the same paths.
+TRAINING_CODE = (
+    "pipeline/assembly/inputs.py",
+    "pipeline/assembly/operating_point.py",
+    "pipeline/assembly/preparation.py",
+    "pipeline/assembly/training.py",
+    "pipeline/assembly/validation.py",
+    "pipeline/data/classes.py",
+    "pipeline/data/geometry.py",
+    "pipeline/data/manifest.py",
+    "pipeline/data/preparation.py",
+    "pipeline/data/prepared.py",
+    "pipeline/data/prepared_tables.py",
+    "pipeline/data/splits.py",
+    "pipeline/delivery/model_file.py",
+    "pipeline/detection",
+    "pipeline/escaping.py",
+    "pipeline/metrics",
+    "pipeline/stages/train.py",
+    "pipeline/training/batches.py",
+    "pipeline/training/checkpoint.py",
+    "pipeline/training/nonfinite.py",
+    "pipeline/training/optimizer.py",
+    "pipeline/training/settings.py",
+    "pipeline/training/train_step.py",
+    "pipeline/training/trainer.py",
+)
+
+
+def build_trainer(
+    params: Params, fabric: Fabric, layout: Architecture, train_data: SplitData, val_data: SplitData, folder: Path
+) -> Trainer:
+    """Assemble a `Trainer` from the params."""
+    torch.manual_seed(params.seed)
+    section = params.loss
+    model = RetinaNet(layout, params.model.weights)
+    start_from(model, params.model.weights)
+    model.backbone.freeze(params.model.frozen_stages)
+    augmenter = Augmenter(params.augment)
+    return Trainer(
+        fabric,
+        model,
+        DetectionLoss(section),
+        ExtraLosses(
+            MaskSettings(dict(section.mask.items()), section.tversky_beta, section.distance_w0, section.distance_sigma),
+            section.image_class,
+        ),
+        train_data.dataset(augmenter, params.seed),
+        val_data.dataset(None, params.seed),
+        post_processing(params),
+        params.train,
+        params.seed,
+        folder,
+    )
+
+
+def finish(params: Params, layout: Architecture, best: Best, val_data: SplitData, models: Path) -> ModelConfig:
+    """Choose the operating point on val and write the model."""
+    model = RetinaNet(layout)
+    model.load_state_dict(best.weights)
+    # float32 as at inference, whatever precision the training had.
+    fabric = make_fabric(params.train.accelerator, "32-true", alone=True)
+    fabric.to_device(model)
+    rules, threshold = choose_operating_point(params, fabric, model, post_processing(params), val_data)
+    config = ModelConfig(
+        format_version=FORMAT_VERSION,
+        classes=("lung opacity",),
+        architecture=layout,
+        preprocessing=preparation(params),
+        postprocessing=rules,
+        operating_threshold=threshold,
+        best_epoch=best.epoch,
+        val_map=best.score,
+    )
+    save_model(models, model, config)
+    return config
+
+
+def architecture(params: Params, train_data: SplitData) -> Architecture:
+    """Return the ``model`` section, without keys that only matter before training, and the anchors that it asks for."""
+    section = params.model
+    shapes = shape_grid(section.anchor_scales, section.anchor_ratios)
+    if section.anchors == "fit":
+        boxes = np.concatenate(train_data.prepared_boxes())
+        if not len(boxes):
+            raise UserError("model.anchors = 'fit': the train split has no box to fit anchors to; set grid")
+        shapes = fit_shapes(boxes, len(shapes), params.seed)
+    return Architecture(
+        backbone=section.backbone,
+        norm=section.norm,
+        fpn_channels=section.fpn_channels,
+        p6_source=section.p6_source,
+        head_convs=section.head_convs,
+        head_norm=section.head_norm,
+        anchor_shapes=shapes,
+        prior_probability=section.prior_probability,
+        in_channels=len(params.preprocess.channels),
+        mask_head=bool(params.loss.mask),
+        image_classes=len(IMAGE_CLASSES) if params.loss.image_class else 0,
+    )
+
+
+def post_processing(params: Params) -> PostProcessing:
+    """Return the ``evaluate`` section in the form that the detector takes."""
+    return PostProcessing(**params.evaluate.model_dump(exclude={"bootstrap_draws", "candidates"}))
+
+
+def training_fingerprint(params: Params) -> str:
+    """Return the fingerprint of params, data and code; training runs with equal fingerprints are the same."""
+    whole = dict.fromkeys(("seed", "model", "loss", "augment", "train", "evaluate"), True)
+    sections: Any = whole | {"preprocess": {"image_size", "clahe", "channels"}}  # without its workers and shard size
+    code = provenance.code_files(TRAINING_CODE)
+    data = [PREPARED / MANIFEST, SPLITS_FILE]  # the manifest has the digests of all other files
+    return provenance.fingerprint(params.model_dump(mode="json", include=sections), [*code, *data])

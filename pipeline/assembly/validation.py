@@ -1,0 +1,30 @@
+"""The metrics by which epochs are compared."""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.assembly.inputs import SplitData
+from pipeline.detection.postprocess import Detections
+from pipeline.metrics.coco import coco_metrics
+from pipeline.metrics.results import ImageResult, image_result
+from pipeline.metrics.rsna_score import best_threshold
+
+
+def results_in_prepared_pixels(found: Sequence[Detections], data: SplitData) -> list[ImageResult]:
+    """Pair the detections with the true boxes, both in pixels of the prepared images."""
+    return [
+        image_result(one["boxes"].numpy(), one["scores"].numpy(), boxes)
+        for one, boxes in zip(found, data.prepared_boxes(), strict=True)
+    ]
+
+
+def val_metrics(found: Sequence[Detections], data: SplitData) -> dict[str, float]:
+    """Compute the metrics that compare epochs: COCO's mAP, and the RSNA score at the threshold that is best for it."""
+    results = results_in_prepared_pixels(found, data)
+    threshold, score = best_threshold(results)
+    coco = coco_metrics(results)
+    return {**{key: coco[key] for key in ("map", "map_50", "map_75")}, "rsna_score": score, "best_threshold": threshold}
+
+
+def epoch_score(values: Mapping[str, float]) -> float:
+    """Return the metric of `val_metrics` by which the best epoch is chosen."""
+    return values["map"]

@@ -1,0 +1,3 @@
+"""The challenge's classes of studies."""
+
+OPACITY, NOT_NORMAL, NORMAL = "Lung Opacity", "No Lung Opacity / Not Normal", "Normal"

@@ -1,0 +1,143 @@
+"""Promotion of a model to champion, an alias in the registry, by rules in the params."""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.assembly.champion import AgainstChampion, compare_with_champion
+from pipeline.assembly.inputs import SplitData, read_inputs
+from pipeline.assembly.registration import own_version, register
+from pipeline.delivery.model_file import ModelConfig, load_model
+from pipeline.errors import UserError, run_main
+from pipeline.evaluation.comparison import judge
+from pipeline.files import write_json
+from pipeline.metrics.results import ImageResult, image_result
+from pipeline.params import Params, load_params
+from pipeline.paths import DETECTIONS, MODELS, REPORTS
+from pipeline.submission import read_submission
+from pipeline.tracking import (
+    ChampionChangedError,
+    ChampionGoneError,
+    Registered,
+    make_champion,
+    note_decision,
+    registered_champion,
+)
+
+logger = logging.getLogger(__name__)
+
+PROMOTION = "promotion.json"
+_FEWEST = 10  # test studies; with fewer, a comparison means nothing
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The decision on the evaluated model, and its reasons; both versions are given by their number in this store."""
+
+    challenger: str
+    champion: str | None
+    promoted: bool
+    reasons: list[str]
+    run_id: str
+    weights_sha256: str
+
+    def __str__(self) -> str:
+        what = f"version {self.champion} stays champion, not {self.challenger}"
+        if self.promoted:
+            what = f"version {self.challenger} is the champion"
+        return "\n  ".join([what, *self.reasons])
+
+
+def promote(params: Params, models: Path = MODELS, reports: Path = REPORTS, force: str | None = None) -> Decision:
+    """Compare the model in ``models`` with the champion on the test split, and decide.
+
+    The first model becomes champion. With ``force``, a reason, the model is promoted without a comparison.
+    The decision is written to ``reports/promotion.json``, its reasons to the registry. If somebody else
+    changes the champion in the meantime, the model is compared with the new champion.
+
+    Raises:
+        UserError: the store does not have the model, ``models`` and ``reports`` do not belong together, the
+            champion was deleted, or the store cannot be queried; nothing was changed.
+    """
+    own = own_version(models, reports)
+    for _ in range(_ROUNDS):
+        champion = _champion(force)
+        decision = _decide(params, own, champion, models, reports, force)
+        try:
+            _carry_out(decision, own, champion)
+        except ChampionChangedError as error:
+            logger.info("%s meanwhile; comparing again", error)
+            continue
+        write_json(reports / PROMOTION, asdict(decision))
+        return decision
+    raise UserError(f"the champion was changed {_ROUNDS} times in the meantime; `pneumoflow promote` tries again")
+
+
+def _champion(force: str | None) -> Registered | None:
+    try:
+        return registered_champion()
+    except ChampionGoneError:
+        if force is None:
+            raise
+        return None
+
+
+def _carry_out(decision: Decision, own: Registered, champion: Registered | None) -> None:
+    reasons = "; ".join(decision.reasons)
+    if not decision.promoted:
+        note_decision(own.version, reasons, promoted=False)
+    elif champion is None or champion.version != own.version:
+        make_champion(own, reasons, champion)
+
+
+def _decide(
+    params: Params, own: Registered, champion: Registered | None, models: Path, reports: Path, force: str | None
+) -> Decision:
+    former = champion.version if champion else None
+
+    def decision(promoted: bool, reasons: list[str]) -> Decision:
+        return Decision(own.version, former, promoted, reasons, own.run_id, own.weights_sha256)
+
+    if champion is not None and champion.version == own.version:
+        return decision(True, ["it was so before"])
+    if force:
+        return decision(True, [f"by hand: {force}"])
+    if champion is None:
+        return decision(True, ["the first model"])
+    test = read_inputs(params.preprocess)["test"]
+    results, config = _own_results(test, models, reports)
+    against = compare_with_champion(params, test, results, config.operating_threshold, champion)
+    return decision(*_judge(params, against))
+
+
+def _judge(params: Params, against: AgainstChampion) -> tuple[bool, list[str]]:
+    rules = params.promote
+    if against.comparison.images < _FEWEST:
+        left = f"only {against.comparison.images} test studies are of patients that the champion has not seen"
+        return False, [f"{left}: no comparison; `pneumoflow promote --force REASON` decides by hand"]
+    promoted, reasons = judge(against.comparison, rules.metric, rules.margin, rules.subgroups, rules.subgroup_margin)
+    if against.seen:
+        reasons.append(f"{against.seen} test studies are of patients that the champion has seen, and are left out")
+    return promoted, reasons
+
+
+def _own_results(test: SplitData, models: Path, reports: Path) -> tuple[list[ImageResult], ModelConfig]:
+    """Read the detections that the evaluation found with this model, and its configuration."""
+    found = read_submission(reports / DETECTIONS)
+    lacking = [key for key in test.index["patientId"] if key not in found]
+    if lacking:
+        raise UserError(f"{reports / DETECTIONS}: lacks study {lacking[0]}; run `dvc repro evaluate`")
+    pairs = zip(test.index["patientId"], test.boxes, strict=True)
+    return [image_result(*found[key], truth) for key, truth in pairs], load_model(models)[1]
+
+
+def main() -> None:
+    """Decide by ``params.yaml``; first register a model that DVC has restored and this store does not have."""
+    params = load_params()
+    register(params, MODELS, REPORTS)
+    logger.info("%s", promote(params))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,130 @@
+"""Scoring of any submission file against a label table: file I/O around the evaluation."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.annotations import GROUPS, Annotations, read_annotations
+from pipeline.data.geometry import xyxy
+from pipeline.data.suggestions import likely_cause
+from pipeline.errors import UserError
+from pipeline.escaping import quoted
+from pipeline.evaluation.comparison import known
+from pipeline.evaluation.summary import Summary, summarize
+from pipeline.metrics.bootstrap import Metrics, paired_difference
+from pipeline.metrics.results import ImageResult, image_result
+from pipeline.submission import read_submission
+from pipeline.tables import read_table
+
+Split = tuple[Path, str]
+# Below every score, so that all detections of a submission count.
+EVERYTHING = -math.inf
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The studies that are scored.
+
+    Attributes:
+        keys: ids of the studies.
+        groups: the patient of each study.
+        truth: the label table.
+        note: a line that says how many studies were scored.
+    """
+
+    keys: list[str]
+    groups: list[str]
+    truth: Annotations
+    note: str
+
+    def results(self, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[ImageResult]:
+        """Pair the detections with the true boxes."""
+        boxes = self.truth.boxes_of(self.keys)
+        return [image_result(*found[key], xyxy(truth)) for key, truth in zip(self.keys, boxes, strict=True)]
+
+
+def score_submission(
+    predictions: Path,
+    labels: Path,
+    draws: int,
+    seed: int,
+    score_thresh: float = EVERYTHING,
+    split: Split | None = None,
+) -> tuple[Summary, str]:
+    """Return the metrics of a submission, and a line that says how many studies were scored.
+
+    The studies that have a line in the submission are scored; an empty string means that nothing was
+    found. All detections count, but metrics that need a threshold use those above ``score_thresh``.
+    ``split`` names a table of splits and the split to score.
+
+    Raises:
+        UserError: a file is malformed, or the submission names a study that has no label.
+    """
+    found = read_submission(predictions)
+    scored = _scored(predictions, list(found), labels, split)
+    return summarize(scored.results(found), scored.groups, score_thresh, draws, seed), scored.note
+
+
+def compare_submissions(
+    predictions: Path,
+    other: Path,
+    labels: Path,
+    draws: int,
+    seed: int,
+    score_thresh: float = EVERYTHING,
+    split: Split | None = None,
+) -> tuple[dict[str, dict[str, float | None]], str]:
+    """Return by how much the first submission is better than the other on the same studies, with 95 % intervals.
+
+    Raises:
+        UserError: as in `score_submission`; or the files name different studies.
+    """
+    first, second = read_submission(predictions), read_submission(other)
+    if first.keys() != second.keys():
+        odd = next(iter(first.keys() ^ second.keys()))
+        raise UserError(f"{other}: {quoted(odd)} is in only one of the two files; both must name the same studies")
+    scored = _scored(predictions, list(first), labels, split)
+    mine, theirs = (Metrics(scored.results(found), score_thresh) for found in (first, second))
+    differences = paired_difference(mine, theirs, scored.groups, draws, seed)
+    table = {
+        key: dict(zip(("difference", "low", "high"), (known(value) for value in values), strict=True))
+        for key, values in differences.items()
+    }
+    return table, scored.note
+
+
+def _scored(predictions: Path, keys: list[str], labels: Path, split: Split | None) -> Scored:
+    # Classes do not matter here, and a class table in the same folder may belong to other labels.
+    annotations = read_annotations(labels.parent, labels, with_classes=False)
+    if annotations.problems:
+        key, reason = next(iter(annotations.problems.items()))
+        raise UserError(f"{labels}: {key}: {reason}")
+    groups = dict(zip(annotations.studies["patientId"], annotations.studies["groupId"], strict=True))
+    _require_labels(predictions, keys, groups, labels)
+    if split:
+        wanted = _of_split(*split)
+        keys = [key for key in keys if key in wanted]
+    if not keys:
+        raise UserError(f"{predictions}: has no rows to score; one line per study is needed")
+    missing = "" if annotations.grouped else f"; no {GROUPS}, so each image counts as a patient"
+    note = f"scored {len(keys)} of the {len(groups)} labelled studies{missing}"
+    return Scored(keys, [groups[key] for key in keys], annotations, note)
+
+
+def _require_labels(predictions: Path, keys: Sequence[str], groups: Mapping[str, str], labels: Path) -> None:
+    lacking = [key for key in keys if key not in groups]
+    if lacking:
+        hint = likely_cause(lacking, groups.keys() - set(keys))(lacking[0])
+        raise UserError(f"{predictions}: {quoted(lacking[0])} has no label in {labels}{hint and f'; {hint}'}")
+
+
+def _of_split(path: Path, name: str) -> set[str]:
+    table = read_table(path, ["patientId", "split"])
+    wanted = set(table.loc[table["split"] == name, "patientId"])
+    if not wanted:
+        names = ", ".join(quoted(one, 20) for one in sorted(set(table["split"]))[:6])
+        raise UserError(f"{path}: no study is in the split {quoted(name)}; the table has {names or 'no rows'}")
+    return wanted

@@ -1,0 +1,1 @@
+"""Metrics by which an epoch or a threshold is chosen. No torch models here."""

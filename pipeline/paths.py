@@ -1,0 +1,20 @@
+"""Paths of the stages' outputs: those that dvc.yaml names, and the names of files in them."""
+
+from pathlib import Path
+
+PREPARED = Path("data/prepared")
+SPLITS_FILE = Path("data/splits.csv")
+MODELS = Path("models")
+CHECKPOINTS = Path("checkpoints")
+REPORTS = Path("reports")
+
+QUARANTINE = REPORTS / "quarantine.csv"
+DATA_PAGE = REPORTS / "data.html"
+
+# In the folder of models.
+RUN_FILE = "mlflow_run.json"
+
+# In the folder of reports.
+DETECTIONS = "detections.csv"
+REFERENCE = "reference.csv"
+REGISTERED = "registered.json"

@@ -1,0 +1,133 @@
+"""The curves of a split: tables for DVC's plots, and pictures for the report and MLflow."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pipeline.metrics.image_level import reliability
+from pipeline.metrics.ranking import rank_detections
+from pipeline.metrics.results import ImageResult, has_truth, image_scores
+from pipeline.metrics.rsna_score import mean_score, scores_by_count
+from pipeline.reports.figures import plt, png
+
+# Whole numbers divided by 100, so that each equals its decimal literal; steps of .01 do not give that.
+THRESHOLDS = np.arange(101) / 100
+
+
+def precision_recall(results: Sequence[ImageResult]) -> pd.DataFrame:
+    """Compute ``recall``, ``precision`` and ``score_thresh`` after each detection, at IoU .5."""
+    ranking = rank_detections(results)
+    true_positives = np.cumsum(ranking.hit[0])
+    recall = true_positives / max(1, ranking.truths.sum())
+    precision = true_positives / np.arange(1, len(recall) + 1)
+    return pd.DataFrame({"recall": recall, "precision": precision, "score_thresh": ranking.scores}).round(5)
+
+
+def froc_curve(results: Sequence[ImageResult]) -> pd.DataFrame:
+    """Compute ``false_positives_per_image`` and ``sensitivity`` after each detection, at IoU .5."""
+    ranking = rank_detections(results)
+    rates = np.cumsum(~ranking.hit[0]) / len(results)
+    sensitivity = np.cumsum(ranking.hit[0]) / max(1, ranking.truths.sum())
+    return pd.DataFrame({"false_positives_per_image": rates, "sensitivity": sensitivity}).round(5)
+
+
+def roc(results: Sequence[ImageResult]) -> pd.DataFrame:
+    """Compute images' ``false_positive_rate`` and ``sensitivity`` at each score; empty without both kinds of images."""
+    from sklearn.metrics import roc_curve
+
+    positive = has_truth(results)
+    if positive.all() or not positive.any():
+        return pd.DataFrame({"false_positive_rate": [], "sensitivity": []})
+    # Ranks replace the scores, because scikit-learn refuses the -inf of an image without detections.
+    ranks = np.unique(image_scores(results), return_inverse=True)[1]
+    false_rate, sensitivity, _ = roc_curve(positive, ranks)
+    return pd.DataFrame({"false_positive_rate": false_rate, "sensitivity": sensitivity}).round(5)
+
+
+def calibration(results: Sequence[ImageResult]) -> pd.DataFrame:
+    """Compute ``image_score``, ``share_of_positives`` and ``images`` for those of ten score bins that have images."""
+    scores, share, images = reliability(image_scores(results), has_truth(results))
+    return pd.DataFrame({"image_score": scores, "share_of_positives": share, "images": images}).round(5)
+
+
+def threshold_curve(results: Sequence[ImageResult]) -> pd.DataFrame:
+    """Compute the ``rsna_score`` at each ``score_thresh``."""
+    curves = [scores_by_count(result) for result in results]
+    values = [
+        mean_score(
+            np.array([curve[(result.scores > threshold).sum()] for curve, result in zip(curves, results, strict=True)])
+        )
+        for threshold in THRESHOLDS
+    ]
+    return pd.DataFrame({"score_thresh": THRESHOLDS, "rsna_score": values}).round(5)
+
+
+class Curve(NamedTuple):
+    """The rules of a curve: its table, the columns of its axes, the end of the x axis, whether its line has steps."""
+
+    make: Callable[[Sequence[ImageResult]], pd.DataFrame]
+    x: str
+    y: str
+    end: float = 1
+    steps: bool = True
+    diagonal: bool = False
+
+
+CURVES = {
+    "precision_recall": Curve(precision_recall, "recall", "precision"),
+    "froc": Curve(froc_curve, "false_positives_per_image", "sensitivity", end=8),
+    "roc": Curve(roc, "false_positive_rate", "sensitivity", diagonal=True),
+    "calibration": Curve(calibration, "image_score", "share_of_positives", steps=False, diagonal=True),
+    "threshold": Curve(threshold_curve, "score_thresh", "rsna_score", steps=False),
+}
+
+
+def curve_tables(results: Mapping[str, Sequence[ImageResult]]) -> dict[str, pd.DataFrame]:
+    """Make the table of each curve of `CURVES` over all splits, with a column ``split``."""
+    return {
+        name: pd.concat([curve.make(part).assign(split=split) for split, part in results.items()], ignore_index=True)
+        for name, curve in CURVES.items()
+    }
+
+
+def plot_curve(name: str, table: pd.DataFrame) -> bytes:
+    """Plot a curve as PNG bytes, one line per split."""
+    curve = CURVES[name]
+    figure, axes = plt.subplots(figsize=(4.6, 3.6), dpi=110, layout="constrained")
+    if curve.diagonal:
+        axes.plot([0, 1], [0, 1], color="0.7", linestyle=":")
+    for split, rows in table.groupby("split", sort=False):
+        style = "steps-post" if curve.steps else "default"
+        axes.plot(rows[curve.x], rows[curve.y], label=str(split), drawstyle=style, marker="o" if len(rows) < 11 else "")
+    axes.set(xlabel=curve.x.replace("_", " "), ylabel=curve.y.replace("_", " "), ylim=(0, 1.02))
+    axes.set_xlim(0, curve.end)
+    axes.grid(alpha=0.3)
+    if len(table):
+        axes.legend()
+    return png(figure)
+
+
+def plot_training(history: Mapping[str, Sequence[tuple[int, float]]], steps_per_epoch: float) -> bytes:
+    """Plot the training losses and val's metrics over epochs, as PNG bytes.
+
+    Args:
+        history: ``train/...`` losses by step, and ``val/...`` metrics by epoch: (step or epoch, value).
+        steps_per_epoch: number of training steps in an epoch.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4), dpi=110, layout="constrained")
+    for key in (key for key in history if key.startswith("train/")):
+        steps, values = zip(*history[key], strict=True)
+        epochs = [(step + 1) / steps_per_epoch for step in steps]
+        left.plot(epochs, values, label=key.removeprefix("train/"), linewidth=1)
+    for key in (key for key in history if key.startswith("val/")):
+        ends, values = zip(*history[key], strict=True)
+        right.plot(ends, values, label=key.removeprefix("val/"), marker="o", markersize=3)
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="val", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return png(figure)

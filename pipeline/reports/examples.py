@@ -1,0 +1,30 @@
+"""The choice of the images that a reader should look at first."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.metrics.results import ImageResult, has_truth, image_scores
+from pipeline.metrics.rsna_score import rsna_scores
+
+
+def pick_examples(results: Sequence[ImageResult], score_thresh: float, count: int) -> dict[str, list[int]]:
+    """Pick the positions of the ``count`` best, middle and worst images, and of the surest mistakes.
+
+    The images with boxes are ranked by their RSNA score: best, middle and worst. Misses are images with
+    boxes and no reported detection, the lowest scores first; false alarms are images without boxes that
+    have a reported detection, the highest scores first.
+    """
+    scores, image_score, positive = rsna_scores(results, score_thresh), image_scores(results), has_truth(results)
+    places = np.flatnonzero(positive)
+    ranked = places[np.argsort(-scores[places], kind="stable")]
+    half = max(0, (len(ranked) - count) // 2)
+    missed = np.flatnonzero(positive & (image_score <= score_thresh))
+    alarms = np.flatnonzero(~positive & (image_score > score_thresh))
+    return {
+        "Best": ranked[:count].tolist(),
+        "Typical": ranked[half : half + count].tolist(),
+        "Worst": ranked[::-1][:count].tolist(),
+        "Misses": missed[np.argsort(image_score[missed], kind="stable")][:count].tolist(),
+        "False alarms": alarms[np.argsort(-image_score[alarms], kind="stable")][:count].tolist(),
+    }

@@ -1,0 +1,1 @@
+"""Sources of data sets: the synthetic sample and Kaggle."""

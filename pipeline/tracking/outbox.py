@@ -1,0 +1,161 @@
+"""Entries for the tracking server: first written to this disk, so that neither a kill nor a dead server loses them.
+
+.pneumoflow/spool/<run id>/entries.jsonl   one entry a line, in order
+.pneumoflow/spool/<run id>/delivered       how many bytes of it have arrived
+.pneumoflow/spool/<run id>/damaged.jsonl   lines that are not entries, or that the store refuses for good
+.pneumoflow/spool/<run id>/lock            held by the process that writes or delivers
+"""
+
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.files import write_text
+
+logger = logging.getLogger(__name__)
+
+OUTBOX = Path(".pneumoflow/spool")
+_ENTRIES, _DELIVERED, _DAMAGED, _LOCK = "entries.jsonl", "delivered", "damaged.jsonl", "lock"
+_BATCH = 1000  # as many metrics as MLflow takes in one request
+Entry = dict[str, Any]
+_ENDS = ("FINISHED", "FAILED", "KILLED")
+_METRIC: dict[str, type | tuple[type, ...]] = {"key": str, "value": (int, float), "timestamp": int, "step": int}
+
+
+class Outbox:
+    """The entries of one run, used by one process at a time.
+
+    Raises:
+        Timeout: another process uses it.
+    """
+
+    def __init__(self, run_id: str, root: Path = OUTBOX) -> None:
+        self.run_id, self._folder = run_id, root.resolve() / run_id
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._folder / _LOCK, timeout=0)
+        self._lock.acquire()
+        self._path = self._folder / _ENTRIES
+        self._writing = threading.Lock()
+        self._drop_half_a_line()
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _drop_half_a_line(self) -> None:
+        """Remove the unfinished last line that a process leaves if it is killed while it writes."""
+        if self._path.exists():
+            whole = self._path.read_bytes().rpartition(b"\n")
+            if whole[2]:
+                os.truncate(self._path, len(whole[0]) + len(whole[1]))
+
+    def append(self, entries: list[Entry]) -> None:
+        """Add entries; they survive the end of this process from here on."""
+        with self._writing:
+            self._file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the entries are on the disk: they survive a power failure from here on."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def last_steps(self) -> dict[str, int]:
+        """Return metric -> its last step in this outbox."""
+        steps: dict[str, int] = {}
+        for line in self._path.read_bytes().splitlines():
+            entry = _entry(line)
+            if entry and "key" in entry:
+                steps[entry["key"]] = max(steps.get(entry["key"], -1), entry["step"])
+        return steps
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of bytes that have not arrived."""
+        return max(0, self._path.stat().st_size - self._delivered())
+
+    def deliver(self, send: Callable[[str, list[Entry]], None]) -> int:
+        """Give ``send`` the run's id and its entries, in order and in batches; an exception ends the delivery.
+
+        Lines that are not entries, as a damaged disk leaves them, are put aside.
+
+        A batch counts as delivered when ``send`` returns. If this process ends just before that is
+        noted, the batch is sent again: ``send`` must tolerate that.
+
+        Returns:
+            The number of entries that were delivered.
+        """
+        count = 0
+        for entries, end in self._batches():
+            if entries:
+                send(self.run_id, entries)
+            write_text(self._folder / _DELIVERED, str(end))
+            count += len(entries)
+        return count
+
+    def _batches(self) -> Iterator[tuple[list[Entry], int]]:
+        place = self._delivered()
+        with self._path.open("rb") as file:
+            file.seek(place)
+            while True:
+                lines = [line for line in (file.readline() for _ in range(_BATCH)) if line.endswith(b"\n")]
+                if not lines:
+                    return
+                place += sum(len(line) for line in lines)
+                entries = [_entry(line) for line in lines]
+                if damaged := [line for line, entry in zip(lines, entries, strict=True) if entry is None]:
+                    self.put_aside(damaged, "is no entry")
+                yield [entry for entry in entries if entry is not None], place
+                file.seek(place)
+
+    def put_aside(self, lines: list[bytes], why: str) -> None:
+        """Keep lines that cannot be delivered, and log a warning."""
+        path = self._folder / _DAMAGED
+        with path.open("ab") as file:
+            file.writelines(line.rstrip(b"\n") + b"\n" for line in lines)
+        logger.warning("%s: what MLflow run %s noted %s in %d places; put aside", path, self.run_id, why, len(lines))
+
+    def _delivered(self) -> int:
+        try:
+            return max(0, int((self._folder / _DELIVERED).read_text()))
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def close(self, *, remove: bool) -> None:
+        """Release the outbox; ``remove`` (no more entries come) deletes it if all arrived and none was put aside."""
+        self._file.close()
+        if remove and not self.waiting and not (self._folder / _DAMAGED).exists():
+            shutil.rmtree(self._folder)
+        self._lock.release()
+
+
+def left_behind(root: Path = OUTBOX) -> Iterator[Outbox]:
+    """Yield the outboxes that no process holds, of runs that ended before all entries had arrived."""
+    for folder in sorted(root.glob("*")) if root.is_dir() else []:
+        if not (folder / _ENTRIES).is_file():
+            continue
+        try:
+            outbox = Outbox(folder.name, root)
+        except Timeout:
+            continue
+        except OSError as error:
+            logger.warning("%s: cannot be read: %s", folder, error.strerror)
+            continue
+        yield outbox
+
+
+def _entry(line: bytes) -> Entry | None:
+    """Return the entry of a line, a metric or the run's end; None if it is neither."""
+    try:
+        entry: Entry = json.loads(line)
+        if set(entry) == {"status"}:
+            return entry if entry["status"] in _ENDS else None
+        if set(entry) != set(_METRIC) or not all(isinstance(entry[key], kind) for key, kind in _METRIC.items()):
+            return None
+        return entry
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        return None

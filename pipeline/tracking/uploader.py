@@ -1,0 +1,111 @@
+"""The delivery to MLflow of the entries that runs note on this disk."""
+
+import json
+import logging
+import threading
+import time
+from functools import partial
+from itertools import groupby
+
+import mlflow
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from pipeline.redaction import redact
+from pipeline.tracking.asking import FINAL
+from pipeline.tracking.outbox import Entry, Outbox, left_behind
+from pipeline.tracking.store import open_client
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+
+
+def deliver(client: mlflow.MlflowClient, outbox: Outbox) -> int:
+    """Deliver the entries that wait in an outbox; entries that the store refuses for their content are put aside.
+
+    Returns:
+        The number of entries that were delivered.
+
+    Raises:
+        MlflowException, OSError: the store does not answer, or does not let this process write.
+    """
+    return outbox.deliver(partial(_send, client, outbox))
+
+
+def _send(client: mlflow.MlflowClient, outbox: Outbox, run_id: str, entries: list[Entry]) -> None:
+    """Log entries in order. Sending twice is harmless: MLflow keeps a metric of the same time, step and value once."""
+    for is_metric, group in groupby(entries, key=lambda entry: "key" in entry):
+        part = list(group)
+        try:
+            _send_alike(client, run_id, part, is_metric=is_metric)
+        except MlflowException as error:
+            if error.error_code not in FINAL:
+                raise
+            if len(part) > 1:
+                for entry in part:
+                    _send(client, outbox, run_id, [entry])
+            else:
+                outbox.put_aside([json.dumps(part[0]).encode()], "is refused by the store")
+
+
+def _send_alike(client: mlflow.MlflowClient, run_id: str, entries: list[Entry], *, is_metric: bool) -> None:
+    if is_metric:
+        client.log_batch(run_id, metrics=[Metric(**entry) for entry in entries])
+    else:
+        for entry in entries:
+            client.set_terminated(run_id, entry["status"])
+
+
+class Uploader:
+    """A thread that delivers an outbox, and tries again for as long as it takes."""
+
+    def __init__(self, client: mlflow.MlflowClient, outbox: Outbox) -> None:
+        self._client, self._outbox = client, outbox
+        self._ending = threading.Event()
+        self._arrived = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pause = _PAUSE_SECONDS
+        while True:
+            ending = self._ending.wait(pause)
+            try:
+                deliver(self._client, self._outbox)
+                pause = _PAUSE_SECONDS
+                if ending:
+                    self._arrived = True
+                    return
+            except (MlflowException, OSError) as error:
+                if pause == _PAUSE_SECONDS:
+                    logger.warning("MLflow does not take metrics (%s); they wait on disk", type(error).__name__)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                if ending:
+                    time.sleep(_PAUSE_SECONDS)
+
+    def finish(self, seconds: float) -> bool:
+        """Deliver all remaining entries within ``seconds``; return whether they arrived."""
+        self._ending.set()
+        self._thread.join(seconds)
+        return self._arrived
+
+
+def sync_left_behind(client: mlflow.MlflowClient | None = None) -> tuple[int, int]:
+    """Deliver the entries that former runs of this folder left in their outboxes.
+
+    If a server does not answer, the entries keep waiting, and the next outbox is tried.
+
+    Returns:
+        The numbers of entries that arrived, and of outboxes that still wait.
+    """
+    client = client or open_client()
+    delivered = waiting = 0
+    for outbox in left_behind():
+        try:
+            delivered += deliver(client, outbox)
+        except (MlflowException, OSError) as error:
+            logger.warning("MLflow run %s: %s", outbox.run_id, redact(" ".join(str(error).split()))[:200])
+            waiting += 1
+        outbox.close(remove=True)
+    return delivered, waiting

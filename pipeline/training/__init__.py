@@ -1,0 +1,1 @@
+"""The training loop around the network: steps, batches, checkpoints, processes."""

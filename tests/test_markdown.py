@@ -1,0 +1,46 @@
+"""The documents: their links lead somewhere, and they name the commands and params that there are."""
+
+import re
+
+import pytest
+import typer
+import yaml
+
+from pipeline.cli import app
+from tests.conftest import REPOSITORY
+
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]*)?\)")
+
+
+def anchors(document):
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for place, anchor in LINK.findall(document.read_text()):
+        target = document.parent / place if place else document
+        assert target.exists(), place
+        assert not anchor or anchor in anchors(target), anchor
+
+
+def test_readme_names_each_document():
+    named = {place for place, _ in LINK.findall((REPOSITORY / "README.md").read_text())}
+    assert {str(path.relative_to(REPOSITORY)) for path in DOCUMENTS[1:]} <= named
+
+
+def test_commands_are_those_that_there_are():
+    text = (REPOSITORY / "docs/commands.md").read_text()
+    every = "\n".join(document.read_text() for document in DOCUMENTS)
+    known = set(typer.main.get_group(app).commands)
+    assert set(re.findall(r"`pneumoflow ([a-z-]+)", text)) == known
+    assert set(re.findall(r"pneumoflow ([a-z-]+)\b(?!:)", re.sub(r"pneumoflow &&|pneumoflow\n", "", every))) <= known
+
+
+def test_params_are_those_that_there_are():
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for document in DOCUMENTS:
+        for section, key in re.findall(r"`([a-z]+)\.([a-z_]+)[`:]", document.read_text()):
+            assert section not in values or key in values[section], f"{section}.{key}"

@@ -1,0 +1,11 @@
+"""The network of the tests and its data are those of the tests of `detection`."""
+
+from tests.detection.conftest import (  # noqa: F401
+    _seed,
+    architecture,
+    dataset,
+    loss_settings,
+    rules,
+    squares,
+    train_settings,
+)  # fmt: skip
