@@ -1,1 +1,1 @@
-"""Figures of speed: each module runs us and a peer side by side and prints the ratio."""
+"""Speed benchmarks: each module runs our code and a peer side by side and prints the ratio."""

@@ -1,4 +1,4 @@
-"""Run every benchmark; ``make bench``."""
+"""Run every benchmark; ``make bench`` starts it."""
 
 from benchmarks import inference, loader, losses, memory, preprocess, reader, run, runtimes, train_step
 
@@ -10,5 +10,5 @@ if __name__ == "__main__":
     runtimes.main()
     reader.main()
     memory.main()
-    train_step.main()  # from here on the process handles memory differently
+    train_step.main()  # it makes this process keep freed memory from here on
     run.main()

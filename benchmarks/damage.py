@@ -1,7 +1,8 @@
-"""Damaged compressed images: how many are refused, and how many come out wrong. Usage: python -m benchmarks.damage.
+"""Counts of damaged compressed images that are refused or come out wrong. Usage: python -m benchmarks.damage.
 
-Of a synthetic radiograph in each kind of compression, files with one flipped bit, and files that are cut off
-after a third of the data and closed with an end marker. Side by side with pydicom's own decoders, if one is there.
+A synthetic radiograph in each kind of compression is damaged: files with one flipped bit, and files that are cut off
+after about a third of the data and closed with an end marker. pydicom's own decoders run side by side where there is
+one.
 """
 
 import random
@@ -25,7 +26,7 @@ from pipeline.dicom.decoding import decode
 from pipeline.errors import BadStudyError
 
 FILES, SIZE = 150, 512
-# A pixel that is off by more than this, on a scale of 256, can be seen.
+# An error of a pixel above this, on a scale of 256, is visible.
 VISIBLE = 8
 
 
@@ -40,7 +41,7 @@ def radiograph(size: int, bits: int, seed: int = 0) -> npt.NDArray[np.uint16]:
 
 
 def kinds() -> dict[str, tuple[uid.UID, int, bytes | bytearray]]:
-    """Each kind's transfer syntax, its bits and the compressed image."""
+    """Return the transfer syntax, the bits and the compressed image of each kind of compression."""
     eight, twelve = radiograph(SIZE, 8).astype(np.uint8), radiograph(SIZE, 12)
     progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
     return {
@@ -82,20 +83,20 @@ def dataset(syntax: uid.UID, bits: int, frame: bytes | bytearray) -> Dataset:
 
 
 def flipped(frame: bytes, rng: random.Random) -> bytes:
-    """Flip one bit behind the headers, which take up the first 700 bytes or less."""
+    """Flip one bit behind the headers, which take up at most the first 700 bytes."""
     changed = bytearray(frame)
     changed[rng.randrange(700, len(frame) - 2)] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
 def cut(frame: bytes, rng: random.Random) -> bytes:
-    """Cut off after about a third, and close with the end marker of JPEG and JPEG 2000."""
+    """Cut the data off after about a third, and close it with the end marker of JPEG and JPEG 2000."""
     return frame[: len(frame) // 3 + rng.randrange(-len(frame) // 20, len(frame) // 20)] + b"\xff\xd9"
 
 
 def outcomes(name: str, damage: Callable[[bytes, random.Random], bytes], decoder: Callable[[Dataset], np.ndarray],
              seen: list[str] | None = None) -> Counter[str]:  # fmt: skip
-    """Count what a decoder makes of damaged files of a kind."""
+    """Count how many damaged files of a kind a decoder refuses, decodes wrong or decodes right."""
     syntax, bits, frame = kinds()[name]
     sound = decoder(dataset(syntax, bits, frame)).astype(int)
     rng, counts = random.Random(0), Counter[str]()

@@ -43,7 +43,7 @@ LOSS = LossSettings(
 
 
 class Batch(NamedTuple):
-    """A batch as each side takes it."""
+    """A batch in the form that each detector takes."""
 
     images: Tensor  # uint8 [B, 1, S, S]
     boxes: Tensor  # [B, M, 4]
@@ -57,7 +57,7 @@ def our_detector() -> RetinaNet:
 
 
 def torchvision_detector(size: int) -> TorchvisionRetinaNet:
-    """``retinanet_resnet50_fpn`` with every layer trained and the frozen norms that its trained weights bring."""
+    """Build ``retinanet_resnet50_fpn`` with every layer trained and the frozen norms that its trained weights use."""
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5,
         returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256),
@@ -68,7 +68,7 @@ def torchvision_detector(size: int) -> TorchvisionRetinaNet:
 
 
 def our_step(model: RetinaNet, batch: Batch) -> Callable[[], None]:
-    """Forward, loss, backward and optimizer, in bf16."""
+    """Return a training step of our model: forward, loss, backward and optimizer, in bf16."""
     loss = DetectionLoss(LOSS)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
@@ -85,7 +85,7 @@ def our_step(model: RetinaNet, batch: Batch) -> Callable[[], None]:
 
 
 def torchvision_step(model: TorchvisionRetinaNet, batch: Batch, tuned: bool) -> Callable[[], None]:
-    """The same; ``tuned`` gives torchvision bf16 and channels_last too."""
+    """Return the same step for torchvision's model; ``tuned`` gives it bf16 and channels_last too."""
     model = model.train().to(memory_format=torch.channels_last if tuned else torch.contiguous_format)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 
@@ -100,7 +100,7 @@ def torchvision_step(model: TorchvisionRetinaNet, batch: Batch, tuned: bool) -> 
 
 
 def make_batch(size: int, boxes_per_image: Sequence[int]) -> Batch:
-    """Synthetic radiographs with so many boxes each."""
+    """Make synthetic radiographs; ``boxes_per_image`` gives the number of boxes of each."""
     count = len(boxes_per_image)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rsna"

@@ -1,4 +1,4 @@
-"""Detecting: post-processing alone, and an image from pixels to boxes."""
+"""Detection: post-processing alone, and an image from pixels to boxes."""
 
 import torch
 

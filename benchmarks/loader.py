@@ -1,4 +1,4 @@
-"""Batches of augmented images: from prepared shards, against reading each DICOM file every epoch. One process each."""
+"""Batches of augmented images: prepared shards against reading each DICOM file every epoch. One process each."""
 
 import tempfile
 import warnings

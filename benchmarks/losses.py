@@ -1,4 +1,4 @@
-"""Matching and both losses, forward and backward: us, eager and compiled, against torchvision's eager."""
+"""Matching and both losses, forward and backward: ours, eager and compiled, against torchvision's, eager."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Peak memory of a training step at 1024 px, each side in a process of its own."""
+"""Peak memory of a training step at 1024 px, each side in its own process."""
 
 import multiprocessing
 import resource
@@ -33,7 +33,7 @@ def _torchvision_steps(tuned: bool) -> None:
 
 
 def _peak(steps: Callable[..., None], *arguments: bool) -> float:
-    """Largest resident size in GiB of a fresh process that runs ``steps``."""
+    """Return the largest resident size in GiB of a fresh process that runs ``steps``."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_measure, args=(there, steps, arguments))

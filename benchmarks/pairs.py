@@ -1,4 +1,4 @@
-"""Compare two functions in one process, taking turns: a shared machine slows both alike."""
+"""Comparison of two functions in one process; they take turns, so that a shared machine slows both alike."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def compare(name: str, ours: Callable[[], object], peer: Callable[[], object], pairs: int) -> float:
-    """Time ``pairs`` alternating calls after one of each to warm up; print and return the median ratio peer / ours."""
+    """Time ``pairs`` alternating calls, after one warm-up call each; print and return the median ratio peer / ours."""
     ours()
     peer()
     times = [(_seconds(ours), _seconds(peer)) for _ in range(pairs)]

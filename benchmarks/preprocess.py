@@ -1,4 +1,4 @@
-"""DICOM to prepared shard: us against the straightforward way, and two processes against one."""
+"""DICOM to prepared shard: our code against the straightforward way, and two processes against one."""
 
 import tempfile
 import warnings
@@ -33,14 +33,14 @@ def main() -> None:
         name = f"preprocess, {STUDIES} studies {SIZE} -> {TARGET} px"
         shard = ShardJob(root / "shard.npy", studies, RULES)
         compare(f"{name}, one process", lambda: write_shard(shard), lambda: straightforward(files, root), pairs=7)
-        # The pool's start is part of it; a real data set has hundreds of shards.
+        # The time includes the pool's start; a real data set has hundreds of shards.
         many = [ShardJob(root / f"{number}.npy", studies, RULES, 60) for number in range(SHARDS)]
         compare(f"preprocess, {SHARDS * STUDIES} studies, two processes against one",
                 prepare(many, root, 2), prepare(many, root, 1), pairs=5)  # fmt: skip
 
 
 def straightforward(files: list[Path], out: Path) -> None:
-    """Pydicom's own decoder, CLAHE at full size, resize, PNG."""
+    """Prepare images with pydicom's own decoder, CLAHE at full size, a resize and PNG."""
     clahe = cv2.createCLAHE(2.0, (8, 8))
     for path in files:
         equalized = clahe.apply(pydicom.dcmread(path).pixel_array)
@@ -51,7 +51,7 @@ def straightforward(files: list[Path], out: Path) -> None:
 def prepare(jobs: list[ShardJob], folder: Path, count: int) -> Callable[[], None]:
     def run() -> None:
         for path in folder.glob("*.json"):
-            path.unlink()  # or the shards would count as done
+            path.unlink()  # otherwise the shards would count as done
         prepare_shards(jobs, Workers(count), "")
 
     return run

@@ -1,4 +1,4 @@
-"""`pneumoflow predict` over many files: read in processes of their own, against the same command that reads itself."""
+"""`pneumoflow predict` over many files: reading in other processes against reading in the process of the model."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ from pipeline.errors import BadStudyError
 from pipeline.sources.sample import make_sample
 
 FILES, DIFFERENT, SIZE, PAIRS = 500, 50, 1024, 3
-# The model that is shipped, untrained.
+# The shipped model, but untrained.
 SHAPES = shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2))
 ARCHITECTURE = Architecture("resnet18", "group", 96, "p5", 2, "group", SHAPES, 0.01)
 RULES = PostProcessing(score_thresh=0.05, nms_thresh=0.4, detections_per_img=100, topk_candidates=1000)
@@ -58,14 +58,14 @@ def _make_model(folder: Path) -> None:
 
 
 def _predict(root: Path, module: str) -> Callable[[], object]:
-    """The command in a process of its own; without pictures, which take longer than all the rest."""
+    """Return a call of the command in its own process, without pictures, which take longer than all the rest."""
     arguments = ["predict", root / "models", root / "files", "--out", root / "out", "--no-pictures"]
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return lambda: subprocess.run(command, check=True, capture_output=True)
 
 
 class InProcess:
-    """Stands in for `Reader`, and reads where the model is."""
+    """A stand-in for `Reader` that reads in the process of the model."""
 
     def __init__(self, *_: Any) -> None: ...
 

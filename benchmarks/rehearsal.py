@@ -1,8 +1,8 @@
 """The data path at the size of RSNA: ``python -m benchmarks.rehearsal NEW_FOLDER [STUDIES]``.
 
-Not part of ``make bench``. Renders that many studies at 256 px (26,684 unless told otherwise), then times ``check``,
-``preprocess`` (once killed half-way and started again, once in one go) and ``split``, with the
-largest memory of the main process and of any worker; compares the two results byte by byte; and
+It is not part of ``make bench``. It renders STUDIES studies at 256 px (26,684 by default), then times ``check``,
+``preprocess`` (once killed half-way and started again, once in one go) and ``split``, and prints the
+largest memory of the main process and of any worker. It compares the two results of ``preprocess`` byte by byte, and
 times ``dvc repro`` with nothing to do.
 """
 
@@ -51,7 +51,7 @@ def _make_project(folder: Path) -> None:
 
 
 def _timed(name: str, command: list[str]) -> None:
-    """Run to the end; print seconds and peak memory, of the main process and of the largest below it."""
+    """Run a command to its end; print its seconds and the peak memory of it and of its largest descendant."""
     started = time.perf_counter()
     process = psutil.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
     peaks = {"main": 0.0, "worker": 0.0}

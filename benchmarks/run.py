@@ -1,6 +1,6 @@
-"""What a run costs besides its model: start, data, log, checkpoints. On the sample at 512 px.
+"""Costs of a run besides its model, on the sample at 512 px: start, data, log, checkpoints.
 
-Needs what `make demo` needs; works in a copy of this repository's last commit.
+The benchmark has the requirements of `make demo`; it works in a copy of this repository's last commit.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def start_up() -> None:
-    """From the command to the first step's end, and to its begin."""
+    """Measure the time from the command to the end of the first step."""
     _set(train={"log_every_steps": 1, "epochs": 1})
     found = []
     for number in range(STARTS):
@@ -57,7 +57,7 @@ def start_up() -> None:
 
 
 def _first_step(process: subprocess.Popen[bytes]) -> float:
-    """When the first step's metrics were noted."""
+    """Return the time at which the first step's metrics were logged."""
     spool = Path(".pneumoflow/spool")
     while process.poll() is None:
         for path in spool.rglob("*.jsonl"):
@@ -71,7 +71,7 @@ def _first_step(process: subprocess.Popen[bytes]) -> float:
 
 
 def outside_the_model() -> None:
-    """A real run; what its steps, its log and its checkpoints take."""
+    """Measure the time that steps, log and checkpoints take in a real run."""
     _set(train={"log_every_steps": 5, "epochs": EPOCHS, "checkpoint_steps": 0})
     params = load_params()
     splits = read_inputs(params.preprocess)
@@ -93,7 +93,7 @@ def outside_the_model() -> None:
 
 
 class Clock:
-    """Adds up what parts of an epoch take."""
+    """A clock that adds up the time of parts of an epoch."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer

@@ -1,4 +1,4 @@
-"""An image from pixels to boxes in other runtimes, against torchvision's eager RetinaNet of the same backbone."""
+"""An image from pixels to boxes in other runtimes, against torchvision's eager RetinaNet with the same backbone."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A training step (forward, loss, backward, optimizer): us in bf16 and channels_last, against torchvision."""
+"""A training step (forward, loss, backward, optimizer): ours in bf16 and channels_last, against torchvision's."""
 
 import torch
 
@@ -17,7 +17,7 @@ def main() -> None:
     for kept in (False, True):
         memory = "freed memory kept, for both" if kept else "malloc as it comes, for both"
         if kept:
-            keep_freed_memory()  # a setting of the process: the peer has it too
+            keep_freed_memory()  # a setting of the whole process, so the peer has it too
         for name, tuned in (("as it comes (float32)", False), ("in bf16 and channels_last", True)):
             peer = torchvision_step(torchvision_detector(SIZE), batch, tuned)
             compare(f"{what}, torchvision {name}, {memory}", ours, peer, pairs=7)

@@ -1,4 +1,4 @@
-"""All data of the tests: made here, small, and of no patient."""
+"""Fixtures of all tests. The data are made here, are small, and come from no patient."""
 
 import copy
 import json
@@ -18,9 +18,9 @@ os.environ.update(DVC_NO_ANALYTICS="1", NO_ALBUMENTATIONS_UPDATE="1", PREFECT_SE
 from pipeline.data.reader import Reader
 from pipeline.sources.sample import make_sample
 
-# Run in the background by a script, pytest ignores SIGINT, and so would every process that the tests interrupt.
+# In the background of a script, pytest ignores SIGINT, and every process that the tests interrupt would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Under nohup likewise SIGHUP; a handler of ours is not inherited, and keeps pytest alive.
+# Under nohup, pytest ignores SIGHUP; a handler of ours is not inherited, and keeps pytest alive.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
-    """No test writes into the repository, whatever it runs."""
+    """Work in the test's own folder, so that no test writes into the repository, whatever it runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
@@ -48,7 +48,7 @@ def repository():
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
-    """A data set of 60 studies of 128 pixels; read only."""
+    """Make a data set of 60 studies of 128 pixels; read only."""
     folder = tmp_path_factory.mktemp("sample") / "rsna"
     make_sample(folder, studies=60, size=128, seed=5, opacity_fraction=0.5, labels=None, workers=1)
     return folder
@@ -56,7 +56,7 @@ def sample(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
-    """MLflow's database with its tables and nothing in them: making the tables takes seconds. Read only."""
+    """Make MLflow's database with empty tables, once, because making them takes seconds. Read only."""
     import mlflow
 
     folder = tmp_path_factory.mktemp("store")
@@ -66,19 +66,19 @@ def empty_store(tmp_path_factory):
 
 @pytest.fixture
 def mlflow_store(_own_folder, empty_store, tmp_path):
-    """A test's own copy of it, where runs go."""
+    """Copy `empty_store` for a test, whose runs go there."""
     return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
 
 
 @pytest.fixture
 def rsna(sample, tmp_path):
-    """A copy of the sample at data/rsna, for a test to break."""
+    """Copy the sample to data/rsna, for a test to break."""
     return Path(shutil.copytree(sample, tmp_path / "data" / "rsna"))
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 1 MiB."""
+    """Mount a real file system of 1 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
@@ -101,7 +101,7 @@ def _small_params():
 
 @pytest.fixture
 def small_params(_small_params):
-    """The shipped params, shrunk to a model that trains in seconds; a copy to change."""
+    """Return the shipped params, shrunk to a model that trains in seconds; a copy that a test may change."""
     return copy.deepcopy(_small_params)
 
 
@@ -122,7 +122,7 @@ def write_params(tmp_path):
 
 @pytest.fixture
 def run():
-    """Run a command of ours as a user would; returns the finished process."""
+    """Run a command of ours as a user would; return the finished process."""
 
     def call(*arguments, cwd=None, **env):
         return subprocess.run(
@@ -139,7 +139,7 @@ def run():
 
 @pytest.fixture
 def one_line_error():
-    """Assert that a process ended as bad input must end, and return the line."""
+    """Assert that a process ended as it must on bad input, and return the error line."""
 
     def check(done, *words):
         assert done.returncode == 1, done.stderr
@@ -154,7 +154,7 @@ def one_line_error():
 
 
 def make_project(folder, sample, params):
-    """A clone of the repository with a small data set and params, its DVC remote beside it."""
+    """Make a clone of the repository with a small data set and params, and its DVC remote beside it."""
     for name in ("pipeline", "flows"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "prefect.yaml", "pyproject.toml", ".dvcignore", ".gitignore"):
@@ -177,7 +177,7 @@ def make_project(folder, sample, params):
 
 
 def project_environment(folder, **more):
-    """What a user's shell would have in that folder: nothing of the tests' own."""
+    """Return the environment that a user's shell would have in that folder: nothing of the tests' own."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_", "PYTHONPATH"))}
     home = folder.parent / "prefect"
     return {
@@ -191,7 +191,7 @@ def project_environment(folder, **more):
 
 @pytest.fixture
 def project(tmp_path, sample, small_params):
-    """A project of a test's own."""
+    """Make a project for one test."""
     folder = tmp_path / "project"
     folder.mkdir()
     return make_project(folder, sample, small_params)
@@ -199,11 +199,11 @@ def project(tmp_path, sample, small_params):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, sample, _small_params):
-    """A project after one run of the training flow; (folder, finished process). Leave it as it is."""
+    """Run the training flow once in a project; return (folder, finished process). Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained") / "project"
     folder.mkdir()
     make_project(folder, sample, copy.deepcopy(_small_params))
-    # As on a fresh clone: the data come from the remote alone.
+    # As on a fresh clone, the data come from the remote alone.
     shutil.rmtree(folder / "data" / "rsna")
     shutil.rmtree(folder / ".dvc" / "cache")
     done = subprocess.run(
@@ -241,13 +241,13 @@ def _tiny_model(tmp_path_factory):
 
 @pytest.fixture
 def tiny_model(_tiny_model, tmp_path):
-    """The folder of a model that was never trained, for a test to break."""
+    """Copy the folder of a model that was never trained, for a test to break."""
     return Path(shutil.copytree(_tiny_model, tmp_path / "tiny"))
 
 
 @pytest.fixture
 def write_config():
-    """Change the ``model.json`` of a folder; returns the folder."""
+    """Change the ``model.json`` of a folder; return the folder."""
 
     def write(folder, change):
         path = folder / "model.json"

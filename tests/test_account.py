@@ -69,7 +69,7 @@ print(is_telemetry_disabled(), is_telemetry_enabled())
 
 @pytest.mark.parametrize("own", [{}, {"DO_NOT_TRACK": "1"}])
 def test_no_usage_data_are_sent(own):
-    """Not under pytest or in CI, where both libraries are silent by themselves."""
+    """Run outside pytest and CI, because there both libraries send nothing by themselves."""
     names = ("PATH", "HOME")
     env = {name: os.environ[name] for name in names if name in os.environ} | {"PYTHONPATH": str(REPOSITORY)} | own
     done = subprocess.run([sys.executable, "-c", _SENDS], env=env, capture_output=True, text=True, timeout=120)
@@ -85,7 +85,7 @@ def test_mlflow_is_silent_where_there_is_no_git(tmp_path):
 
 
 def test_a_user_id_without_a_name_can_start_everything(tmp_path):
-    """MLflow's and Prefect's own imports, on which the traceback was seen."""
+    """Run MLflow's and Prefect's own imports, which ended in the traceback."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     done = subprocess.run(
         [sys.executable, "-c", _NAMELESS],

@@ -12,7 +12,7 @@ from pipeline.detection.retinanet import Architecture
 from pipeline.errors import UserError
 from pipeline.params import EvaluateParams, ModelParams, load_params
 
-# Key of model.json -> key of params.yaml, wrong values.
+# Key of model.json -> key of params.yaml and wrong values.
 SHARED: dict[str, tuple[str, list]] = {
     "architecture.backbone": ("model.backbone", ["hf-hub:a/b", "", "a\nb", "x" * 200, 7]),
     "architecture.norm": ("model.norm", ["batch", None, 1]),

@@ -73,7 +73,7 @@ def test_bad_json_is_refused_in_one_line(tmp_path, text, rule):
 
 def test_what_a_json_file_may_have(tmp_path):
     path = tmp_path / "a.json"
-    path.write_bytes(b'\xef\xbb\xbf{"a": [1, 2.5, null]}')  # as Windows' editor writes it
+    path.write_bytes(b'\xef\xbb\xbf{"a": [1, 2.5, null]}')  # with a byte order mark, as the Windows editor writes it
     assert read_json_object(path) == {"a": [1, 2.5, None]}
     path.write_text(nested(MAX_DEPTH))
     assert read_json(path)

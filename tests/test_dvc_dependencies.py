@@ -1,6 +1,6 @@
 """Each stage's `deps` in dvc.yaml are the code that decides its outputs: all of it, and no more.
 
-A module that is missing there leaves stale results; one too many costs hours.
+A missing module leaves stale results; a needless module costs hours.
 """
 
 import ast
@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 TEMPLATES = Path("pipeline/reports/templates")
 STAGES = ("preprocess", "split", "train", "evaluate")
 
-# Modules and rooms that decide no byte of an output, and what they do instead. What only they import does not either.
+# Modules and packages that decide no byte of an output, and their jobs. Modules that only they import decide none.
 DECIDE_NOTHING = {
     "pipeline/__init__.py": "variables of the environment",
     "pipeline/account.py": "a home folder for processes that have none",
@@ -41,9 +41,9 @@ DECIDE_NOTHING = {
     "pipeline/training/profiling.py": "measures",
     "pipeline/training/progress.py": "shows",
 }
-# Pictures and pages decide none of these stages' data; `reports/data.html` is drawn anew with the next data.
+# Pictures and pages do not change the data of these stages; `reports/data.html` is drawn anew with the next data.
 ONLY_SHOWS = {"preprocess": ["pipeline/reports"], "train": ["pipeline/reports"]}
-# Params of training that change no byte of the model, and what they do.
+# Params of training that change no byte of the model, and their effects.
 SHOWS_OR_SHARES_WORK = {
     "checkpoint_steps": "how much work a kill costs",
     "log_every_steps": "logs",
@@ -56,7 +56,7 @@ OF_STAGE_EVALUATE = ["bootstrap_draws"]
 
 
 def module_files(name):
-    """The files of a module's dotted name: its own, and those of the packages that it lies in."""
+    """Return the files of a module's dotted name: its own, and those of the packages that contain it."""
     parts = name.split(".")
     packages = [Path(*parts[:count], "__init__.py") for count in range(1, len(parts) + 1)]
     return [path for path in (*packages, Path(*parts).with_suffix(".py")) if (REPOSITORY / path).exists()]
@@ -64,7 +64,7 @@ def module_files(name):
 
 @cache
 def imported_files(file):
-    """The files of ours that a file imports, anywhere in it, apart from what only a type checker sees."""
+    """Return the project's files that a file imports, anywhere in it, except imports that only a type checker sees."""
     tree = ast.parse((REPOSITORY / file).read_text())
     typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
     skipped = {id(child) for node in typing for part in node.body for child in ast.walk(part)}
@@ -87,7 +87,7 @@ def within(file, places):
 
 
 def deciding_files(stage):
-    """The code that decides the stage's outputs: all that it imports, directly or not."""
+    """Return the code that decides the stage's outputs: all modules that it imports, directly or not."""
     ignored = [*DECIDE_NOTHING, *ONLY_SHOWS.get(stage, [])]
     found, waiting = set(), [Path(f"pipeline/stages/{stage}.py")]
     while waiting:
@@ -99,7 +99,7 @@ def deciding_files(stage):
 
 
 def _only_says_what_it_is(file):
-    """A package whose `__init__.py` has no code."""
+    """Tell whether the file is the `__init__.py` of a package, without code."""
     return file.name == "__init__.py" and len(ast.parse((REPOSITORY / file).read_text()).body) <= 1
 
 

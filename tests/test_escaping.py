@@ -1,4 +1,4 @@
-"""Text from outside: nothing acts on it, and what it was can be told."""
+"""Escaping of text from outside: no program acts on it, and the original text stays recognizable."""
 
 import csv
 import io

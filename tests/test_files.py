@@ -37,7 +37,7 @@ def test_a_failed_write_keeps_the_former_file(tmp_path):
 
 
 def test_a_full_disk_keeps_the_former_file(tmp_path):
-    """The kernel refuses the write past a size limit, as a full disk does."""
+    """Set a size limit: the kernel refuses a write past it, as on a full disk."""
     write_text(tmp_path / "a.txt", "kept")
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -95,7 +95,7 @@ def fill_as_torch(path):
 
 @pytest.mark.parametrize("write", [fill_as_numpy, fill_as_safetensors, fill_as_torch])
 def test_libraries_that_hide_a_full_disk(small_disk, write):
-    """numpy says how much it has written, torch where it stood, safetensors the number of the system's error."""
+    """Raise the system's error: numpy gives only the bytes written, torch a position, safetensors an error number."""
     with pytest.raises(OSError, match="No space left on device") as caught:
         write_atomic(small_disk / "large", write)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small_disk / "large"))
@@ -159,7 +159,7 @@ else:
 
 
 def hold(kind, folder):
-    """A process in the middle of writing."""
+    """Start a process and return it in the middle of writing."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, kind, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "written\n"
     return process

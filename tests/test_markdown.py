@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, and they name the commands and params that there are."""
+"""The documents: their links lead somewhere, and they name the commands and params that exist."""
 
 import re
 

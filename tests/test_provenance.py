@@ -80,7 +80,7 @@ def test_input_hashes_name_the_data_and_not_the_outputs(tmp_path):
         "  train:\n    outs:\n    - path: models/model.json\n      md5: cc\n"
     )
     assert input_hashes("data/rsna") == {"data/rsna": "aa.dir", "data/splits.csv": "bb"}
-    # Of a folder that nobody has recorded nothing is known, least of all another one's hash.
+    # A folder without a record has no hash, least of all that of another folder.
     assert input_hashes("/mnt/disk") == {"data/splits.csv": "bb"}
     with (tmp_path / "dvc.lock").open("a") as lock:
         lock.write("  preprocess:\n    deps:\n    - path: /mnt/disk\n      md5: dd.dir\n")

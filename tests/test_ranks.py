@@ -18,7 +18,7 @@ def test_torchrun_is_believed(monkeypatch, caplog):
 
 
 def test_variables_left_in_a_shell_are_ignored_with_a_word(run, write_params, small_params, tmp_path):
-    """Without this the process would wait for a second one, and print its error as that of process 1."""
+    """Without this, the process would wait for a second one, and print its error as that of process 1."""
     write_params(small_params)
     stray = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = run("pipeline.stages.train", cwd=tmp_path, **stray)

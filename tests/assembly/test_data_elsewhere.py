@@ -1,4 +1,4 @@
-"""Data on another disk: DVC sees them change, and a run names the hash of what was used."""
+"""Data on another disk: DVC notices their changes, and a run records the hash of the data that it used."""
 
 import shutil
 import subprocess
@@ -56,7 +56,7 @@ def test_another_disk(project, dvc, tmp_path):
     assert "up to date" in dvc("status", "preprocess")
     (disk / "stage_2_train_labels.csv").write_text("".join(labels))
     assert "modified" in dvc("status", "preprocess")
-    # Back to the folder that the project came with: its own hash again.
+    # With the folder that the project came with, the hash is that folder's own again.
     params = set_folder("data/rsna")
     dvc("repro", "preprocess")
     assert data_version(params).digest == recorded == run_tags(params)["dvc.data/rsna"]

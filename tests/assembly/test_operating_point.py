@@ -1,4 +1,4 @@
-"""Where the threshold, the suppression and the box shrink come from."""
+"""The choice of the score threshold, the suppression and the box shrink."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ from pipeline.stages.train import train
 
 @pytest.fixture
 def prepared(small_params, rsna):
-    """Params whose data are prepared."""
+    """Prepare data; return a function that makes params for them."""
 
     def make(epochs=3, **candidates):
         small_params["train"]["epochs"] = epochs
@@ -39,7 +39,7 @@ def prepared(small_params, rsna):
 
 @pytest.mark.slow
 def test_nothing_of_test_reaches_the_model(prepared, tmp_path):
-    """With other test images, boxes and classes the model and its operating point are the same, byte for byte."""
+    """Other images, boxes and classes of test leave the model and its operating point the same, byte for byte."""
     params = prepared()
     train(params)
     before = {path.name: path.read_bytes() for path in (tmp_path / "models").glob("model.*")}
@@ -58,7 +58,7 @@ def test_nothing_of_test_reaches_the_model(prepared, tmp_path):
     train(params)
     for name, content in before.items():
         assert (tmp_path / "models" / name).read_bytes() == content, name
-    # The same of val does change it: the comparison can fail.
+    # Other boxes of val do change model.json, so the comparison can fail.
     of_val = boxes["patientId"].map(splits) == "val"
     boxes.loc[of_val, "x"] += 40
     boxes.to_csv(tmp_path / "data/prepared/boxes.csv", index=False)
@@ -68,7 +68,7 @@ def test_nothing_of_test_reaches_the_model(prepared, tmp_path):
 
 
 def test_the_best_of_the_candidates_is_taken(prepared, monkeypatch):
-    """Each box is found too large by a third, and twice unless suppression is strict."""
+    """Each box is found a third too large, and is found twice unless suppression is strict."""
     fabric = make_fabric("cpu", "32-true")
     val = read_inputs(prepared().preprocess)["val"]
 
@@ -88,7 +88,7 @@ def test_the_best_of_the_candidates_is_taken(prepared, monkeypatch):
     assert chosen == replace(rules, nms_thresh=0.3, box_shrink=0.25)
     found = [{**one, "boxes": shrink(one["boxes"], 0.25)} for one in predict(fabric, None, None, None, chosen)]
     assert rsna_score(results_in_prepared_pixels(found, val), threshold) == pytest.approx(1)
-    # Of equal ones the params' own.
+    # Among equally good candidates, the params' own values are taken.
     chosen, _ = choose_operating_point(prepared(nms_thresh=[0.5, 0.6], box_shrink=[0.0]), fabric, None, rules, val)
     assert chosen == rules
 
@@ -112,7 +112,7 @@ def test_a_val_split_without_a_box_is_one_line(prepared, tmp_path):
 
 
 def test_a_gain_within_its_error_changes_nothing(prepared, monkeypatch):
-    """With another suppression one image of val is better, and nothing else: chance."""
+    """Another suppression improves one image of val and nothing else, which is chance."""
     fabric = make_fabric("cpu", "32-true")
     val = read_inputs(prepared().preprocess)["val"]
     first = next(place for place, boxes in enumerate(val.prepared_boxes()) if len(boxes))

@@ -1,4 +1,4 @@
-"""Results belong to a model by its weights and its run; a number means something in one store only."""
+"""Results name their model by its weights and its run; a version number has a meaning in one store only."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def client():
 
 
 def result(weights, run_id, version="1"):
-    """What an evaluation leaves; returns the digest of the weights."""
+    """Write the files that an evaluation leaves; return the digest of the weights."""
     MODELS.mkdir(exist_ok=True)
     REPORTS.mkdir(exist_ok=True)
     (MODELS / "model.safetensors").write_bytes(weights)
@@ -71,7 +71,7 @@ def test_the_same_weights_of_another_run_are_another_model(client):
 
 
 def test_a_model_is_found_under_another_number(client, params):
-    """DVC has restored an older result, or the store has been set up anew; who is `challenger` does not matter."""
+    """DVC has restored an older result, or the store has been set up anew; the alias ``challenger`` has no effect."""
     number, run = enter(client, hashlib.sha256(b"a").hexdigest())
     other, _ = enter(client, "of the newest model")
     client.set_registered_model_alias(MODEL_NAME, "challenger", other)

@@ -1,4 +1,4 @@
-"""What ``check`` and ``preprocess`` find, on data sets that were broken on purpose."""
+"""Findings of ``check`` and ``preprocess`` on data sets that are broken on purpose."""
 
 import shutil
 import subprocess
@@ -29,7 +29,7 @@ def check(folder):
 
 
 def found(folder):
-    """Rule name -> studies."""
+    """Return rule name -> studies."""
     return {rule.name: [case.study for case in cases] for rule, cases in by_rule(check(folder).issues).items()}
 
 
@@ -57,7 +57,7 @@ def test_copies_are_found_and_stay_together(rsna, ids):
     shutil.copy(images / f"{ids[5]}.dcm", images / f"{ids[41]}.dcm")
     rewrite(images / f"{ids[41]}.dcm", lambda pixels: cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_AREA))
     labels = pd.read_csv(rsna / LABELS, dtype=str, keep_default_na=False)
-    # What was drawn for the other image must fit the smaller one.
+    # Boxes that were drawn for the replaced images need not fit the copies, so both are labelled without boxes.
     labels = labels[~labels["patientId"].isin([ids[40], ids[41]])]
     new = pd.DataFrame({"patientId": [ids[40], ids[41]], "Target": "0"})
     pd.concat([labels, new]).fillna("").to_csv(rsna / LABELS, index=False)
@@ -115,7 +115,7 @@ def test_every_rule_says_what_to_do():
 def test_similar_pairs_against_a_plain_loop(count, seed, distance):
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 256, 32, dtype=np.uint8)
-    # Near copies of one hash, so that there are pairs of every distance.
+    # The hashes are near copies of one hash, so that there are pairs of every distance.
     bits = np.unpackbits(np.tile(base, (count, 1)), axis=1) ^ (rng.random((count, 256)) < rng.random() * 0.1)
     hashes = [np.packbits(row).tobytes().hex() for row in bits.astype(np.uint8)]
     wanted = [(i, j) for i in range(count) for j in range(i + 1, count) if int((bits[i] != bits[j]).sum()) <= distance]
@@ -158,7 +158,7 @@ def test_the_page_and_the_command(rsna, ids, run, tmp_path, one_line_error):
         assert text in page
     assert "http" not in page.replace("http-equiv", "")
     result = check(rsna)
-    assert render_data_page(result, 60) == page  # the same data, the same page
+    assert render_data_page(result, 60) == page  # the same data give the same page
 
 
 def test_a_page_without_any_readable_study(rsna):
@@ -171,14 +171,14 @@ def test_a_page_without_any_readable_study(rsna):
 
 @pytest.mark.long
 def test_nothing_of_the_patient_leaves_the_file(project, run, tmp_path):
-    """A name, a birth date and an address, planted in headers: in no log, table, page, picture or data base."""
+    """No log, table, page, picture or database contains a name, a birth date or an address from the headers."""
     planted = {"PatientName": "Lovelace^Augusta", "PatientBirthDate": "18151210", "PatientAddress": "12 Saint James Sq"}
     for path in sorted((project / "data/rsna" / IMAGES).iterdir()):
         dataset = pydicom.dcmread(path)
         for keyword, value in planted.items():
             setattr(dataset, keyword, value)
         dataset.save_as(path)
-    # And where parsers quote it: in values that cannot be what they should be.
+    # Parsers quote values that they cannot use, so such values also hold the name and the date.
     dataset.add_new("WindowWidth", "LO", "Lovelace^Augusta")
     dataset.add_new("WindowCenter", "LO", "18151210x")
     dataset.add_new("BitsStored", "LO", "Lovelace^Augusta")

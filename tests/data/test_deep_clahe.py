@@ -1,4 +1,4 @@
-"""CLAHE of 16-bit images: OpenCV's 8-bit CLAHE is the oracle for the curve, finer steps are the gain."""
+"""CLAHE of 16-bit images: its curve must be that of OpenCV's 8-bit CLAHE, but with finer steps."""
 
 import cv2
 import numpy as np
@@ -25,12 +25,12 @@ def test_an_8_bit_image_in_16_bits_is_equalised_as_opencv_does(height, width, co
     wanted = cv2.createCLAHE(limit, (columns, rows)).apply(image)
     found = equalize(image.astype(np.uint16) * 257, limit, (columns, rows))
     assert found.dtype == np.uint8
-    # OpenCV rounds the curves of the tiles before it mixes them.
+    # OpenCV rounds the curves of the tiles before it interpolates between them.
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 def test_faint_structure_that_8_bits_lose_is_kept():
-    """A ramp over 16 of the 256 levels: in 8 bits it has 16 steps, however far they are stretched."""
+    """A ramp over 16 of the 256 levels has only 16 steps in 8 bits, no matter how far they are stretched."""
     ramp = np.tile(np.linspace(100, 116, 256), (256, 1)) / 255
     deep = np.round(ramp * 65535).astype(np.uint16)
     rules = Preparation(256, 8.0, (1, 1))
@@ -47,7 +47,7 @@ def test_a_deep_image_looks_like_its_8_bit_copy():
     deep = prepare(np.round(image * 65535).astype(np.uint16), rules).astype(float)
     naive = cv2.createCLAHE(2.0, (8, 8)).apply(np.round(image * 65535).astype(np.uint16)) / 257
     assert np.abs(deep - shallow).mean() < 2
-    # OpenCV's own CLAHE of 16 bits has no contrast limit at this size.
+    # With 16 bits and an image of this size, OpenCV's own CLAHE has no contrast limit.
     assert np.abs(naive - shallow).mean() > 8
 
 

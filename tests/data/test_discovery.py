@@ -1,4 +1,4 @@
-"""DICOM files are found by what is in them, and whatever else lies there is named."""
+"""The search for DICOM files: their content decides, and all other entries are reported with their kind."""
 
 import gzip
 import os
@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 
 @pytest.fixture
 def one(sample):
-    """The content of a DICOM file."""
+    """Return the content of a DICOM file."""
     return sorted((sample / IMAGES).iterdir())[0].read_bytes()
 
 
@@ -139,7 +139,7 @@ def test_odd_entries_end_nothing_and_block_nothing(tmp_path, one, monkeypatch):
     (tmp_path / "nowhere.dcm").symlink_to("gone")
     (tmp_path / "self.dcm").symlink_to("self.dcm")
     (tmp_path / "null.dcm").symlink_to("/dev/null")
-    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.dcm")
         listing = list_folder(tmp_path)

@@ -5,7 +5,7 @@ from pipeline.data.image_statistics import describe, nearly_empty
 
 
 def page(value, share, other):
-    """An image of 100 x 100, of which ``share`` has one grey level and the rest another; neither in whole rows."""
+    """Return a 100 x 100 image: ``share`` of it has one grey level, the rest another; neither fills whole rows."""
     pixels = np.full(10_000, value, np.uint8)
     pixels[: round(10_000 * (1 - share))] = other
     return np.random.default_rng(0).permutation(pixels).reshape(100, 100)

@@ -1,4 +1,4 @@
-"""Prepared data that are not as they were written stop whoever reads them."""
+"""Prepared data that have changed since they were written: reading them is an error."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def _whole(tmp_path_factory, sample, _small_params):
 
 @pytest.fixture
 def prepared(_whole, tmp_path):
-    """A copy of prepared data and their splits; (folder, a function that reads them as training does)."""
+    """Copy prepared data and their splits; return (folder, a function that reads them as training does)."""
     shutil.copytree(_whole[0] / "data", tmp_path / "data", symlinks=True, dirs_exist_ok=True)
     folder = tmp_path / "data/prepared"
     return folder, lambda: read_inputs(_whole[1], folder, tmp_path / "data/splits.csv")
@@ -94,7 +94,7 @@ def zero(content):
 
 
 def zero_block(content):
-    """What a disk may give back after a power cut: the header is sound."""
+    """Zero one block and keep the header sound, as a disk may return a file after a power cut."""
     return content[:4096] + bytes(4096) + content[8192:]
 
 

@@ -127,7 +127,7 @@ def test_closing_ends_what_is_at_work(files):
 
 @pytest.mark.slow
 def test_a_header_of_millions_of_empty_items(files):
-    """A real one: 32 MB of which pydicom makes 2.7 GB."""
+    """A real case of memory use: pydicom turns 32 MB into 2.7 GB."""
     study = pydicom.dcmread(files[0])
     whole = io.BytesIO()
     study.save_as(whole)
@@ -141,7 +141,7 @@ def test_a_header_of_millions_of_empty_items(files):
 
 
 def test_only_the_reader_and_the_shards_read_files_of_others(repository):
-    """Everybody else would read without a limit."""
+    """Any other module that calls ``read_radiograph`` would read without a limit."""
     users = {
         path.relative_to(repository).as_posix()
         for folder in ("pipeline", "flows")
@@ -151,7 +151,7 @@ def test_only_the_reader_and_the_shards_read_files_of_others(repository):
     assert users == {"pipeline/dicom/radiograph.py", "pipeline/data/reader.py", "pipeline/data/shards.py"}
 
 
-# Without the usual guard at its end, as in a notebook: starting a process must not run it again.
+# The script lacks the usual ``__main__`` guard, as a notebook does: starting a process must not run it again.
 MAIN = """
 import sys
 from pathlib import Path

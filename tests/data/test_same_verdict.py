@@ -1,4 +1,4 @@
-"""``check`` and ``preprocess`` come to the same verdict, study by study, whatever is wrong with a data set."""
+"""``check`` and ``preprocess`` give the same verdict on each study, whatever is wrong with a data set."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def ids(rsna):
 
 
 def change(path, **values):
-    """Save a study with other header values; None removes one."""
+    """Save a study with other header values; None removes a value."""
     dataset = pydicom.dcmread(path)
     for keyword, value in values.items():
         if value is None:
@@ -55,7 +55,7 @@ def problems_of_preprocess(params, tmp_path):
 
 
 def break_everything(rsna, ids):
-    """A defect of each kind; returns how many studies can still be used."""
+    """Put a defect of each kind into the data set; return how many studies can still be used."""
     images = rsna / IMAGES
 
     def file(number):
@@ -72,7 +72,7 @@ def break_everything(rsna, ids):
     file(13).write_bytes(file(13).read_bytes()[:1500])
     file(14).write_bytes(os.urandom(4000))
     shutil.copy(file(15), images / f"{ids[15]}.DCM")
-    file(16).rename(images / f"{ids[16]}.png")  # a DICOM file by content
+    file(16).rename(images / f"{ids[16]}.png")  # still a DICOM file by its content
     (images / "sub").mkdir()
     file(17).rename(images / "sub" / ids[17])
     file(18).unlink()
@@ -112,7 +112,7 @@ def test_every_kind_of_defect(rsna, ids, params, tmp_path):
     assert np.isnan(index.loc[[ids[0], ids[2], ids[5]], "age"]).all()
     assert np.isnan(index.loc[[ids[1], ids[2]], "spacing"]).all()
     assert index["age"].notna().sum() == usable - 3
-    # The box that rounding put outside the image is inside.
+    # The box that rounding had put outside the image is moved inside.
     (box,) = read_boxes(tmp_path / "data/prepared", [ids[25]])
     assert box.tolist() == [[0, 2, 20, 126]]
     for name, reason in ((ids[18], "a file that cannot be read"), (ids[15], "several files")):
@@ -149,7 +149,7 @@ def test_nothing_usable(rsna, ids, params, tmp_path):
 
 
 def test_nothing_known_of_any_patient(rsna, params, tmp_path):
-    """De-identified data: neither ages nor spacings, sexes or views."""
+    """De-identified data have no ages, spacings, sexes or views."""
     for path in (rsna / IMAGES).iterdir():
         change(path, PatientAge=None, PixelSpacing=None, PatientSex=None, ViewPosition=None)
     assert problems_of_preprocess(params, tmp_path) == {}
@@ -191,7 +191,7 @@ def test_images_without_labels_do_not_stop_preprocessing(rsna, ids, small_params
 
 
 def hint(rsna):
-    """The cause that the first issue of a missing image suggests."""
+    """Return the cause that the first issue about a missing image suggests."""
     rules = by_rule(check_dataset(rsna, ONE, 60).issues)
     return next(cases[0].detail for rule, cases in rules.items() if rule.name == "image_there")
 
@@ -215,7 +215,7 @@ def rewrite_ids(rsna, change_id):
 def test_ids_that_are_written_otherwise(rsna, ids, change_id, cause):
     rewrite_ids(rsna, change_id)
     if cause.startswith("removing '.dcm'"):
-        # The files bear the ids without it, so they are found by name.
+        # An id with '.dcm' also matches a file's full name, so the files lose their suffix.
         for key in ids:
             (rsna / IMAGES / f"{key}.dcm").rename(rsna / IMAGES / key)
     found = hint(rsna)

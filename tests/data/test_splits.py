@@ -12,7 +12,7 @@ SHARES = {"train": 0.65, "val": 0.15, "test": 0.20}
 
 
 def studies(count, seed):
-    """A table whose patients, classes, views and sexes are mixed as RSNA's are: about 2.3 studies a patient."""
+    """Return a table with patients, classes, views and sexes mixed as in RSNA's data: about 2.3 studies a patient."""
     rng = np.random.default_rng(seed)
     sizes = np.where(rng.random(count) < 0.62, 1, np.minimum(1 + rng.geometric(0.28, count), 65))
     owner = np.repeat(np.arange(count), sizes)[:count]
@@ -86,7 +86,7 @@ def test_who_was_dealt_stays_whatever_is_added_or_removed(seed, gone):
     split = assign_splits(later, SHARES, seed, former)
     known = later["cluster"].isin(former)
     assert (split[known] == later["cluster"][known].map(former)).all()
-    # Those who are new make up for what the others lack.
+    # The new patients make up for the studies that the splits lack.
     assert abs((split == "test").mean() - SHARES["test"]) < 0.05
 
 
@@ -125,7 +125,7 @@ def test_leaked_studies_have_a_sibling_in_train_and_the_mix_of_val():
     for column in STRATA:
         mix, wanted = (table[column][split == name].value_counts(normalize=True) for name in (LEAKED, "val"))
         assert (mix - wanted).abs().max() < 0.03
-    # Nothing else has moved.
+    # No other study has moved.
     assert (split[~leaked] == assign_splits(table, SHARES, 0)[~leaked]).all()
 
 
@@ -135,7 +135,7 @@ def test_a_leak_is_found():
         require_no_leak(table, pd.Series(["train", "val", "test", "val"]))
     with pytest.raises(UserError, match="split test is empty"):
         require_no_leak(table, pd.Series(["train", "train", "train", "val"]))
-    # Two patients who share an image.
+    # Patients b and c share an image.
     table["cluster"] = ["a", "a", "b", "b"]
     with pytest.raises(UserError, match="patient b is in 2 splits"):
         require_no_leak(table, pd.Series(["train", "train", "test", "val"]))

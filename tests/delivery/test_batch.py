@@ -1,4 +1,4 @@
-"""Many files, and what is made of them."""
+"""Predictions for many files, and the outputs that are written from them."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def predictor(trained):
 
 @pytest.fixture
 def folder(sample, tmp_path):
-    """Five studies, and a damaged one."""
+    """Make a folder of five studies and a damaged one."""
     files = sorted((sample / IMAGES).glob("*.dcm"))[:5]
     made = tmp_path / "in"
     made.mkdir()
@@ -99,7 +99,7 @@ def test_files_are_found_by_content(folder, tmp_path, caplog):
 
 
 def test_a_few_studies_are_in_memory(predictor, reader, folder):
-    """Files are read as the studies are asked for, a few ahead."""
+    """Check that files are read as the studies are asked for, a few ahead."""
     asked = []
 
     def sources():
@@ -124,7 +124,7 @@ def test_bytes_that_were_read_already(predictor, reader, folder):
 
 
 def test_hostile_studies_cost_themselves_alone(predictor, folder):
-    """A study that hangs, eats the memory or crashes: the model stays, and predicts the others."""
+    """Read studies that hang, exhaust the memory or crash: the model stays, and predicts the others."""
     good = [Source(folder / f"{key}.dcm") for key in keys(folder)]
     hostile = [Source(folder / f"{number}.dcm", kind) for number, kind in enumerate((SLOW, HUNGRY, CRASHING))]
     problems = {}

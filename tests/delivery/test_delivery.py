@@ -61,7 +61,7 @@ def test_weights_of_another_architecture_are_refused(models):
 
 
 def test_prediction_agrees_with_the_evaluation(trained, sample):
-    """Raw DICOM through `predict` gives what prepared shards through `evaluate` gave."""
+    """Raw DICOM through `predict` gives the same boxes and scores as prepared shards through `evaluate`."""
     folder, _ = trained
     expected = read_submission(folder / "reports" / "predictions.csv")
     predictor = Predictor(folder / "models", torch.device("cpu"))
@@ -90,7 +90,7 @@ def test_the_command(models, sample, tmp_path, run, one_line_error):
 
 
 def test_score_reproduces_the_evaluation(trained, sample, run, tmp_path, one_line_error):
-    """All keys, from the file of all detections; and the reports alone give the same RSNA score."""
+    """Compare all keys, from the file of all detections; the reported boxes alone give the same RSNA score."""
     folder, _ = trained
     labels = sample / "stage_2_train_labels.csv"
     wanted = json.loads((folder / "reports/metrics.json").read_text())["test"]
@@ -121,7 +121,7 @@ def test_score_against_another_file(trained, sample, run, tmp_path, one_line_err
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found["rsna_score"]) == {"difference", "low", "high"}
-    assert found["specificity"]["difference"] <= 0  # who reports nothing has no false alarm
+    assert found["specificity"]["difference"] <= 0  # a file without boxes has no false alarms
     table[1:].to_csv(tmp_path / "fewer.csv", index=False)
     done = run("pipeline.cli", "score", mine, labels, "--against", tmp_path / "fewer.csv")
     one_line_error(done, "is in only one of the two files")

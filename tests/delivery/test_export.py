@@ -1,4 +1,4 @@
-"""The model in other runtimes."""
+"""Exports of the model to other runtimes."""
 
 import json
 import re
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def models(trained, tmp_path):
-    """With a threshold so low that there are boxes to compare, and with a box shrink."""
+    """Copy the model, with a threshold so low that there are boxes to compare, and with a box shrink."""
     folder = shutil.copytree(trained[0] / "models", tmp_path / "models")
     config = json.loads((folder / "model.json").read_text())
     config["postprocessing"] |= {"score_thresh": 0.001, "box_shrink": 0.1, "nms_thresh": 0.3}
@@ -27,9 +27,9 @@ def models(trained, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind == "torch")) for kind in FORMATS])
-@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.filterwarnings("ignore")  # warnings of the exporters
 def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind):
-    """On 50 radiographs: the same boxes to half a pixel, scores to .001."""
+    """Compare on 50 radiographs: the same boxes to half a pixel, scores to .001."""
     path = export_model(models, tmp_path / "out", kind)
     files = sorted((sample / IMAGES).glob("*.dcm"))[:50]
     images = [read_radiograph(file).pixels for file in files]
@@ -40,7 +40,7 @@ def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind):
     boxes, scores = load_export(path)(np.full((1, 1, 128, 128), 90, np.uint8))
     assert len(boxes) == len(scores) > 0
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["check.json", "model.json", path.name]
-    # A model that has changed since is not the exported one.
+    # A model that has changed since the export is not the exported one.
     config = json.loads((models / "model.json").read_text())
     config["postprocessing"]["box_shrink"] = 0.3
     (models / "model.json").write_text(json.dumps(config))

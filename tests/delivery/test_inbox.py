@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 
 @pytest.fixture
 def look(trained, reader, tmp_path):
-    """Score what is new in tmp_path/in."""
+    """Score the new studies in tmp_path/in."""
     predictor = Predictor(trained[0] / "models", torch.device("cpu"))
     (tmp_path / "in").mkdir()
     return lambda settle=0.0: score_inbox(predictor, reader, "models", tmp_path / "in", tmp_path / "out", 2, settle)
@@ -91,7 +91,7 @@ def test_names_with_line_breaks_stay_one_line(look, arrive, tmp_path):
 def test_names_of_any_bytes_and_files_that_vanish(look, arrive, tmp_path):
     arrive(0, os.fsdecode(b"\xff\xfe.dcm"))
     gone = tmp_path / "in/gone.dcm"
-    gone.symlink_to(tmp_path / "nowhere")  # listed, and not there
+    gone.symlink_to(tmp_path / "nowhere")  # a listed file that does not exist
     assert look() == InboxResult(1, 0, 0)
     assert rows(tmp_path)[0]["file"] == r"\udcff\udcfe.dcm"
 
@@ -151,7 +151,7 @@ def test_a_reader_that_cannot_work_for_the_moment_gives_no_verdict(look, arrive,
 
 
 def test_the_bytes_that_were_digested_are_scored(look, arrive, tmp_path, reader, monkeypatch):
-    """A file that is replaced between the digest and the reading is what it was when it was digested."""
+    """Replace a file between the digest and the reading: it is scored as it was when it was digested."""
     path, other = arrive(0), arrive(1, "../other.dcm")
     before, real = path.read_bytes(), reader.read
 
@@ -211,7 +211,7 @@ def test_errors(look, tmp_path):
 
 @pytest.mark.long
 def test_killed_at_any_moment_each_study_is_scored_once(trained, sample, tmp_path):
-    """SIGKILL to the real command, again and again: every study has one line in the end, and nothing else is left."""
+    """Send SIGKILL to the real command repeatedly: in the end, every study has one line, and nothing else is left."""
     inbox, out, scratch = tmp_path / "in", tmp_path / "out", tmp_path / "scratch"
     scratch.mkdir()
     shutil.copytree(sample / IMAGES, inbox)

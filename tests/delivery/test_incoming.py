@@ -1,4 +1,4 @@
-"""Files that others still write."""
+"""Files that other programs are still writing."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def look(file, tmp_path, monkeypatch):
-    """Whether the file has arrived, as a look of the inbox sees it so many seconds after the start."""
+    """Return whether the file has arrived, as the inbox sees it ``seconds`` after the start."""
 
     def see(seconds, settle=5.0, clock=0.0):
         start = time.time()
@@ -48,7 +48,7 @@ def test_a_file_from_the_future_waits_no_longer(look, file, tmp_path):
     ahead = time.time() + 3 * 86400
     os.utime(file, (ahead, ahead))
     assert not look(0)
-    assert look(1, clock=6)  # the system noted when the file was changed
+    assert look(1, clock=6)  # the system's own time of the change (ctime) counts
     assert not (tmp_path / "note.json").exists()
     assert look(0, settle=0)
 
@@ -96,7 +96,7 @@ def test_of_a_file_without_end_one_byte_too_many_is_read(tmp_path):
 
 
 def test_a_file_that_changes_is_never_read_half(tmp_path):
-    """One process writes it again and again; who reads it gets one of its contents, or is told to wait."""
+    """Write it again and again in one thread: a reader gets one of its contents, or is told to wait."""
     path, done = tmp_path / "a.dcm", threading.Event()
     path.write_bytes(b"a" * 300_000)
 

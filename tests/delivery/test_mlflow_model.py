@@ -44,7 +44,7 @@ def encode(path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_loads_and_predicts_without_this_repository(trained, studies, tmp_path):
-    """In a process of its own, in another folder: what the model needs is in its artifacts."""
+    """Load it in a process of its own, in another folder: the artifacts hold all that the model needs."""
     code = (
         "import json, sys, mlflow, pandas as pd\n"
         "model = mlflow.pyfunc.load_model('models:/rsna-retinanet@challenger')\n"
@@ -120,7 +120,7 @@ def test_serves_dicom_over_http(trained, studies):
         for column, rows in hostile():
             status, answer = _post(url, {"dataframe_split": {"columns": [column], "data": rows}})
             assert 400 <= status < 500, (column, str(rows)[:80], answer)
-            if column == "dicom" and isinstance(rows[0][0], str):  # what MLflow hands to the model
+            if column == "dicom" and isinstance(rows[0][0], str):  # a request that MLflow hands to the model
                 assert "Traceback" not in answer
                 assert rows[0][0][:4] not in answer
         assert _post(url, b"{")[0] == _post(url, b"\xff" * 1000)[0] == _post(url, [])[0] == 400
@@ -131,7 +131,7 @@ def test_serves_dicom_over_http(trained, studies):
 
 
 def hostile():
-    """Requests of no use, column and rows: malformed, huge, of the wrong kind."""
+    """Yield useless requests, column and rows: malformed, huge, of the wrong kind."""
     text = lambda content: base64.b64encode(content).decode()  # noqa: E731
     yield "dicom", [["?!QUJD-no-base-64"]]
     yield "dicom", [[text(b"no dicom")]]
@@ -155,7 +155,7 @@ class Evil:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_planted_pickle_is_not_loaded(trained, studies, tmp_path):
-    """Neither by MLflow, told to load one, nor by us, with one beside the weights."""
+    """Check that neither MLflow, told to load a pickle, nor our code, with one beside the weights, loads it."""
     local = shutil.copytree(next((trained[0] / "mlruns").rglob("MLmodel")).parent, tmp_path / "model")
     (local / "artifacts/models/model.pkl").write_bytes(pickle.dumps(Evil()))
     (local / "artifacts/models/model.pt").write_bytes(pickle.dumps(Evil()))

@@ -1,4 +1,4 @@
-"""Nothing that a model's folder may hold is believed unseen."""
+"""The checks of a model's folder: nothing in it is trusted unchecked."""
 
 import json
 import struct
@@ -61,7 +61,7 @@ def spoil(tensors, name, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_found_wherever_it_is(tiny_model, value):
     whole = load_file(tiny_model / "model.safetensors")
-    # Every few tensors, and others for each value: all kinds of layers are among them.
+    # Every third tensor, and different ones for each value: all kinds of layers are among them.
     for name in list(whole)[{"nan": 0, "inf": 1, "-inf": 2}[str(value)] :: 3]:
         spoilt = {key: tensor.clone() for key, tensor in whole.items()}
         spoil(spoilt, name, value)
@@ -168,7 +168,7 @@ def test_a_configuration_that_could_not_be_read_again_is_not_written(tiny_model,
 
 
 def overflow(folder):
-    """Finite weights whose outputs are not."""
+    """Write finite weights whose outputs are not finite; return the folder."""
     weights = load_file(folder / "model.safetensors")
     weights["class_head.last.weight"].fill_(3e38)
     save_file(weights, folder / "model.safetensors")

@@ -18,7 +18,7 @@ def row(number, name="a.dcm"):
 
 @pytest.fixture
 def table(tmp_path):
-    """Five rows."""
+    """Write a table of five rows; return its path."""
     path = tmp_path / "scored.csv"
     open_scored(path)
     append_rows(path, [row(number) for number in range(5)])

@@ -37,7 +37,7 @@ JSON, CSV = "application/json", "text/csv"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A model that nobody trained."""
+    """Save a model that was never trained; return its folder."""
     torch.manual_seed(0)
     layers = Architecture("resnet10t", "group", 32, "p5", 1, "group", ((1.0, 1.0),), 0.01)
     rules = PostProcessing(score_thresh=0.001, nms_thresh=0.5, detections_per_img=5, topk_candidates=100)
@@ -64,7 +64,7 @@ def wanted(model, study):
 
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    """The command in a process of its own; its port, and the process."""
+    """Start the command in a process of its own; yield its port and the process."""
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
     process = subprocess.Popen(
@@ -105,7 +105,7 @@ def ping(port):
 
 
 def ask(port, body, kind=JSON, place="/invocations", method="POST", **headers):
-    """Status and text of the answer; a body that is an iterator is sent in chunks, without its length."""
+    """Return the status and text of the answer; a body that is an iterator is sent in chunks, without its length."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
         content = body if body is None or isinstance(body, bytes) or hasattr(body, "__next__") else json.dumps(body)
@@ -123,7 +123,7 @@ def split(name, *cells):
 
 
 def good(study):
-    """The same study in every format."""
+    """Yield the same study in every format."""
     text, pixels = encode(study.read_bytes()), read_radiograph(study).pixels.tolist()
     yield split("dicom", text), JSON
     yield split("image", pixels), JSON + "; charset=UTF-8"
@@ -136,7 +136,7 @@ def good(study):
 
 
 def hostile():
-    """Requests of no use: status, body, content type. Each holds the secret word where it can."""
+    """Yield useless requests: status, body, content type. Each holds the secret word where it can."""
     deep = 100_000
     yield 400, b'{"dataframe_split": ' + b"[" * deep + b"]" * deep + b"}", JSON
     yield 400, b'{"a":' * 2000 + b"1" + b"}" * 2000, JSON
@@ -226,9 +226,9 @@ def test_hostile_requests_are_refused_in_one_line(server, study, wanted):
 
 @contextlib.contextmanager
 def serving(served):
-    """The server in this process, so that a test can choose what it is made of."""
+    """Run the server in this process, so that a test can choose the model that it serves."""
     port = free_port()
-    # A thread cannot take signals; the server ends with the test's process.
+    # A thread cannot handle signals; the server ends with the test's process.
     threading.Thread(target=serve, args=(served, "127.0.0.1", port), daemon=True).start()
     wait_for(lambda: ping(port) == 200)
     yield port
@@ -265,7 +265,7 @@ def test_studies_that_hang_cost_themselves_and_a_while(model, study, wanted):
 
 
 class Sleeping:
-    """Stands in for a model whose requests take as long as a test likes."""
+    """A stand-in for a model, whose requests take as long as a test likes."""
 
     def __init__(self, limits):
         self.limits, self.go, self.inside, self.most = limits, threading.Event(), 0, 0
@@ -364,7 +364,7 @@ def test_a_flood_changes_nothing(server, study):
 
 
 def flood(port, process, study, count):
-    """Seconds of good requests before and after ``count`` mixed ones, and by how many bytes the processes grew."""
+    """Return the seconds of good requests before and after ``count`` mixed ones, and the processes' growth in bytes."""
     fine = split("dicom", encode(study.read_bytes()))
 
     def timed():
@@ -374,7 +374,7 @@ def flood(port, process, study, count):
 
     bad = list(hostile())
     bad = [one for one in bad if not hasattr(one[1], "__next__")]
-    for one in bad:  # what is loaded only now is no growth
+    for one in bad:  # code that is loaded only now does not count as growth
         ask(port, *one[1:])
     before, size = [timed() for _ in range(20)], memory(process)
 
@@ -389,6 +389,6 @@ def flood(port, process, study, count):
 
 
 def memory(process):
-    """Of the server and its processes, in bytes."""
+    """Return the memory of the server and its processes, in bytes."""
     main = psutil.Process(process.pid)
     return sum(one.memory_info().rss for one in [main, *main.children(recursive=True)])

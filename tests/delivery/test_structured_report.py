@@ -1,4 +1,4 @@
-"""Reports of images whose headers are as people have them, or hostile."""
+"""Structured reports of images whose headers are as found in practice, or hostile."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ SECRET = "Sekret"
 
 
 def put(dataset, keyword, content, vr=None):
-    """Bytes as they are, which pydicom would not write from a value."""
+    """Put bytes into the data set as they are; pydicom would not write them from a value."""
     tag = Tag(keyword)
     content += b" " * (len(content) % 2)
     vr = vr or pydicom.datadict.dictionary_VR(tag)
@@ -38,7 +38,7 @@ def image(sample):
 
 @pytest.fixture
 def report_on(image, tmp_path, caplog):
-    """Make a file of the image, changed by a function, and its report; returns the writer and the report."""
+    """Make a file of the image, changed by a function, and its report; return the writer and the report."""
     radiograph = read_radiograph(image)
 
     def make(change, name="a.dcm"):
@@ -46,7 +46,7 @@ def report_on(image, tmp_path, caplog):
         change(dataset)
         path = tmp_path / name
         with warnings.catch_warnings(), caplog.at_level(logging.CRITICAL, "pydicom"):
-            warnings.simplefilter("ignore")  # pydicom's words while the test writes what no program should write
+            warnings.simplefilter("ignore")  # pydicom warns while the test writes values that no program should write
             dataset.save_as(path)
         writer = ReportWriter(tmp_path / "sr")
         writer.write(Study(path, radiograph, FOUND))
@@ -58,7 +58,7 @@ def report_on(image, tmp_path, caplog):
 
 @pytest.fixture(autouse=True)
 def nothing_is_said(caplog, capfd):
-    """The libraries' warnings quote values. Warnings are errors here; logs and both streams stay empty."""
+    """Require silent libraries, and no secret in any output: warnings quote values, and are errors here."""
     caplog.set_level(logging.DEBUG)
     yield
     said = caplog.text + "".join(capfd.readouterr())
@@ -136,7 +136,7 @@ def test_names_in_any_character_set(image, tmp_path, charset, name, kept):
 
 
 def with_name(image, charset, name):
-    """The image's file with these bytes as they are: pydicom would write a name in the character set that it knows."""
+    """Return the image's file with these bytes as they are; pydicom would write names in the character set it knows."""
     dataset = pydicom.dcmread(image)
     if "SpecificCharacterSet" in dataset:
         del dataset.SpecificCharacterSet
@@ -208,7 +208,7 @@ KEYWORDS = [
 def test_whatever_the_header_holds_there_is_a_valid_report_or_a_reason(report_on, values):
     def change(dataset):
         for keyword, content in values.items():
-            # pydicom cannot write a data set whose character set's name has a zero in it.
+            # pydicom cannot write a data set whose character set name contains a zero byte.
             put(dataset, keyword, content.replace(b"\0", b" ") if keyword == "SpecificCharacterSet" else content)
 
     writer, report = report_on(change)

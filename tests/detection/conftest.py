@@ -12,7 +12,7 @@ from tests.detection.settings import LOSS
 
 
 def randomize_norms(model):
-    """Statistics and factors that no mistake in a norm survives unseen."""
+    """Set random statistics and factors, so that every mistake in a norm shows."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2.0)
@@ -50,7 +50,7 @@ def train_settings():
 
 @pytest.fixture
 def squares():
-    """Bright squares on noise, one or none per image: (images, boxes)."""
+    """Return ``(images, boxes)``: one bright square or none on the noise of each image."""
     rng = np.random.default_rng(0)
     images, boxes = [], []
     for number in range(16):

@@ -23,7 +23,7 @@ V2 = Architecture("resnet50", "frozen_batch", 256, "c5", 4, "group", SHAPES, 0.0
 
 
 def torchvision_model(version):
-    """Random weights, but none that hide a mistake: norms with statistics, a class head that speaks."""
+    """Build a model with random weights that hide no mistake: norms have statistics, the class head finds objects."""
     build = retinanet_resnet50_fpn if version == 1 else retinanet_resnet50_fpn_v2
     model = build(weights=None, weights_backbone=None, num_classes=3, min_size=SIZE, max_size=SIZE)
     randomize_norms(model)
@@ -35,14 +35,14 @@ def torchvision_model(version):
             nn.init.kaiming_normal_(module.weight)
     nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.03)
     nn.init.constant_(model.head.classification_head.cls_logits.bias, -2.0)
-    # Offsets so large that boxes leave the image are another matter: we drop those, torchvision does not.
+    # Small offsets: we drop boxes that large ones move out of the image, torchvision does not.
     nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.002)
     return model.eval()
 
 
 @pytest.fixture(scope="module", params=[1, 2])
 def pair(request):
-    """(version, torchvision's model, ours with its weights)."""
+    """Return ``(version, torchvision's model, our model with its weights)``."""
     torch.manual_seed(request.param)
     theirs = torchvision_model(request.param)
     ours = RetinaNet(V1 if request.param == 1 else V2).eval()
@@ -61,7 +61,7 @@ def boxes_of(count):
 
 
 def grey_levels(images):
-    """What our model normalises to what torchvision's makes of these images."""
+    """Return images that our model normalises to the values that torchvision's model makes of ``images``."""
     return (images - MEAN[:, None, None]) / STD[:, None, None] * PIXEL_STD + PIXEL_MEAN
 
 
@@ -111,7 +111,7 @@ def test_detections(pair, images):
     for one, wanted in zip(found, theirs(list(images)), strict=True):
         assert len(one["boxes"]) == len(wanted["boxes"]) > 50
         torch.testing.assert_close(one["scores"], wanted["scores"], rtol=1e-4, atol=1e-6)
-        # As sets: scores that differ in the last digit only may change places.
+        # Compare as sets: boxes whose scores differ only in the last digit may swap places.
         near = torch.cdist(one["boxes"], wanted["boxes"], p=torch.inf) < 1e-2
         near &= one["labels"][:, None] == wanted["labels"][None, :]
         near &= (one["scores"][:, None] - wanted["scores"][None, :]).abs() < 1e-4

@@ -11,7 +11,7 @@ DEFAULT = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
 
 @pytest.fixture(scope="module")
 def boxes():
-    """Boxes as the challenge's, in images of 512 px."""
+    """Draw boxes like the challenge's, in images of 512 px."""
     rng = np.random.default_rng(0)
     return [xyxy(draw_boxes(512, rng)) for _ in range(200)]
 
@@ -40,7 +40,7 @@ def test_coverage_counts_what_no_anchor_reaches():
     found = coverage(anchors, [exact[None], np.zeros((0, 4)), thin[None]], 0.5, 0)
     assert found.best_iou[0] == pytest.approx(1)
     assert found.best_iou[1] < 0.5
-    assert found.positives.tolist() == [5, 0]  # itself and its four neighbours at a quarter of its side
+    assert found.positives.tolist() == [5, 0]  # its own anchor and the four neighbours, a quarter of its side away
     assert found.covered == 0.5
     lines = found.table().splitlines()
     assert lines[0] == "side_pixels,boxes,covered,mean_best_iou,median_positives"

@@ -41,5 +41,5 @@ def test_decoding_inverts_encoding_and_both_are_torchvisions(box, anchor):
     torch.testing.assert_close(decode_boxes(deltas, anchor), box, rtol=1e-6, atol=1e-6)
     coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
     torch.testing.assert_close(deltas, coder.encode_single(box, anchor), rtol=1e-6, atol=1e-6)
-    large = deltas * 3  # past the clamp
+    large = deltas * 3  # these can exceed the clamp
     torch.testing.assert_close(decode_boxes(large, anchor), coder.decode_single(large, anchor), rtol=1e-6, atol=1e-6)

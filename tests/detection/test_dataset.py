@@ -65,7 +65,7 @@ def test_processes_share_the_batches_of_a_larger_one(length, size, world_size):
     whole.start_at(2, 0)
     for together, *own in zip(whole, *shares, strict=True):
         assert [key for part in own for key in part if key[1] >= 0] == together
-        for part in own:  # never mixed
+        for part in own:  # a batch never mixes images and padding
             assert all(key[1] >= 0 for key in part) or len(part) == 1
     later = EpochBatches(length, size, 7, True, 0, world_size)
     later.start_at(2, 1)

@@ -1,4 +1,4 @@
-"""Losses and their gradients are finite, whatever finite numbers a network gives."""
+"""Losses and their gradients are finite for all finite outputs of a network."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def is_finite(loss, values):
     assert torch.isfinite(loss).all()
     assert torch.isfinite(loss.sum())
     assert torch.isfinite(values.grad).all()
-    assert torch.isfinite(values.grad.float().square().sum())  # the norm by which it is clipped
+    assert torch.isfinite(values.grad.float().square().sum())  # the norm that gradient clipping uses
 
 
 @pytest.mark.parametrize("kind", KINDS)

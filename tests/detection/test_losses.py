@@ -44,7 +44,7 @@ def test_focal_loss_is_the_papers_formula(rows, alpha, gamma):
     logits, targets = tensors(rows)
     found = focal_loss(logits, targets, alpha, gamma)
     for value, (logit, target) in zip(found.tolist(), rows, strict=True):
-        # In words of p, with the logarithm of p taken where it does not underflow.
+        # The formula in terms of p, with log p computed so that it does not underflow.
         p_t = 1 / (1 + math.exp(-logit if target else logit))
         log_p_t = -math.log1p(math.exp(-logit if target else logit))
         wanted = -(alpha if target else 1 - alpha) * (1 - p_t) ** gamma * log_p_t
@@ -123,7 +123,7 @@ def test_smooth_l1_is_continuous_at_beta():
 
 
 def batch(boxes_per_image):
-    """Logits and deltas of random heads, and boxes on top of some anchors."""
+    """Return random logits and deltas, boxes close to some anchors, and the labels of the boxes."""
     most = max(1, *boxes_per_image)
     boxes = torch.zeros(len(boxes_per_image), most, 4)
     boxes[..., 2:] = 1
@@ -137,7 +137,7 @@ def batch(boxes_per_image):
 
 
 def test_equals_torchvisions_retinanet_loss(loss_settings):
-    """The paper's normaliser, image by image, against torchvision's own head classes."""
+    """Compare the paper's normaliser, image by image, with torchvision's own head classes."""
     from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
 
     logits, deltas, boxes, labels = batch([2, 0, 1])
@@ -228,7 +228,7 @@ def test_ema_normaliser_follows_detectron2(loss_settings):
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "ciou"])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_every_form_gives_the_same_numbers(loss_settings, kind, classes, monkeypatch):
-    """Eager and compiled; positives picked, as on a CPU, and every anchor computed, as on a GPU."""
+    """Compare eager and compiled code that picks positives (as on a CPU) or computes every anchor (as on a GPU)."""
     loss = DetectionLoss(replace(loss_settings, box=kind))
     torch.manual_seed(0)
     logits, deltas = torch.randn(3, len(ANCHORS), classes), torch.randn(3, len(ANCHORS), 4) / 5
@@ -258,7 +258,7 @@ def test_every_form_gives_the_same_numbers(loss_settings, kind, classes, monkeyp
 
 
 def test_the_operator_of_matching_is_a_good_citizen():
-    """torch's own check of an operator: its schema, its shapes without data, its compilation."""
+    """Run torch's own check of an operator: its schema, its shapes without data, its compilation."""
     boxes, labels = torch.tensor([[[4.0, 4, 40, 30]], [[10.0, 12, 30, 50]]]), torch.zeros(2, 1, dtype=torch.int64)
     torch.library.opcheck(_match_by_level, (list(GRID.levels), ANCHORS, boxes, labels, 0.5, 0.4, True))
 
@@ -298,7 +298,7 @@ def test_ohem_counts_three_negatives_for_each_positive(loss_settings):
 @pytest.mark.parametrize("kind", ["focal", "frequency_balanced_cross_entropy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_anchors_ignored_and_all_positive(loss_settings, kind, dtype):
-    """One box over the whole image overlaps every anchor: thresholds decide what they all are."""
+    """One box over the whole image overlaps every anchor: the thresholds make all of them ignored or positive."""
     box, label = torch.tensor([[[-64.0, -64, 128, 128]]]), torch.zeros(1, 1, dtype=torch.int64)
     for foreground, positives in ((0.999, 0), (1e-6, len(ANCHORS))):
         settings = replace(

@@ -1,4 +1,4 @@
-"""Each loss against its definition, pixel by pixel, and against the set function that it stands for."""
+"""Each loss against its definition, pixel by pixel, and against the set function that it represents."""
 
 import math
 
@@ -28,14 +28,14 @@ def tensors(rows):
 
 
 def jaccard_loss(wrong, truth):
-    """1 - IoU of the prediction that errs at ``wrong``."""
+    """Return 1 - IoU of the prediction that is wrong at the pixels ``wrong``."""
     predicted = [bool(y) != bad for y, bad in zip(truth, wrong, strict=True)]
     union = sum(p or bool(y) for p, y in zip(predicted, truth, strict=True))
     return 0.0 if not union else 1 - sum(p and bool(y) for p, y in zip(predicted, truth, strict=True)) / union
 
 
 def slow_lovasz(errors, truth):
-    """Berman et al., eq. 9: each error times what the set of mispredictions gains by its pixel."""
+    """Compute Berman et al., eq. 9: the sum of each error times the loss that its pixel adds to the mispredictions."""
     order = sorted(range(len(errors)), key=lambda place: -errors[place])
     total, wrong, before = 0.0, [False] * len(errors), 0.0
     for place in order:
@@ -77,14 +77,14 @@ def test_lovasz_losses_are_the_lovasz_extension(rows):
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=24))
 def test_at_certain_predictions_the_overlap_losses_are_one_minus_the_overlap(kinds):
-    """0 to 3: true negative, hit, miss, false alarm."""
+    """The kinds 0 to 3 are true negative, hit, miss and false alarm."""
     predicted, truth = [kind in (1, 3) for kind in kinds], [kind in (1, 2) for kind in kinds]
     logits, masks = tensors([(80.0 if p else -80.0, int(y)) for p, y in zip(predicted, truth, strict=True)])
     union = sum(p or y for p, y in zip(predicted, truth, strict=True))
     iou = kinds.count(1) / union if union else 1.0
     dice = 1 - dice_loss(logits, masks).item()
     assert dice >= iou - 1e-9
-    # 80 from the margin: an error costs 81 hinge units, none costs 0.
+    # With logits of -80 and 80, a wrong pixel costs 81 hinge units and a right one 0.
     if iou == 1:
         assert lovasz_hinge_loss(logits, masks).item() == 0
     if union and sum(truth):

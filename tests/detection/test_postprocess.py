@@ -15,7 +15,7 @@ RULES = PostProcessing(score_thresh=0.3, nms_thresh=0.3, detections_per_img=5, t
 
 
 def outputs(images, **found):
-    """Heads that see nothing but the given boxes: anchor -> (box, logit)."""
+    """Return outputs of heads that see only the given boxes: (image, anchor) -> (box, logit)."""
     logits, deltas = torch.full((images, len(ANCHORS), 1), -9.0), torch.zeros(images, len(ANCHORS), 4)
     for (image, anchor), (box, logit) in found["boxes"].items():
         logits[image, anchor] = logit
@@ -69,7 +69,7 @@ def test_counts_and_order_on_random_heads():
 
 
 def test_a_second_look_at_the_mirrored_image(architecture):
-    """Mirrored outputs of a mirrored image are boxes of the image."""
+    """The boxes of a mirrored image, mirrored back, are boxes of the image."""
     torch.manual_seed(0)
     model = RetinaNet(replace(architecture, prior_probability=0.4)).eval()
     nn.init.normal_(model.class_head.last.weight, std=0.3)
@@ -100,7 +100,7 @@ def test_the_score_gate():
     p = opinions.softmax(1)
     score = torch.tensor(2.0).sigmoid()
     torch.testing.assert_close(found[0]["scores"][0], torch.sqrt(score * (p[0, 0] + 0.1 * p[0, 1])))
-    assert len(found[1]["scores"]) == 0  # no opacity, says the image-level head
+    assert len(found[1]["scores"]) == 0  # the image-level head says: no opacity
     assert len(detect(gated, GRID, (128, 128), RULES)[1]["scores"]) == 1
 
 

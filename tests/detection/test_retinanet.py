@@ -110,7 +110,7 @@ def test_backbones_build_and_take_a_step(architecture, loss_settings, name, norm
     optimizer.step()
     assert (losses.classification + losses.box).isfinite()
     reached = [bool(weight.grad.any()) for weight in model.backbone.parameters() if weight.ndim == 4]
-    # Not the last stage's own: no box is of its size. But no residual branch is dead.
+    # The last stage's own weights may get no gradient, as no box is of its size. But no residual branch is dead.
     assert sum(reached) > 0.6 * len(reached)
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 

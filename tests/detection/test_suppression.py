@@ -1,4 +1,4 @@
-"""Soft-NMS and fusion against what the papers say, one box at a time."""
+"""Soft-NMS and fusion against the definitions in the papers, one box at a time."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_fusion_averages_a_cluster_by_its_scores():
     fused, values, _ = weighted_fusion(boxes, scores, labels, 0.5, views=1, count=9)
     torch.testing.assert_close(fused[0], torch.tensor([0.5, 0, 20.5, 20]))
     assert values.tolist() == pytest.approx([0.6, 0.5])
-    # Two looks at the image: what only one of them saw counts half.
+    # With two views of the image, a box that only one of them found counts half.
     fused, values, _ = weighted_fusion(boxes, scores, labels, 0.5, views=2, count=9)
     assert values.tolist() == pytest.approx([0.6, 0.25])
     assert len(weighted_fusion(boxes, scores, labels, 0.5, views=1, count=1)[0]) == 1

@@ -29,7 +29,7 @@ def test_coco_weights_fit_one_architecture(architecture):
 
 
 def test_coco_weights_from_the_cache(monkeypatch, tmp_path):
-    """torchvision's own file, as torch.hub leaves it: other classes and colours than ours."""
+    """Load torchvision's own file, as torch.hub leaves it: its classes and colours differ from ours."""
     theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     state = theirs.state_dict()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -52,7 +52,7 @@ def compress(kind, pixels):
 
 
 def dataset(kind, frame, shape, **header):
-    """A data set whose pixel data are one frame, or its fragments."""
+    """Return a data set whose pixel data are one frame, or the frame's fragments."""
     fragments = frame if isinstance(frame, list) else [frame]
     made = Dataset()
     made.file_meta = FileMetaDataset()

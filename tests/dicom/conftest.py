@@ -1,4 +1,4 @@
-"""DICOM files with any pixels and any header."""
+"""Fixtures that write DICOM files with any pixels and any header."""
 
 import warnings
 
@@ -16,7 +16,7 @@ def study(sample):
 
 @pytest.fixture
 def make(study, tmp_path):
-    """A file with the given pixels and header values."""
+    """Return a function that writes a file with the given pixels and header values."""
 
     def build(pixels, **header):
         dataset = pydicom.dcmread(study)
@@ -27,7 +27,7 @@ def make(study, tmp_path):
         dataset.HighBit = dataset.BitsStored - 1
         dataset.PixelData = pixels.tobytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # values that the standard forbids are wanted here
+            warnings.simplefilter("ignore")  # tests need values that the standard forbids
             for key, value in header.items():
                 if isinstance(value, tuple):
                     dataset.add_new(*value)  # tag, value representation, value

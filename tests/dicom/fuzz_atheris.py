@@ -4,7 +4,7 @@
     python -m tests.dicom.fuzz_atheris CORPUS -max_total_time=1200 -rss_limit_mb=3072 -timeout=20
 
 Each input is one file's content. libFuzzer ends with a file ``crash-*``, ``timeout-*`` or ``oom-*`` when an input
-raises anything but `BadStudyError`, crashes a decoder, takes too long or too much memory.
+raises anything but ``BadStudyError``, crashes a decoder, takes too long or needs too much memory.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ import pydicom.data
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import BadStudyError
 
-# Larger files teach the fuzzer nothing that a small one does not, and each run of them takes longer.
+# Larger files show the fuzzer nothing more than small ones do, and each run on them takes longer.
 _LARGEST_SEED = 64 * 2**10
 
 
 def write_seeds(corpus: Path, more: list[Path]) -> int:
-    """Copy the small DICOM files that come with pydicom, and ``more``, into ``corpus``; how many there are."""
+    """Copy the small DICOM files that come with pydicom, and ``more``, into ``corpus``; return their number."""
     corpus.mkdir(parents=True, exist_ok=True)
     folders = (Path(pydicom.data.__file__).parent / "test_files", Path(data_store.__file__).parent / "data")
     files = [*more, *(path for folder in folders for path in folder.glob("*.dcm"))]
@@ -33,7 +33,7 @@ def write_seeds(corpus: Path, more: list[Path]) -> int:
 
 
 def read(content: bytes) -> None:
-    """Read one input; a study that cannot be used is an answer, any other error a finding."""
+    """Read one input; ``BadStudyError`` is a correct answer, and any other error is a finding."""
     try:
         radiograph = read_radiograph(content)
     except BadStudyError:

@@ -1,4 +1,7 @@
-"""Read mutated DICOM files, in a process of its own: a decoder may end it. Usage: fuzz_dicom.py FOLDER COUNT."""
+"""Reading of mutated DICOM files in a separate process, which a decoder may crash.
+
+Usage: fuzz_dicom.py FOLDER COUNT.
+"""
 
 import json
 import random
@@ -19,7 +22,7 @@ BASES = (
 
 
 def mutate(content, rng):
-    """Change some bytes of the header, some anywhere, cut the end off, or put some in."""
+    """Change some bytes of the header or of the whole file, cut the end off, or insert some bytes."""
     changed = bytearray(content)
     kind = rng.choices(("header", "any", "cut", "insert"), (4, 4, 1, 1))[0]
     if kind == "cut":
@@ -35,7 +38,7 @@ def mutate(content, rng):
 
 
 def peak_memory():
-    """MiB. Not getrusage: its peak is inherited from the process that started this one."""
+    """Return MiB; getrusage is no use, because its peak is inherited from the process that started this one."""
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index("VmHWM:") + 1]) / 1024
 
@@ -52,7 +55,7 @@ def main(folder, count):
             pixels = read_radiograph(path).pixels
             assert pixels.ndim == 2
             assert pixels.dtype == "uint8"
-            assert pixels.size <= 2**24  # of files of at most some 100 KB
+            assert pixels.size <= 2**24  # the files have at most some 100 KB
             seen["read"] += 1
         except BadStudyError:
             seen["refused"] += 1

@@ -1,4 +1,4 @@
-"""Decoders that misbehave as real ones do, by the first byte of a file; they run in the reader's processes."""
+"""A decoder that misbehaves as real ones do; a file's first byte selects how. It runs in the reader's processes."""
 
 import ctypes
 import os

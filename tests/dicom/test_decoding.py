@@ -1,4 +1,4 @@
-"""Each kind of compression: right pixels, or the study is refused."""
+"""Each kind of compression gives the right pixels, or the study is refused."""
 
 import random
 
@@ -85,7 +85,7 @@ def test_signed_samples_that_the_encoder_took_for_unsigned_ones(kind):
     frame = compress(kind, (signed & 4095).astype(np.uint16))
     found = decode(dataset(kind, frame, signed.shape, PixelRepresentation=1))
     assert found.dtype == np.int16
-    if kind == "jpeg_ls":  # its encoder here says 12 bits only where all of them are used
+    if kind == "jpeg_ls":  # this encoder states 12 bits only if all of them are used
         found = ((found & 4095) ^ 2048) - 2048
     np.testing.assert_array_equal(found, signed)
 
@@ -116,7 +116,7 @@ def test_colours_without_loss(kind):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_uncompressed_colours_in_any_layout(data):
-    """Planes or pixels, either byte order, 8 or 16 bits: the same colours."""
+    """Colours by plane or by pixel, in either byte order, with 8 or 16 bits, are read the same."""
     rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     width, planar, big = data.draw(st.sampled_from([1, 2])), data.draw(st.booleans()), data.draw(st.booleans())
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -132,7 +132,7 @@ def test_uncompressed_colours_in_any_layout(data):
 
 
 def test_uncompressed_ycc():
-    """Subsampled or not, as OpenCV converts it."""
+    """Subsampled or not, YCbCr is converted as OpenCV does it."""
     rng = np.random.default_rng(0)
     ycc = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
     ycc[:, 1::2, 1:] = ycc[:, ::2, 1:]

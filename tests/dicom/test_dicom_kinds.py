@@ -1,4 +1,4 @@
-"""Every kind of DICOM file that pydicom's own test files have, and one real chest radiograph."""
+"""Every kind of DICOM file among pydicom's own test files, and one real chest radiograph."""
 
 import traceback
 import warnings
@@ -21,7 +21,7 @@ from pipeline.errors import BadStudyError
 
 @cache
 def local_files():
-    """The files that come with pydicom and with pydicom-data; pydicom's own search would download more."""
+    """Return the files that come with pydicom and pydicom-data; pydicom's own search would download more."""
     folders = (Path(pydicom.data.__file__).parent / "test_files", Path(data_store.__file__).parent / "data")
     return {path.name: path for folder in folders for path in sorted(folder.glob("*.dcm"))}
 
@@ -38,7 +38,7 @@ def theirs(name):
 
 
 def readable():
-    """Names of the test files with one whole frame of 8 to 16 bits."""
+    """Return the names of the test files with one whole frame of 8 to 16 bits."""
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,7 +52,7 @@ def readable():
                     continue
             except (AttributeError, ValueError, TypeError, KeyError, pydicom.errors.InvalidDicomError):
                 continue
-            # The one is cut off, the other's JPEG 2000 data were cut where they hold a delimiter's bytes.
+            # The first file is cut off; the second one's JPEG 2000 data were cut where they hold a delimiter's bytes.
             if name not in ("MR_truncated.dcm", "JPEG2000-embedded-sequence-delimiter.dcm"):
                 found.append(name)
     return found
@@ -74,7 +74,7 @@ def test_every_kind_is_read():
 
 
 def test_jpeg_lossless_of_any_predictor(tmp_path):
-    """No test file is labelled so; process 14 with predictor 1 is one of its kinds."""
+    """No test file has this transfer syntax; it includes process 14 with predictor 1."""
     dataset = pydicom.dcmread(local_file("JPGLosslessP14SV1_1s_1f_8b.dcm"))
     dataset.file_meta.TransferSyntaxUID = JPEGLossless
     dataset.save_as(tmp_path / "lossless.dcm")
@@ -85,7 +85,7 @@ def test_jpeg_lossless_of_any_predictor(tmp_path):
 @pytest.mark.parametrize(
     "names",
     [
-        # Lossless kinds of one image must agree to the last bit.
+        # Lossless versions of one image must agree to the last bit.
         ["MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm",
          "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"],
         ["RG1_UNCR.dcm", "RG1_J2KR.dcm"],
@@ -122,7 +122,7 @@ def test_colours_become_luminance(name):
 
 @pytest.mark.parametrize("name", ["SC_rgb_dcmtk_+eb+cy+n1.dcm", "SC_rgb_jpeg_dcmtk.dcm"])
 def test_baseline_jpeg_in_grey_is_as_pydicom_decodes_it(name, tmp_path):
-    """The fast path is for grey images: a real encoder's file with its colours dropped."""
+    """The fast path is for grey images, so the test drops the colours of a real encoder's file."""
     dataset, stored = theirs(name)
     grey = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -146,7 +146,7 @@ def test_voi_and_modality_tables():
 
 
 def test_a_table_of_many_short_entries(tmp_path):
-    """4096 entries of 8 bits, as computed radiography has them; pydicom's own look-up wraps round here."""
+    """The table has 4096 entries of 8 bits, as in computed radiography; pydicom's own look-up wraps round here."""
     dataset = pydicom.dcmread(local_file("MR_small.dcm"))
     stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     dataset.PixelData, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = stored.tobytes(), 12, 11, 0
@@ -192,7 +192,7 @@ def test_a_compressed_image_larger_than_its_header_says_is_refused_before_decodi
 
 
 def test_a_reason_never_quotes_the_header(tmp_path):
-    """Parsers put the value that they cannot use into their message: it may be a name."""
+    """Parsers quote a value that they cannot use in their message, and the value may be a name."""
     dataset = pydicom.dcmread(local_file("MR_small.dcm"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -202,7 +202,7 @@ def test_a_reason_never_quotes_the_header(tmp_path):
         dataset.save_as(tmp_path / "named.dcm")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # None of the three can be read: they are unknown, and the study is read all the same.
+        # None of the three values can be read: they count as unknown, and the study is still read.
         assert read_radiograph(tmp_path / "named.dcm").view == ""
     dataset.add_new("Rows", "LO", "ROSALIND")
     dataset.add_new("ViewPosition", "CS", "FRANKLIN")

@@ -1,4 +1,4 @@
-"""Grey levels against pydicom's functions and the standard's formulae, and on headers as files have them."""
+"""Grey levels, compared with pydicom's functions and the standard's formulae, and for headers of real files."""
 
 import numpy as np
 import pydicom
@@ -21,7 +21,7 @@ def shown(made):
 
 
 def sequence(**values):
-    """A VOI or modality table as the only item of its sequence."""
+    """Return a sequence whose only item is a VOI or modality table."""
     item = Dataset()
     for keyword, value in values.items():
         if isinstance(value, tuple):
@@ -52,7 +52,7 @@ def test_windows_are_pydicoms(make, function, centre, width, slope, intercept):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(bits=st.integers(2, 16), spare=st.integers(0, 14), signed=st.booleans(), seed=st.integers(0, 99))
 def test_a_sample_lies_where_the_header_says_and_other_bits_are_ignored(make, bits, spare, signed, seed):
-    """PS3.5 8.1.1: bits HighBit - BitsStored + 1 to HighBit."""
+    """PS3.5 8.1.1: a sample has the bits HighBit - BitsStored + 1 to HighBit."""
     spare = min(spare, 16 - bits)
     rng = np.random.default_rng(seed)
     samples = rng.integers(0, 2**bits, (64, 64))
@@ -136,11 +136,11 @@ CURVE = np.round(4095 * np.linspace(0, 1, 4096) ** 0.5).astype(int)
 @pytest.mark.parametrize(
     ("bits", "entries", "white"),
     [
-        (12, CURVE, 4095),  # as the standard has it
+        (12, CURVE, 4095),  # as the standard says
         (16, CURVE, 4095),  # narrower than declared
         (8, CURVE, 4095),  # wider than declared
         (16, CURVE // 2, 2047),
-        (12, CURVE // 2 + 1024, 4095),  # 12 bits, of which the last is not reached
+        (12, CURVE // 2 + 1024, 4095),  # 12 bits, whose largest value is not reached
         (0, CURVE, 4095),
     ],
 )
@@ -170,7 +170,7 @@ def test_entries_of_one_byte_each(make, count, declared, representation):
 )  # fmt: skip
 @pytest.mark.parametrize("written", ["US", "SS"])
 def test_the_first_value_has_the_sign_of_the_pixels(make, signed, first, stored_from, written):
-    """PS3.3 C.11.2.1.1, whatever the header's representation of it."""
+    """PS3.3 C.11.2.1.1; the value representation in the header does not matter."""
     values = np.arange(stored_from, stored_from + 4096)
     pixels = (values % 2**16).astype(np.uint16).reshape(64, 64)
     meant = first - 2**16 if signed and first >= 2**15 else first

@@ -1,4 +1,4 @@
-"""Headers as files have them, and as an attacker writes them."""
+"""Headers as real files have them, and as an attacker writes them."""
 
 import struct
 import subprocess
@@ -21,7 +21,7 @@ PIXELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
 @pytest.mark.parametrize("kept", ["all", "no transfer syntax", "no preamble", "no meta header"])
 def test_files_without_a_meta_header_or_a_preamble(make, syntax, kept, tmp_path):
-    """dcmtk reads them too: what the meta header would say can be told from the first elements."""
+    """dcmtk reads them too: the first elements tell what the meta header would say."""
     dataset = pydicom.dcmread(make(PIXELS))
     dataset.file_meta.TransferSyntaxUID = syntax
     path = tmp_path / "file.dcm"
@@ -41,7 +41,7 @@ def test_files_without_a_meta_header_or_a_preamble(make, syntax, kept, tmp_path)
 
 
 def _without_syntax(content):
-    """The element (0002,0010) cut out of the meta header, whose length then is less."""
+    """Cut the element (0002,0010) out of the meta header and reduce its stated length."""
     start = content.index(b"\x02\x00\x10\x00UI")
     size = 8 + struct.unpack_from("<H", content, start + 6)[0]
     length = struct.unpack_from("<I", content, 140)[0] - size
@@ -94,7 +94,7 @@ def test_no_optional_text_costs_the_study(make, keyword, text):
     try:
         found = read_radiograph(make(PIXELS, Extra=element))
     except BadStudyError as error:
-        # A number that the text happens to be may leave one grey level.
+        # If the text happens to be a number, it may leave one grey level.
         assert "one value" in str(error) or "padding" in str(error)  # noqa: PT017
         return
     assert found.levels.shape == PIXELS.shape
@@ -109,7 +109,7 @@ def test_a_needed_number_must_be_one(make):
 
 
 def _many_items(content, count, length):
-    """A sequence of empty items before the pixel data."""
+    """Insert a sequence of empty items before the pixel data."""
     place = content.index(b"\x28\x00\x02\x00US")
     items = b"\xfe\xff\x00\xe0\x00\x00\x00\x00" * count
     size, end = (len(items), b"") if length == "stated" else (0xFFFFFFFF, b"\xfe\xff\xdd\xe0\x00\x00\x00\x00")
@@ -130,7 +130,7 @@ def test_millions_of_empty_items_are_not_parsed(make, tmp_path, length):
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60)
     said, peak_kib = done.stdout.splitlines()
-    # An element that nobody asks for is not parsed where its length is stated; else it has to be walked through.
+    # An element that is not needed is not parsed if its length is stated; otherwise, it must be walked through.
     assert said == ("read" if length == "stated" else "the header has too many elements")
     assert int(peak_kib) < 400 * 1024
 

@@ -1,4 +1,4 @@
-"""What is in a JPEG image is looked at before a decoder sees it."""
+"""The content of a JPEG image is checked before a decoder gets it."""
 
 import struct
 
@@ -20,7 +20,7 @@ def read(frame, shape=(160, 160, 1), bits=8, is_ycc=False):
 
 
 def segments(frame):
-    """(marker, start, end) of each segment, and where the scan's data begin."""
+    """Return (marker, start, end) of each segment; the scan's data begin at the last end."""
     place, found = 2, []
     while not found or found[-1][0] != 0xDA:
         end = place + 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
@@ -87,7 +87,7 @@ def test_the_header_or_the_image_says_what_its_colours_are(subsampled):
     assert frame[6:10] == b"JFIF"
     wanted = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     for is_ycc in (True, False):
-        # A JFIF image is YCbCr, whatever the header says.
+        # A JFIF image is YCbCr, no matter what the header says.
         assert np.abs(read(frame, size, is_ycc=is_ycc).astype(int) - wanted).max() <= 2
     bare = frame[:2] + frame[20:]
     assert np.abs(read(bare, size, is_ycc=True).astype(int) - wanted).max() <= 2
@@ -109,7 +109,7 @@ def test_the_codes_of_a_sound_image_end_with_its_last_sample(bits, lossless, sha
 
 
 def test_codes_across_chunks(monkeypatch):
-    """A large image is walked in pieces."""
+    """The codes of a large image are walked in chunks."""
     monkeypatch.setattr("pipeline.dicom.huffman._CHUNK_BYTES", 64)
     for kind in ("extended", "lossless"):
         frame = compress(kind, image(kind))
@@ -119,7 +119,7 @@ def test_codes_across_chunks(monkeypatch):
 
 
 def test_a_sequential_scan_of_any_selection_is_read():
-    """Some encoders write 0, 0 where the standard says 0, 63."""
+    """Some encoders write 0, 0 as the spectral selection, where the standard says 0, 63."""
     frame = bytearray(compress("extended", image("extended")))
     end = segments(frame)[-1][2]
     wanted = read(bytes(frame), bits=12)

@@ -1,4 +1,4 @@
-"""A JPEG 2000 codestream is walked to its end: nothing is missing, and nothing asks for more than its pixels need."""
+"""A JPEG 2000 codestream is walked to its end: no part is missing, and none asks for more than its pixels need."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ def stream(**options):
 
 
 def pillow_stream(pixels=None, **options):
-    """Pillow has options that imagecodecs has not: tiles, precincts, progression orders."""
+    """Encode with Pillow, which has options that imagecodecs lacks: tiles, precincts, progression orders."""
     file = io.BytesIO()
     Image.fromarray(image("jpeg_2000") if pixels is None else pixels).save(file, "JPEG2000", no_jp2=True, **options)
     return file.getvalue()
@@ -76,7 +76,7 @@ def test_colours():
 
 
 def test_a_tile_that_ends_between_two_packets_is_refused():
-    """OpenJPEG takes packets that are not there for empty ones, and says nothing."""
+    """OpenJPEG treats missing packets as empty ones, and reports nothing."""
     frame = bytearray(stream())
     start = frame.index(b"\xff\x90")
     for size in range(len(frame) // 3, len(frame) - 20, 2000):
@@ -122,13 +122,13 @@ def test_more_tiles_code_blocks_or_packets_than_pixels_need():
         decode_jpeg_2000(bytes(layers), SIZE)
     blocks = bytearray(imagecodecs.jpeg2k_encode(np.zeros((4000, 4000), np.uint8), codecformat="J2K", reversible=True))
     style = blocks.index(b"\xff\x52")
-    blocks[style + 10 : style + 12] = b"\0\0"  # 4 x 4 pixels each
+    blocks[style + 10 : style + 12] = b"\0\0"  # code blocks of 4 x 4 pixels
     with pytest.raises(BadStudyError, match="code blocks"):
         decode_jpeg_2000(bytes(blocks), (4000, 4000, 1))
 
 
 def test_the_size_that_the_decoder_reads_is_checked():
-    """A box before the codestream holds the header of another one."""
+    """A box before the codestream holds the header of another codestream."""
     huge = bytearray(stream())
     struct.pack_into(">2I", huge, 8, 60000, 60000)
     decoy = struct.pack(">I4s", 8 + 60, b"free") + stream()[:60]
@@ -145,7 +145,7 @@ def test_boxes_that_lead_nowhere(length):
 def test_kinds_that_are_not_accepted():
     frame = stream()
     place = frame.index(b"\xff\x5c")
-    for marker in (0x5F, 0x60, 0x50):  # POC, PPM, and CAP of high throughput
+    for marker in (0x5F, 0x60, 0x50):  # POC, PPM, and CAP of high-throughput JPEG 2000
         with pytest.raises(BadStudyError, match="not accepted"):
             decode_jpeg_2000(frame[:place] + bytes((0xFF, marker, 0, 4, 0, 0)) + frame[place:], SIZE)
     with pytest.raises(BadStudyError, match="palette"):

@@ -37,7 +37,7 @@ def test_more_memory_than_allowed(hungry):
     with pytest.raises(BadStudyError, match="needs more than 300 MiB of memory to read"), study_limits(0, SOME):
         hungry()
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    assert len(np.ones(SOME // 4)) > 0  # the limit is gone
+    assert len(np.ones(SOME // 4)) > 0  # the limit is lifted
 
 
 def test_other_errors_pass():
@@ -54,7 +54,7 @@ def test_what_is_in_memory_before_does_not_count():
 
 
 def test_threads_read_one_study_at_a_time():
-    """Limits are of the process: one thread must not lift another's, nor leave its own behind."""
+    """Limits apply to the whole process: a thread must not lift another's limit, nor leave its own behind."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     inside, most = [], []
 

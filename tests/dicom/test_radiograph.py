@@ -132,7 +132,7 @@ def test_only_our_error_leaves_the_reader(study, tmp_path_factory, data):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_thousands_of_mutated_files(sample, repository, run, tmp_path):
-    """Only our own error leaves the reader, no wrong shape passes, and memory stays bounded."""
+    """The reader raises only ``BadStudyError`` and returns no wrong shape, and memory stays bounded."""
     done = run("tests.dicom.fuzz_dicom", sample / IMAGES, 3500, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout)

@@ -38,7 +38,7 @@ def test_a_model_that_is_surely_better(studies):
     assert len(reasons) == 1
     value, low, high = found.differences["rsna_score"]
     assert 0 < low < value < high
-    assert judge(found, "rsna_score", value, *RULES[2:])[0] is False  # by more than the margin, surely
+    assert judge(found, "rsna_score", value, *RULES[2:])[0] is False  # not surely by more than the margin
     assert judge(compare((moved(images, 8), 0.4), (images, 0.4), studies, 300, 0), *RULES)[0] is False
 
 

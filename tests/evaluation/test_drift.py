@@ -39,7 +39,7 @@ def test_every_value_is_counted_once(reference, new):
 
 
 def test_the_same_kind_of_studies_is_within_the_limits():
-    """Over many draws, of few and of many new studies."""
+    """Test many draws, with few and with many new studies."""
     alarms = [
         one.feature
         for seed in range(40)

@@ -42,7 +42,7 @@ def test_each_row_is_the_metrics_of_its_studies(studies):
 
 
 def test_false_alarms_by_class_and_boxes_by_size(studies):
-    box, small = [0, 0, 60, 60], [0, 0, 20, 20]  # of 120 pixels: .5 and .17
+    box, small = [0, 0, 60, 60], [0, 0, 20, 20]  # .5 and .17 of 120 pixels
     found = [image_result([box, small], [0.9, 0.2], [box, small])] * 60
     found += [image_result([box], [0.9], [])] * 15 + [image_result([], [], [])] * 45
     studies["class"] = ["Lung Opacity"] * 60 + ["Normal"] * 30 + ["Not Normal"] * 30

@@ -35,7 +35,7 @@ def wait_for(url, process, seconds=120):
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory):
-    """A real Prefect server on loopback; its API URL."""
+    """Start a real Prefect server on loopback; yield its API URL."""
     port = free_port()
     home = tmp_path_factory.mktemp("prefect")
     process = subprocess.Popen(
@@ -52,7 +52,7 @@ def prefect_server(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _no_deployments(request):
-    """The server is shared by tests that deploy from different folders, and refuses what is another folder's."""
+    """Delete all deployments: tests in several folders share the server, and deploying over another folder fails."""
     if "prefect_server" not in request.fixturenames:
         return
     server = request.getfixturevalue("prefect_server")
@@ -66,7 +66,7 @@ def _no_deployments(request):
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """A copy of the trained project, with an MLflow store of its own."""
+    """Copy the trained project; the copy makes an MLflow store of its own."""
     folder = Path(shutil.copytree(trained[0], tmp_path / "copy" / "project"))
     (folder / "mlflow.db").unlink()
     shutil.copytree(trained[0].parent / "remote", tmp_path / "copy" / "remote")
@@ -85,7 +85,7 @@ def edit():
 
 @pytest.fixture
 def call(prefect_server):
-    """Run a command in a project; Prefect's own server saves each flow the start of one."""
+    """Run a command in a project; the shared Prefect server saves each flow the start of its own."""
 
     def run(folder, *arguments):
         return subprocess.run(

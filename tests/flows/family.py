@@ -1,4 +1,4 @@
-"""All processes that a command has started, wherever they have gone."""
+"""All processes that a command has started, whatever their session or parent is now."""
 
 import contextlib
 import uuid
@@ -9,17 +9,17 @@ _MARK = "PNEUMOFLOW_TEST_MARK"
 
 
 class Family:
-    """Processes that carry a mark in their environment, as all do whose ancestor was started with `env`."""
+    """The processes that carry a mark in their environment, inherited from an ancestor that was started with `env`."""
 
     def __init__(self):
         self._mark = uuid.uuid4().hex
 
     def env(self, env):
-        """The environment to start the ancestor with."""
+        """Return the environment to start the ancestor with."""
         return {**env, _MARK: self._mark}
 
     def members(self, *words):
-        """Those alive, or those of them whose command line has all of ``words``."""
+        """Return the living processes, or only those whose command line has all of ``words``."""
         return [one for one in psutil.process_iter() if self._belongs(one, words)]
 
     def _belongs(self, process, words):
@@ -33,12 +33,12 @@ class Family:
         return False
 
     def kill(self, *words):
-        """SIGKILL to those that `members` names; see `kill_at_once`."""
+        """Send SIGKILL to the processes that `members` returns; see `kill_at_once`."""
         kill_at_once(self.members(*words))
 
 
 def kill_at_once(processes):
-    """SIGKILL to all; they are stopped first, so that none of them sees another die."""
+    """Send SIGKILL to all; suspend them first, so that none of them sees another die."""
     for name in ("suspend", "kill"):
         for one in processes:
             with contextlib.suppress(psutil.Error):

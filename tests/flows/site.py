@@ -16,7 +16,7 @@ from tests.flows.family import Family, kill_at_once
 
 
 class Site:
-    """A project with its Prefect server, and the processes that serve it; each can be killed and started again."""
+    """A project with its Prefect server and its other processes; each can be killed and started again."""
 
     def __init__(self, folder, log):
         self.folder, self.family = folder, Family()
@@ -59,7 +59,7 @@ class Site:
         return False
 
     def runs(self):
-        """All flow runs that have begun, the oldest first."""
+        """Return all flow runs that have begun, the oldest first."""
         request = urllib.request.Request(
             f"{self.server}/api/flow_runs/filter", b"{}", {"Content-Type": "application/json"}
         )
@@ -68,20 +68,20 @@ class Site:
         return sorted((run for run in found if run["start_time"]), key=lambda run: run["start_time"])
 
     def cut_off(self, *names):
-        """SIGKILL to the processes of these names at once ("all": a power cut), and start again what served."""
+        """Send SIGKILL to these processes at once ("all": a power cut), and restart those that `start` started."""
         served = [name for name in self._commands if name in names or "all" in names]
         self.kill(*names)
         for name in served:  # in the order in which they were started: the server first
             self.start(name)
 
     def kill(self, *names):
-        """SIGKILL to the processes of these names at once."""
+        """Send SIGKILL to the processes of these names at once."""
         found = [one for name in names for one in self._processes(name)]
         assert len(found) >= len(names)
         kill_at_once(found)
 
     def signal(self, number):
-        """A signal to all processes at once."""
+        """Send a signal to all processes at once."""
         for process in self._processes("all"):
             process.send_signal(number)
 

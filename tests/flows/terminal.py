@@ -15,7 +15,7 @@ from tests.flows.family import Family
 
 
 class Terminal:
-    """A command that runs on a terminal of its own, which shows what it prints.
+    """A command that runs on a terminal of its own, which shows its output.
 
     Attributes:
         process: the command.
@@ -43,19 +43,19 @@ class Terminal:
         self._reading.start()
 
     def _read(self):
-        # Linux answers with EIO once nobody has the terminal open.
+        # Linux answers with EIO once no process has the terminal open.
         with contextlib.suppress(OSError):
             while not self._closing:
-                # A read that waits would keep the terminal open after `close`.
+                # A blocking read would keep the terminal open after `close`.
                 if select.select([self._master], [], [], 0.1)[0]:
                     self.text += os.read(self._master, 2**16).decode(errors="replace")
 
     def press_ctrl_c(self):
-        """The terminal sends SIGINT to all processes of the foreground group, as a user's does."""
+        """Press Ctrl+C: the terminal sends SIGINT to all processes of the foreground group, as a user's does."""
         os.write(self._master, b"\x03")
 
     def close(self):
-        """The window is closed, or the connection lost: SIGHUP."""
+        """Close the terminal, as a closed window or a lost connection does: SIGHUP."""
         self._closing = True
         self._reading.join()
         os.close(self._master)
@@ -69,26 +69,26 @@ class Terminal:
             time.sleep(0.2)
 
     def wait(self, seconds):
-        """Wait until the command has ended; returns its exit status, and how long that took."""
+        """Wait until the command has ended; return its exit status and the seconds that this took."""
         begun = time.monotonic()
         status = self.process.wait(seconds)
         self._reading.join(5)
         return status, time.monotonic() - begun
 
     def end(self):
-        """Leave nothing, whatever the test saw."""
+        """Kill all processes and close the terminal, however the test ended."""
         self.family.kill()
         if not self._closing:
             self.close()
 
 
 def _take_terminal():
-    # pytest may run under nohup, or in the background of a script.
+    # pytest may run under nohup or in the background of a script, where these signals are ignored.
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def started_training(folder):
-    """Return True if a training in ``folder`` has written a checkpoint."""
+    """Return whether a training in ``folder`` has written a checkpoint."""
     return any(Path(folder, "checkpoints").glob("*/step-*"))

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import project_environment
 from tests.flows.test_deployments import ask
 
-# A flow that marks itself alive, says so, and never ends.
+# A flow that marks itself alive, prints its run id, and then sleeps for 600 s.
 ENDLESS = """
 import time
 from prefect import flow, runtime

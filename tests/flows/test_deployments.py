@@ -56,7 +56,7 @@ def ask(server, path, **body):
 
 
 def finished_run(server, deployment, seconds=120, run_id=None):
-    """Wait for a finished run of a deployment, or for a certain one."""
+    """Wait for a finished run of a deployment, or for the run ``run_id``, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for run in ask(server, "flow_runs/filter", deployments={"name": {"any_": [deployment]}}):
@@ -82,7 +82,7 @@ def test_a_worker_runs_what_prefect_yaml_lists(prefect, prefect_server):
     (deployment,) = ask(prefect_server, "deployments/filter", deployments={"name": {"any_": ["nightly"]}})
     assert deployment["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
     assert deployment["schedules"][0]["schedule"]["timezone"] == "UTC"
-    # The lock of the folder is what lets one run at a time: a limit of the server would outlive a killed run.
+    # The folder's lock allows one run at a time: a limit on the server would outlive a killed run.
     assert deployment["global_concurrency_limit"] is None
     worker = prefect("worker", "start", "--pool", "local", wait=False)
     try:
@@ -96,7 +96,7 @@ def test_a_worker_runs_what_prefect_yaml_lists(prefect, prefect_server):
 
 @pytest.mark.long
 def test_another_folder_does_not_take_deployments_over(copy, prefect_in, trained, prefect_server):
-    """Prefect replaces a deployment of the same name without a word: its worker would run the other folder."""
+    """Refuse: Prefect silently replaces a deployment of the same name, whose worker would run the other folder."""
     for folder in (trained[0], copy):
         prefect_in(folder, "work-pool", "create", "local", "--type", "process", "--overwrite")
     prefect_in(trained[0], "--no-prompt", "deploy", "--all")
@@ -153,7 +153,7 @@ def test_serving_runs_the_flow_on_its_schedule(trained, prefect, prefect_server)
             time.sleep(0.5)
         assert found[0]["schedules"][0]["schedule"]["cron"] == "0 3 * * *"
         assert found[0]["global_concurrency_limit"] is None
-        # The server's scheduler has put the coming nights on the list.
+        # The server's scheduler creates the runs of the coming nights.
         while not (coming := ask(prefect_server, "flow_runs/filter", deployments={"name": {"any_": ["scheduled"]}})):
             assert time.monotonic() < deadline
             time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""DVC's lock on files: who holds it is said, and what dead processes have left in it stops nobody."""
+"""DVC's lock on files: errors name its holder, and entries that dead processes left in it stop no run."""
 
 import json
 import os
@@ -22,7 +22,7 @@ stages:
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder with one stage; call it with the stage's command."""
+    """Make a DVC folder; call the fixture with the command of its one stage."""
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], check=True)
     return lambda command: Path("dvc.yaml").write_text(PIPELINE.format(command=command))
 

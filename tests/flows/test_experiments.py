@@ -14,7 +14,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture
 def dvc(copy):
-    """Run a dvc command in a project whose runs go to one store, wherever they run."""
+    """Run a dvc command in a project whose MLflow runs go to one store, in whichever folder they run."""
     store = f"sqlite:///{copy}/mlflow.db"
     environment = project_environment(copy, MLFLOW_TRACKING_URI=store)
 

@@ -1,4 +1,4 @@
-"""What a flow has started ends with the flow, however it ends; and one run at a time works in a folder."""
+"""Processes that a flow has started end with the flow, however it ends; one run at a time works in a folder."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from flows.dvc import changed, run_command
 from pipeline.errors import UserError
 from pipeline.folder_lock import BusyError, only_one
 
-# Holds the folder's lock, and runs a command that says its process id and then works for ever.
+# A flow that holds the folder's lock, and runs a command that prints its process id and then sleeps for 600 s.
 FLOW = """
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ with only_one(Path("lock"), "training run"):
 
 @pytest.fixture
 def flow(repository, tmp_path):
-    """A running flow and the process id of its command."""
+    """Start a flow; yield its process and the process id of its command."""
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     process = subprocess.Popen(
         [sys.executable, "-c", FLOW], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
@@ -66,7 +66,7 @@ def test_a_second_run_is_told_who_is_at_work(flow, tmp_path):
 def test_the_lock_of_a_killed_run_is_free_once_its_work_has_ended(flow, tmp_path):
     process, work = flow
     process.kill()
-    assert gone(process.pid)  # a zombie, since nobody has asked after it
+    assert gone(process.pid)  # a zombie, since no process has waited for it
     with only_one(tmp_path / "lock", "training run"):
         assert gone(work, 0)
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()

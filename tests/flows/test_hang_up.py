@@ -1,4 +1,4 @@
-"""A terminal that is closed ends a process whose parent, the first of the session, does not pass SIGHUP on."""
+"""A closed terminal ends a process even if its parent, the first of the session, does not pass SIGHUP on."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ import time
 from tests.conftest import REPOSITORY
 from tests.flows.terminal import Terminal
 
-# As `make` does: it hears SIGHUP, and waits for its child.
+# Like `make`, the parent handles SIGHUP and goes on waiting for its child.
 _PARENT = """
 import signal, subprocess, sys
 signal.signal(signal.SIGHUP, lambda *_: None)

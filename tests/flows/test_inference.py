@@ -18,7 +18,7 @@ def test_new_studies_are_scored_by_the_champion(trained, sample, call, tmp_path)
     (tmp_path / "in").mkdir()
     command = ("flows.inference", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
     for path in files[:2]:
-        shutil.copy2(path, tmp_path / "in")  # with its time: it has settled
+        shutil.copy2(path, tmp_path / "in")  # with its modification time: it has settled
     (tmp_path / "in/broken.dcm").write_bytes(b"no DICOM")
     os.utime(tmp_path / "in/broken.dcm", (0, 0))
     done = call(folder, *command)

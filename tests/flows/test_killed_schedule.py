@@ -1,4 +1,4 @@
-"""SIGKILL of any of the processes that a schedule consists of: the next run starts, and the dead one is Crashed."""
+"""SIGKILL to any of the processes of a schedule: the next run starts, and the killed run becomes Crashed."""
 
 import contextlib
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from tests.flows.terminal import started_training
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
-# A run falls due each minute, and its process takes a while to start on a machine with other work.
+# In seconds: a run falls due each minute, and its process takes a while to start on a busy machine.
 DUE, START = 60, 30
 
 
@@ -29,7 +29,7 @@ def moment(text):
 
 
 def require_next_run_after(site, *killed):
-    """Processes are killed while a run works: the next run begins in time, and by then the killed one is closed."""
+    """Kill processes while a run works; require that the next run begins in time and that the killed one is closed."""
     dead = running(site)
     site.cut_off(*killed)
     since = datetime.now(UTC)
@@ -44,7 +44,7 @@ def require_next_run_after(site, *killed):
     waited = (moment(run["start_time"]) - since).total_seconds()
     print(f"the next run began {waited:.0f} s after the restart", flush=True)
     assert waited < DUE + START
-    # The run that begins closes the killed one first.
+    # The new run closes the killed one first.
     wait_for(lambda: states(site)[dead] == "CRASHED", START)
     assert list(states(site).values()).count("RUNNING") <= 1
 
@@ -68,7 +68,7 @@ def test_training_that_is_served(site, killed):
 
 
 def start_worker(site, deployment):
-    """A worker with one deployment of `prefect.yaml`, each minute."""
+    """Start a worker with one deployment of `prefect.yaml`, which runs each minute."""
     listed = yaml.safe_load((site.folder / "prefect.yaml").read_text())
     for one in listed["deployments"]:
         one["schedules"] = [{"cron": "* * * * *", "timezone": "UTC", "active": True}]

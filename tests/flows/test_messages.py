@@ -1,4 +1,4 @@
-"""What the log of a flow says of errors."""
+"""Messages about errors in the log of a flow."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 
 
 def logged(error):
-    """The record of an error as Prefect logs it, after it has passed the filters of the log."""
+    """Return the record of an error as Prefect logs it, after it has passed the filters of the log."""
     calm_logs()
     logger = logging.getLogger("prefect.flow_runs")
     said = "Encountered exception during execution"

@@ -1,4 +1,4 @@
-"""Studies that arrive, against those that the champion was validated on."""
+"""The comparison of arriving studies with those that the champion was validated on."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def scored(trained, tmp_path):
-    """Write as many studies as the reference has, changed by a function."""
+    """Write six times as many studies as the reference has, changed by a function; return the folder."""
     reference = pd.read_csv(trained[0] / "reports/reference.csv", dtype={"view": str})
 
     def write(change):
@@ -68,7 +68,7 @@ def test_drift_raises_an_event_and_retrains_and_only_then(trained, scored, call,
 
 
 def asked_for(server):
-    """How many runs of the training flow were asked for, not put on the list by its schedule."""
+    """Return how many runs of the training flow were asked for, without those that its schedule created."""
     runs = ask(server, "flow_runs/filter", deployments={"name": {"any_": ["nightly"]}})
     return sum(not run["auto_scheduled"] for run in runs)
 

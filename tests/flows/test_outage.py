@@ -1,4 +1,4 @@
-"""Prefect's server is away for long while a flow works: the flow goes on, and tells its end when the server is back."""
+"""A long outage of Prefect's server during a flow: the flow goes on, and reports its end when the server is back."""
 
 import re
 import time
@@ -8,7 +8,7 @@ import pytest
 from tests.flows.site import Site, wait_for
 from tests.flows.terminal import started_training
 
-# Past the time for which Prefect's client tries again, which is a minute and a half.
+# Longer than the minute and a half for which Prefect's client retries.
 OUTAGE_SECONDS = 150
 
 

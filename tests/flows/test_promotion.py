@@ -1,4 +1,4 @@
-"""Champions come and go, in a project with a real registry."""
+"""Promotion and rollback of champions in a project with a real model registry."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_worse_models_by_hand_and_back(copy, edit, call):
     assert done.returncode == 1
     assert "there is none to go back to" in done.stderr
 
-    # Split anew: the champion has seen most of the new test studies.
+    # After a new split, the champion has seen most of the new test studies.
     params = (copy / "params.yaml").read_text()
     (copy / "params.yaml").write_text(params.replace("seed: 17", "seed: 18"))
     (copy / "data/splits.csv").unlink()
@@ -98,7 +98,7 @@ def test_worse_models_by_hand_and_back(copy, edit, call):
 
 @pytest.mark.long
 def test_params_edited_and_edited_back(copy, edit, call):
-    """DVC restores the older model and its results; it is compared anew, with the version that it is."""
+    """DVC restores the older model and its results; the model is compared anew, under its own version."""
     client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
     edit(copy, "train", lr=0.0011, epochs=1)
     assert call(copy, "flows.training").returncode == 0
@@ -117,7 +117,7 @@ def test_params_edited_and_edited_back(copy, edit, call):
 
 @pytest.mark.long
 def test_a_store_that_does_not_have_the_model(copy, call):
-    """A clone that pulled everything: its store is empty."""
+    """Work as in a clone that pulled everything: its MLflow store is empty."""
     before = {path: path.read_bytes() for path in (copy / "reports").rglob("*") if path.is_file()}
     done = call(copy, "pipeline.cli", "promote")
     assert done.returncode == 1

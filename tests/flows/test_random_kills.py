@@ -1,4 +1,4 @@
-"""A power cut at any moment of the training flow, again and again: in the end all is as if there had been none."""
+"""Repeated power cuts at random moments of the training flow: in the end, the results are as if there had been none."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from tests.conftest import make_project, project_environment
 from tests.flows.family import Family
 
 KILLS = 10
-# From the first second until after the flow's last step.
+# Kills come between the first second and this one, which is after the flow's last step.
 LATEST_SECONDS = 75
 SAME = ("models/model.safetensors", "models/model.json", "data/splits.csv", "reports/metrics.json", "data/prepared")
 _STEPS = ("promote", "publish results", "evaluate", "train", "split", "preprocess", "pull data")
@@ -58,14 +58,14 @@ def start(folder, family, log):
 
 
 def step_at_work(text):
-    """The last task of the flow that its log names."""
+    """Return the last task of the flow that its log names."""
     places = {name: max(text.rfind(f"'{name}'"), text.rfind(f"Task run '{name}")) for name in _STEPS}
     name, place = max(places.items(), key=lambda item: item[1])
     return name if place >= 0 else "start"
 
 
 def kill_at(moment, folder, log_path, alone):
-    """Kill the flow, or all that it has started, after so many seconds; what it was doing then, or its end."""
+    """Kill the flow, or all that it has started, after ``moment`` seconds; return its step, or that it had ended."""
     family = Family()
     with log_path.open("w") as log:
         process = start(folder, family, log)
@@ -76,7 +76,7 @@ def kill_at(moment, folder, log_path, alone):
         if status is None and alone:
             process.kill()
             process.wait()
-            end = time.monotonic() + 40  # what a guard gives the command to end
+            end = time.monotonic() + 40  # the time that a guard gives the command to end
             while family.members() and time.monotonic() < end:
                 time.sleep(0.5)
         if status is None and not alone:
@@ -102,7 +102,7 @@ def test_power_cuts_at_random_moments(trained, sample, small_params, tmp_path, s
         rows.append((round(moment, 1), "the flow" if alone else "all", step))
         print(*rows[-1], flush=True)
     record_property("moments", json.dumps(rows))
-    for _ in range(2):  # once more than needed: the last has nothing to do
+    for _ in range(2):  # once more than needed: the last run has nothing to do
         family = Family()
         with (tmp_path / "last.log").open("w") as log:
             status = start(folder, family, log).wait(280)

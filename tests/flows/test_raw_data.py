@@ -1,4 +1,4 @@
-"""The raw data are what their `.dvc` file recorded, also when the remote is damaged."""
+"""The check that the raw data are as their `.dvc` file recorded them, also when the remote is damaged."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.conftest import make_project, project_environment
 
 
 def damage_one_file(remote, listing):
-    """Flip a bit of a radiograph in the remote; its name in the data set."""
+    """Flip a bit of a radiograph in the remote; return its name in the data set."""
     files = json.loads((remote / listing[:2] / listing[2:]).read_text())
     chosen = next(one for one in files if one["relpath"].endswith(".dcm"))
     path = remote / chosen["md5"][:2] / chosen["md5"][2:]
@@ -43,7 +43,7 @@ def test_a_damaged_remote_is_noticed(tmp_path, sample, small_params, monkeypatch
     recorded = yaml.safe_load((folder / "data/rsna.dvc").read_text())["outs"][0]["md5"]
     name = damage_one_file(folder.parent / "remote" / "files" / "md5", recorded)
     pull(folder)
-    assert raw_data.raw_data_state() == "unchanged"  # so DVC says
+    assert raw_data.raw_data_state() == "unchanged"  # according to DVC
     for _ in range(2):
         with pytest.raises(UserError, match=rf"^data/rsna/{name} \(1 in all\): not as data/rsna.dvc recorded"):
             verify_raw_data()

@@ -1,4 +1,4 @@
-"""Prefect's server through a proxy that is not there, away for a while, or not there at all."""
+"""Access to Prefect's server: through a proxy that is not there, during an outage, and without any server."""
 
 import http.server
 import threading
@@ -68,7 +68,7 @@ def test_what_only_shows_fails_with_one_warning_for_an_outage(caplog):
 
     assert show(refused) is None
     assert show(refused) is None
-    assert len(calls) == 1  # the server is left alone for a while
+    assert len(calls) == 1  # for a while, the server is not asked again
     assert [record.message for record in caplog.records] == [
         "Prefect does not take what would be shown (ConnectError: refused)"
     ]

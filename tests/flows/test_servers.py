@@ -1,4 +1,4 @@
-"""Prefect's own server, which a flow starts where there is none: its database, and its words."""
+"""Prefect's own server, which a flow starts where there is none: its database and its messages."""
 
 import subprocess
 import sys

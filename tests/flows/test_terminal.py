@@ -14,9 +14,9 @@ from tests.flows.terminal import Terminal, started_training
 
 pytestmark = pytest.mark.timeout(900)
 
-# The promise is 20 seconds; a stage has 12 of them to close its run.
+# The promised limit is 20 seconds; a stage has 12 of them to close its run.
 SECONDS = 20
-# Our own status, and that of `make` for it; by a signal, when the signal found `make` first.
+# The exit status of our command, that of `make` for it, and those of `make` if the signal ends it first.
 STOPPED = (130, 2, -2, -1)
 
 
@@ -36,7 +36,7 @@ def terminal(copy):
 
 @pytest.fixture
 def make(copy, repository):
-    """`make` in the copy, whose environment is the one that runs the tests."""
+    """Prepare the copy for `make`, with the environment that runs the tests; return the command."""
     shutil.copy(repository / "Makefile", copy)
     (copy / "constraints.txt").touch()
     (copy / ".venv").mkdir()
@@ -100,7 +100,7 @@ def test_serving_ends_while_a_run_trains(terminal, copy, edit, prefect_server, h
     shown = terminal(*module("serve"), PREFECT_API_URL=prefect_server)
     shown.wait_for(lambda: started_training(copy))
     getattr(shown, how)()
-    # The run of the flow has the 20 seconds, then Prefect's runner ends.
+    # The flow run has the 20 seconds to end; then Prefect's runner ends.
     require_a_quiet_end(shown, within=30, statuses=(0, *STOPPED))
     assert training_run(copy).info.status == "KILLED"
 

@@ -1,4 +1,4 @@
-"""Schedules where the clock or the machine does not go on evenly: one run, not many, not none."""
+"""Schedules when the clock changes or the machine sleeps: one run, not many, not none."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ SLEEP_SECONDS = 200
 
 
 def due(cron, zone, day):
-    """All times of three days, as a scheduler that asks for the next one every ten minutes gets them."""
+    """Return the first three due times from ``day`` on, if a scheduler asks for the next one every ten minutes."""
     schedule = CronSchedule(cron=cron, timezone=zone)
     begin = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
     moments = (begin.astimezone(UTC) + timedelta(minutes=minute) for minute in range(0, 3 * 24 * 60, 10))
@@ -57,7 +57,7 @@ def client(prefect_server):
 
 @pytest.fixture
 def due_run(client):
-    """Make a run that fell due ten minutes ago; ``begin`` it or not."""
+    """Make a run that fell due ten minutes ago; ``begin`` tells whether it has begun."""
     deployment = client.create_deployment(client.create_flow_from_name("training"), f"nightly-{uuid4()}")
 
     def make(begin):
@@ -100,14 +100,14 @@ def test_after_a_machine_slept_one_run_does_for_all_that_were_missed(site, start
     site.start("serve", "flows.serve")
     wait_for(lambda: any(run["state_type"] == "COMPLETED" for run in site.runs()), 300)
     wait_for(lambda: all(run["state_type"] != "RUNNING" for run in site.runs()), 300)
-    # To the processes, being stopped is like a machine that sleeps: the clock has moved on when they go on.
+    # For the processes, a stop is like a sleep of the machine: when they continue, the clock has moved on.
     site.signal(signal.SIGSTOP)
     time.sleep(SLEEP_SECONDS)
     woken = datetime.now(UTC)
     site.signal(signal.SIGCONT)
     wait_for(lambda: begun(site, woken), 90)
     time.sleep(60)
-    # One for what was missed, and what falls due in the time that was waited.
+    # One run for all that were missed, and those that fall due while the test waits.
     regular = (datetime.now(UTC) - woken).total_seconds() // 60 + 1
     assert 1 <= len(begun(site, woken)) <= 1 + regular
     states = {run["name"]: run["state_name"] for run in begun(site, woken)}

@@ -1,4 +1,4 @@
-"""The main job as users run it: real DVC, real Prefect, real MLflow, real signals."""
+"""The training flow and its stages as users run them: real DVC, real Prefect, real MLflow, real signals."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def error_of(done):
-    """The one line on which bad input must end."""
+    """Return the one error line with which a run on bad input must end."""
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -29,7 +29,7 @@ def error_of(done):
 
 
 def ran(done):
-    """The stages that a `dvc repro` ran."""
+    """Return the stages that a `dvc repro` ran."""
     assert done.returncode == 0, done.stdout + done.stderr
     return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
 
@@ -125,7 +125,7 @@ def test_only_what_depends_on_an_edit_runs(copy, edit, call):
     assert compared["reports/metrics.json"]["val.map"]["old"] == before
     params = yaml.safe_load((copy / "params.yaml").read_text())
     edit(copy, "preprocess", clahe=params["preprocess"]["clahe"] | {"clip_limit": 3.0})
-    # The split depends on which studies there are, not on how they look.
+    # The split depends on the list of studies, not on their pixels.
     assert ran(call(copy, "dvc", "repro")) == ["preprocess", "train", "evaluate"]
     run_id = json.loads((copy / "models/mlflow_run.json").read_text())["run_id"]
     client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
@@ -173,7 +173,7 @@ def test_never_two_at_once(copy, call):
 
 
 def start(folder, tmp_path, server):
-    """Start the flow and wait for its first checkpoint; (process, all its descendants)."""
+    """Start the flow and wait for its first checkpoint; return (process, all its descendants)."""
     log = (tmp_path / "flow.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.training"],

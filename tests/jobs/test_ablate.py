@@ -47,7 +47,7 @@ def test_child_runs_of_one_run_and_what_is_done_is_not_done_again(small_params, 
     first = json.loads((out / "results.json").read_text())
     with caplog.at_level("INFO"):
         table = pd.read_csv(ablate(base, out, ["d", "clahe"], epochs=1))
-    # FL and "with CLAHE" are the same run.
+    # The arms "FL" and "with CLAHE" are the same run.
     assert caplog.text.count("done before") == 3
     assert table["arm"].tolist() == ["CE with OHEM 1:3", "FL", "without CLAHE", "with CLAHE"]
     assert table["paper_ap"].tolist()[:2] == [32.8, 36.0]

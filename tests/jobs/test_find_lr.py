@@ -11,7 +11,7 @@ from pipeline.stages.split import split
 
 def test_the_steepest_place_of_a_known_curve():
     rates = np.geomspace(1e-5, 1, 200).tolist()
-    # A fall around 1e-3, then a rise.
+    # The loss falls around 1e-3, then rises.
     curve = [1 / (1 + (rate / 1e-3) ** 2) + rate for rate in rates]
     fastest, lowest = steepest(rates, curve)
     assert fastest == pytest.approx(1e-3, rel=0.1)
@@ -36,7 +36,7 @@ def test_on_prepared_data(small_params, rsna, tmp_path, run, write_params):
     table = pd.read_csv(tmp_path / "out/learning_rate.csv")
     assert 1e-5 <= fastest < lowest < 10
     assert table["lr"].is_monotonic_increasing
-    assert len(table) < 40  # it ends where the loss explodes
+    assert len(table) < 40  # the search ends where the loss explodes
     assert table["smoothed"].min() >= table["loss"].min()
     assert (tmp_path / "out/learning_rate.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""``pneumoflow score`` on files of other people."""
+"""``pneumoflow score`` on files that others wrote."""
 
 import json
 
@@ -20,7 +20,7 @@ def truth(rsna):
 
 @pytest.fixture
 def submit(rsna, truth, tmp_path):
-    """Write a submission whose boxes are the true ones, with a score for each; None: without detections."""
+    """Return a function that writes a submission: the true boxes, all with one score, and ``wrong`` false ones."""
 
     def write(scores, name="mine.csv", wrong=0):
         keys = truth.studies["patientId"].to_list()

@@ -1,4 +1,4 @@
-"""A search over params, by processes that come and go."""
+"""A search over params, by processes that start and end at different times."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ def test_two_processes_one_of_which_is_killed(small_params, rsna, tmp_path, writ
     store = f"sqlite:///{tmp_path}/mlflow.db"
     environment = {**os.environ, "PYTHONPATH": str(repository), "MLFLOW_TRACKING_URI": store}
     command = [sys.executable, "-m", "pipeline.cli", "sweep"]
-    # The first makes the data bases; from then on they share them.
+    # The first process creates the databases; from then on, both processes share them.
     first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 100
     while not list((tmp_path / "sweep").glob("checkpoints/*/step-*")):
@@ -102,7 +102,7 @@ def test_two_processes_one_of_which_is_killed(small_params, rsna, tmp_path, writ
     assert {"best.yaml", "trials.csv"} <= {file.path for file in client.list_artifacts(group.info.run_id)}
     children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{group.info.run_id}'")
     assert {run.info.run_id for run in children} >= set(done["user_attrs_run_id"])
-    # Nothing is left to do.
+    # Another process finds no trial left to run.
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert again.returncode == 0, again.stderr
     assert len(pd.read_csv(tmp_path / "sweep/trials.csv")) == len(trials)

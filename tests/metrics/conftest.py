@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from pipeline.metrics.results import image_result
 
-# Coordinates on a coarse grid, so that boxes coincide, touch and overlap often.
+# Coordinates on a coarse grid, so that boxes often coincide, touch or overlap.
 side = st.integers(2, 8).map(lambda value: value * 10)
 corner = st.integers(0, 6).map(lambda value: value * 10)
 box = st.tuples(corner, corner, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
@@ -12,7 +12,7 @@ score = st.integers(1, 9).map(lambda value: value / 10)
 
 @st.composite
 def results(draw, least=1, most=6):
-    """Images with up to 3 boxes and up to 5 detections of distinct scores."""
+    """Draw images with up to 3 boxes and up to 5 detections of distinct scores."""
     images = []
     for _ in range(draw(st.integers(least, most))):
         truth = draw(st.lists(box, max_size=3, unique=True))
@@ -23,7 +23,7 @@ def results(draw, least=1, most=6):
 
 
 def random_results(count, seed=0, distinct=True):
-    """Many images whose detections are true boxes moved about, and noise."""
+    """Make many images whose detections are shifted true boxes and noise."""
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(count):

@@ -47,8 +47,8 @@ def pycoco_map(images):
     return dict(zip(KEYS, evaluation.stats[: len(KEYS)], strict=True))
 
 
-@pytest.mark.parametrize("scale", [0.5, 1, 5])  # boxes of all sizes, and of one
-@pytest.mark.parametrize("whole", [False, True])  # whole pixels: overlaps that are equal
+@pytest.mark.parametrize("scale", [0.5, 1, 5])  # together boxes of all sizes; .5 and 5 give one size each
+@pytest.mark.parametrize("whole", [False, True])  # detections on whole pixels, so that overlaps can be equal
 @pytest.mark.parametrize("seed", range(3))
 def test_coco_metrics_are_pycocotools_and_our_own(seed, whole, scale):
     images = [
@@ -71,7 +71,7 @@ def test_our_own_is_the_librarys_on_made_cases(images):
     found = coco_metrics(images)
     ours = Metrics(images, 0.5).draws(np.ones((1, len(images))))
     for key, value in found.items():
-        # Which of two boxes with equal overlaps is taken, the definition leaves open.
+        # The definition leaves open which of two boxes with equal overlaps is matched.
         assert ours[key][0] == pytest.approx(value, abs=1e-6, nan_ok=True), key
 
 
@@ -82,7 +82,7 @@ def test_weighted_precision_equals_repeating_images(images):
     repeated = [image for image, weight in zip(images, weights, strict=True) for _ in range(weight)]
     if not any(len(image.truth) for image in repeated):
         return
-    # Detections of equal score stand in another order among the repeated images.
+    # Among the repeated images, detections of equal score are in another order.
     if len({score for image in images for score in image.scores}) < sum(len(image.scores) for image in images):
         return
     ours = Metrics(images, 0.4).draws(weights[None].astype(float))
@@ -119,7 +119,7 @@ def test_auroc_is_scikit_learns(distinct):
 def test_calibration_error_is_the_definition():
     scores = np.array([0.05, 0.12, 0.18, 0.95, 1.0])
     positive = np.array([False, False, True, True, False])
-    # Bins 0-.1: score .05 against 0; .1-.2: .15 against .5; .9-1: .975 against .5.
+    # Mean score against share of positives: bin 0-.1: .05 against 0; .1-.2: .15 against .5; .9-1: .975 against .5.
     wanted = (1 * 0.05 + 2 * 0.35 + 2 * 0.475) / 5
     assert calibration_error(scores, positive, np.ones((1, 5)))[0] == pytest.approx(wanted)
     mean, share, images = reliability(scores, positive)
@@ -185,7 +185,7 @@ def test_summary_has_every_key_and_honest_intervals():
     for key in keys:
         assert 0 <= summary[f"{key}_low"] <= summary[key] <= summary[f"{key}_high"] <= 1, key
     assert summary["map_50_low"] < summary["map_50_high"]
-    # Twice the same images are no more evidence when they are of the same patients.
+    # The same images twice are no additional evidence, because they are of the same patients.
     twice = summarize(images + images, groups + groups, 0.4, draws=400, seed=0)
     width = summary["rsna_score_high"] - summary["rsna_score_low"]
     assert twice["rsna_score_high"] - twice["rsna_score_low"] == pytest.approx(width, rel=0.05)
@@ -199,7 +199,7 @@ def test_what_is_not_defined_is_none():
 
 @pytest.mark.slow
 def test_intervals_for_3000_images_take_seconds():
-    """2,000 draws within 20 s of one core; half of it would do."""
+    """2,000 draws take less than 20 s of one core; half of that would be enough."""
     images = random_results(3000, 1)
     started = time.process_time()
     summarize(images, [str(number // 2) for number in range(3000)], 0.4, draws=2000, seed=0)

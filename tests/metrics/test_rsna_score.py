@@ -24,7 +24,7 @@ def iou(a, b):
 
 
 def literal_score(images, threshold):
-    """FACTS.md, word by word."""
+    """Compute the score step by step, as the evaluation page of the challenge defines it."""
     scores = []
     for image in images:
         found = [tuple(box) for box, score in zip(image.boxes, image.scores, strict=True) if score > threshold]
@@ -73,7 +73,7 @@ def test_cases_of_the_definition():
     assert np.isnan(rsna_scores([image_result([], [], [])], 0)).all()
     assert rsna_score([same, image_result([], [], [])], 0.5) == 1
     assert rsna_score([same, image_result(truth, [0.9], [])], 0.5) == 0.5
-    # IoU exactly .5: a hit at .40 and .45, and none at .50, since it must be greater.
+    # An IoU of exactly .5 is a hit at .40 and .45 and none at .50, since it must be greater.
     half = image_result([[0, 0, 10, 5]], [0.9], truth)
     assert rsna_score([half], 0) == pytest.approx(2 / 8)
 
@@ -83,7 +83,7 @@ def test_every_threshold_is_the_number_that_it_is_called():
     assert matching.IOU_THRESHOLDS.tolist() == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
     assert THRESHOLDS.tolist() == [float(f"{number / 100:.2f}") for number in range(101)]
     assert FROC_RATES == (0.125, 0.25, 0.5, 1, 2, 4, 8)
-    # IoU exactly .65, and .9: no hit where it must be greater, and a hit where it must be reached.
+    # An IoU of exactly .65 is no hit where it must be greater; one of exactly .9 is a hit where it must be reached.
     truth = [[0, 0, 10, 20]]
     assert rsna_score([image_result([[0, 0, 10, 13]], [0.9], truth)], 0) == 5 / 8
     assert match(image_result([[0, 0, 10, 18]], [0.9], truth), (0, 1e10)).hit.sum() == 9
@@ -123,7 +123,7 @@ def test_an_image_without_detections_says_nothing_at_any_threshold(images, thres
     }
     for key, values in wanted.items():
         assert found[key][0] == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True)
-    # It ranks below all that say something, and as a probability its score is 0.
+    # An image without detections ranks below all others, and its score as a probability is 0.
     best = [max(image.scores, default=-np.inf) for image in images]
     pairs = [(a > b) + (a == b) / 2 for a, x in zip(best, positive, strict=True) if x
              for b, y in zip(best, positive, strict=True) if not y]  # fmt: skip

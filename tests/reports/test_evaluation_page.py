@@ -75,7 +75,7 @@ def test_boxes_are_drawn_where_they_are():
     truth = np.argwhere((picture == TRUTH).all(-1))
     assert truth.min() >= 118
     assert truth.max() <= 182
-    assert 50 < len(truth) < 3 * 4 * 60 * 0.8  # three pixels wide, and dashed
+    assert 50 < len(truth) < 3 * 4 * 60 * 0.8  # the outline is three pixels wide, and dashed
     assert contact_sheet([picture] * 3, 2).shape == (400, 400, 3)
 
 

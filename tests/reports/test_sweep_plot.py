@@ -13,7 +13,7 @@ def study():
     return made
 
 
-@pytest.mark.filterwarnings("ignore")  # Optuna's
+@pytest.mark.filterwarnings("ignore")  # warnings of Optuna
 def test_both_pictures_once_there_are_enough_trials(study):
     assert plot_sweep(study) == {}
     study.optimize(
@@ -25,7 +25,7 @@ def test_both_pictures_once_there_are_enough_trials(study):
     pictures = plot_sweep(study)
     assert set(pictures) == {"importance", "parallel_coordinates"}
     assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
-    # The values of completed trials alone, all the same, are no reason to fail.
+    # The pictures are drawn even if all completed trials have the same value.
     flat = optuna.create_study(direction="maximize")
     flat.optimize(lambda trial: 0.0 * trial.suggest_float("train.lr", 1e-4, 1e-2, log=True), n_trials=5)
     assert set(plot_sweep(flat)) == {"importance", "parallel_coordinates"}

@@ -61,9 +61,9 @@ BIG = f"{IMAGES}/big.dcm"
 
 
 def make(path, members=(), method=zipfile.ZIP_DEFLATED):
-    """A whole archive with these members besides."""
+    """Write a whole archive that also has these members."""
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as file:
-        warnings.simplefilter("ignore")  # of a name that is there twice
+        warnings.simplefilter("ignore")  # about a name that occurs twice
         for name, content in ((LABELS, "labels"), (CLASSES, "classes"), *members):
             file.writestr(name, content)
     return path
@@ -139,7 +139,7 @@ def test_every_cut_and_many_flipped_bits_are_read_or_refused(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_methods_are_refused(tmp_path, method):
-    """Their readers give a member back as a whole."""
+    """Readers of other methods return a member as a whole."""
     path = make(tmp_path / "c.zip", [(BIG, bytes(10**6))], method)
     with pytest.raises(UserError, match="only stored and deflated"):
         extract_challenge(path, tmp_path / "out")
@@ -161,7 +161,7 @@ def test_names_that_are_there_twice_or_are_no_ids(tmp_path):
 
 
 def test_members_are_streamed(tmp_path):
-    """A member of 300 MB through a process that may take 150 MB more than it has."""
+    """A process that may take 150 MB more than it has extracts a member of 300 MB."""
     path = make(tmp_path / "c.zip", [(BIG, bytes(300_000_000))])
     script = (
         "import resource, sys; from pathlib import Path; from pipeline.sources.kaggle import extract_challenge\n"
@@ -188,7 +188,7 @@ def test_more_than_fits_is_refused_before_anything_is_written(tmp_path, monkeypa
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    """A limit on a file's size stands for the disk: the kernel's answer comes from write() either way."""
+    """A limit on the file size stands in for a full disk: in both cases, the kernel reports it from write()."""
     path = make(tmp_path / "c.zip", [(BIG, noise(300_000))])
     monkeypatch.setattr(download, "_require_credentials", lambda: None)
     monkeypatch.setattr(download, "_fetch", lambda folder: path)

@@ -73,7 +73,7 @@ def test_boxes_follow_the_challenges_figures():
 
 
 def test_an_opacity_is_brighter_than_its_surroundings(tmp_path):
-    """Without visible opacities there would be nothing to learn."""
+    """Without visible opacities, a model would have nothing to learn."""
     make(tmp_path / "s", studies=80, opacity_fraction=1.0)
     found = read_annotations(tmp_path / "s")
     from pipeline.dicom.radiograph import read_radiograph

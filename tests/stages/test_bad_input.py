@@ -1,4 +1,4 @@
-"""What users get wrong, through the command that DVC runs."""
+"""Mistakes of users, given to the command that DVC runs."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ STAGE = "pipeline.stages.preprocess"
 
 @pytest.fixture
 def stage(rsna, small_params, write_params, run, tmp_path):
-    """Run preprocess with changed params: ``stage(data={...})``."""
+    """Return a function that runs preprocess with changed params: ``stage(data={...})``."""
 
     def call(name=STAGE, **sections):
         for section, values in sections.items():
@@ -130,7 +130,7 @@ def test_too_many_bad_studies_stop_and_lose_nothing(stage, rsna, tmp_path, one_l
 
 
 def test_an_unwritable_output_folder(stage, tmp_path, one_line_error):
-    """A file where a folder must be: root may write anywhere else."""
+    """A file is where a folder must be, because root may write anywhere else."""
     (tmp_path / "reports").write_text("in the way")
     one_line_error(stage(), "reports")
     assert not (tmp_path / "data/prepared").exists()
@@ -169,7 +169,7 @@ def test_check_lists_what_is_wrong(rsna, run, one_line_error):
 
 
 def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_params, tmp_path):
-    """profiles/rsna.yaml as it is, but for weights that no test can fetch, the GPU, its precision and the clock."""
+    """profiles/rsna.yaml as it is, but for weights that no test can fetch, the GPU, its precision and the run time."""
     from pipeline.assembly.inputs import read_inputs
     from pipeline.assembly.training import architecture, build_trainer
     from pipeline.detection.device import make_fabric
@@ -180,7 +180,7 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     values = yaml.safe_load((repository / "profiles/rsna.yaml").read_text())
     values["preprocess"]["workers"] = 1
     values["model"]["weights"] = "none"
-    # On a CPU that only emulates bf16 one step at this size takes minutes.
+    # On a CPU that only emulates bf16, one step at this size takes minutes.
     cpu = {"accelerator": "cpu", "precision": "32-true", "workers": 0}
     values["train"] |= cpu | {"epochs": 1, "batch_size": 1, "log_every_steps": 1}
     params = load_params(write_params(values))

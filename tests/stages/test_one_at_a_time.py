@@ -1,4 +1,4 @@
-"""Two processes never write the outputs of one stage, whoever has started them."""
+"""Two processes never write the outputs of one stage at once, no matter how they were started."""
 
 import os
 

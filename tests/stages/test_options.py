@@ -1,4 +1,4 @@
-"""The options that the shipped profiles leave off, all at once, through the stages."""
+"""The options that the shipped profiles leave off, all switched on at once, in a run of the stages."""
 
 import json
 from importlib.metadata import version

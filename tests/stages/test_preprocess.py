@@ -1,4 +1,4 @@
-"""Preprocessing that is ended, scaled out, and fed with what decoders choke on."""
+"""Preprocessing that is killed, scaled out, and given files that decoders cannot cope with."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ STAGE = [sys.executable, "-m", "pipeline.stages.preprocess"]
 
 @pytest.fixture
 def start(rsna, small_params, write_params, repository, tmp_path):
-    """Start the stage in a process with changed params: ``start(preprocess={...})``."""
+    """Return a function that starts the stage in a process with changed params: ``start(preprocess={...})``."""
 
     def call(**sections):
         for section, values in sections.items():
@@ -37,7 +37,7 @@ def start(rsna, small_params, write_params, repository, tmp_path):
 
 @pytest.fixture
 def prepare(start):
-    """Run it to its end; returns (exit code, stderr)."""
+    """Return a function that runs the stage to its end and returns (exit code, stderr)."""
 
     def call(**sections):
         process = start(**sections)
@@ -59,7 +59,7 @@ def wait_for(condition, seconds=60):
 
 
 def shards(folder):
-    """Name -> time of writing, of those that are whole; they may go while one looks."""
+    """Return name -> time of writing of each whole shard; a shard may vanish during the look-up."""
     found = {}
     for path in folder.glob("[!.]*.npy"):
         with contextlib.suppress(FileNotFoundError):
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
 
     wait_for(look)
     assert again.returncode == 0, again.stderr.read()
-    assert not made & done.keys()  # what was finished was not made again
+    assert not made & done.keys()  # no finished shard was made again
     assert not parts.exists()
     resumed = contents(tmp_path / "data/prepared")
     shutil.rmtree(tmp_path / "data/prepared")
@@ -109,7 +109,7 @@ def test_other_params_use_nothing_of_a_killed_run(start, prepare, tmp_path):
 
 @pytest.mark.slow
 def test_a_study_that_hangs_its_decoder_is_a_problem_alone(rsna, tmp_path):
-    """A pipe that nobody writes to: reading it never ends, whatever Python would like to do."""
+    """The study is a pipe without a writer: reading it never ends, and Python cannot change that."""
     paths = sorted((rsna / IMAGES).iterdir())[:3]
     os.mkfifo(tmp_path / "pipe.dcm")
     studies = tuple(Study(path.stem, path, np.zeros((0, 4))) for path in [*paths[:2], tmp_path / "pipe.dcm", paths[2]])
@@ -151,7 +151,7 @@ def test_studies_at_the_end_of_a_long_table_leave_most_shards_alone(prepare, rsn
 
 @pytest.fixture
 def cluster(repository, tmp_path):
-    """A Dask scheduler and two workers in processes of their own; (address, the workers)."""
+    """Start a Dask scheduler and two workers in processes of their own; yield (address, the workers)."""
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     dask, file = [sys.executable, "-m", "dask"], tmp_path / "scheduler.json"
     scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file]

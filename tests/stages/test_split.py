@@ -1,4 +1,4 @@
-"""The split stage on files: what it keeps, what it says."""
+"""The split stage on files: the assignments that it keeps and the messages that it writes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from pipeline.stages.split import split
 
 @pytest.fixture
 def index(tmp_path):
-    """An index of 120 studies of 60 patients; rewrite it with ``index.save(table)``."""
+    """Write and return an index of 120 studies of 60 patients; ``save(table)`` rewrites it."""
     numbers = range(120)
     table = pd.DataFrame(
         {
@@ -43,7 +43,7 @@ def save(table):
 
 @pytest.fixture
 def assigned(small_params):
-    """Run the stage with changes to its section, and read what it wrote."""
+    """Return a function that runs the stage with changes to its section, and reads the splits that it wrote."""
 
     def call(seed=17, **changes):
         small_params["split"] |= changes
@@ -66,7 +66,7 @@ def test_removed_and_added_studies_move_nobody(index, assigned, caplog):
         grown = assigned()
     assert grown[after.index].equals(after)
     assert "50 patients stay in their splits, 15 are new" in caplog.text
-    # A second image of a known patient goes where the patient is.
+    # A second image of a known patient goes into the patient's split.
     save(pd.concat([index, index[:1].assign(patientId="again")]))
     assert assigned()["again"] == before["s0"]
 

@@ -22,8 +22,8 @@ STAGE = ["-m", "pipeline.stages.train"]
 
 @pytest.fixture
 def start(small_params, rsna, write_params, repository, tmp_path):
-    """Start the stage in a folder of its own: ``start("name", [python arguments], train={...})``."""
-    # SGD: an adaptive optimizer makes large differences of gradients that are nearly nothing.
+    """Return a function that starts the stage in its own folder: ``start("name", [python arguments], epochs=...)``."""
+    # SGD, because an adaptive optimizer enlarges the differences between gradients that are nearly zero.
     small_params["train"] |= {"optimizer": "sgd", "lr": 0.01, "epochs": 2, "batch_size": 2, "checkpoint_steps": 2}
     preprocess(Params.model_validate(small_params))
     split(Params.model_validate(small_params))
@@ -70,16 +70,16 @@ def assert_same(one, other):
 
 @pytest.mark.long
 def test_two_processes_equal_one_with_batches_twice_as_large(start, tmp_path):
-    """37 images leave the second process without one in the last step; 12 of val are shared too."""
+    """With 37 images, the second process has none in the last step; the 12 images of val are divided too."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *STAGE]
     errors = finish(start("two", torchrun))
-    assert errors.count("epoch 2/2") == 1  # one speaks for both
+    assert errors.count("epoch 2/2") == 1  # one process logs for both
     finish(start("one", batch_size=4))
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
 def processes_of(folder, main, count):
-    """The ranks of a run, once its first checkpoint is there."""
+    """Return the processes of a run by rank, once its first checkpoint exists."""
     end = time.monotonic() + 120
     while not list(folder.glob("checkpoints/*/step-*")):
         assert main.poll() is None, main.stderr.read()

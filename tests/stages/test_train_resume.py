@@ -1,4 +1,4 @@
-"""The train stage, killed at any moment, gives what it would have given."""
+"""The train stage, killed at any moment and started again, gives the same result as without a kill."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def test_killed_at_any_moment_it_ends_the_same(small_params, rsna, tmp_path, wri
 
 @pytest.mark.long
 def test_a_result_that_dvc_lost_is_not_trained_again(small_params, rsna, tmp_path, write_params, run):
-    """A kill between the stage's end and DVC's record of it: DVC removes the model and runs the stage again."""
+    """After a kill between the stage's end and DVC's record of it, DVC removes the model and runs the stage again."""
     preprocess(Params.model_validate(small_params))
     split(Params.model_validate(small_params))
     write_params(small_params)
@@ -60,7 +60,7 @@ def test_a_result_that_dvc_lost_is_not_trained_again(small_params, rsna, tmp_pat
 
 
 def history(folder):
-    """Metric -> (step, value), of the folder's only run; without what the clock decides."""
+    """Return metric -> (step, value) of the folder's only run, without metrics that depend on the clock."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("rsna-pneumonia").experiment_id])
     assert run.info.status == "FINISHED"

@@ -1,7 +1,7 @@
-"""Run the train stage in one folder again and again, each time killed at a random moment, and at last to its end.
+"""Runs of the train stage in one folder: each is killed at a random moment, and only the last one ends by itself.
 
-Usage: train_and_kill.py KILLS. A process of its own, which has everything imported and forks: each
-attempt then starts within a second.
+Usage: train_and_kill.py KILLS. It is a separate process, which imports everything once and forks, so that each
+attempt starts within a second.
 """
 
 import os
@@ -36,7 +36,7 @@ def main(kills):
     rng = random.Random(kills)
     for _ in range(kills):
         pid, before = attempt(), newest()
-        # At least one step further each time; most moments then lie within the writing of a checkpoint.
+        # Each attempt gets at least one step further; most kills then fall within the writing of a checkpoint.
         while newest() == before:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.3))

@@ -1,4 +1,4 @@
-"""A table reads the same however it is written, where only one reading is possible."""
+"""Tables in many dialects: each reads the same, where only one reading is possible."""
 
 import csv
 import gzip
@@ -17,13 +17,13 @@ from pipeline.tables import read_table, table_exists, text
 
 COLUMNS = ["patientId", *BOX, "Target"]
 IDS = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,12}", fullmatch=True)
-# Half pixels: a decimal comma shows what commas mean.
+# Half pixels, because only a number with a decimal comma shows that commas are decimal.
 PIXELS = st.integers(0, 2000).map(lambda value: value / 2)
 
 
 @st.composite
 def studies(draw):
-    """Ids, each with its boxes; the first has one with half a pixel."""
+    """Draw ids, each with its boxes; the first has a single box, with half a pixel."""
     ids = draw(st.lists(IDS, min_size=1, max_size=6, unique=True))
     made = {}
     for key in ids:
@@ -74,7 +74,7 @@ def rows_of(made, dialect):
 
 
 def written(made, dialect):
-    """The text of the table."""
+    """Return the text of the table."""
     header = [name.upper() if dialect["upper"] else name for name in COLUMNS]
     rows = list(rows_of(made, dialect))
     if dialect["extra"]:
@@ -131,7 +131,7 @@ LABEL_TEXT = "patientId,x,y,width,height,Target\n"
 
 @pytest.fixture
 def table(tmp_path):
-    """Write a label table and read it."""
+    """Return a function that writes a label table and reads it."""
 
     def read(content, name=LABELS):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -288,7 +288,7 @@ def test_the_real_number_of_rows_is_read_fast(tmp_path):
     (tmp_path / LABELS).write_text(LABEL_TEXT + rows)
     start = time.process_time()
     assert len(read_annotations(tmp_path).studies) == 30_227
-    assert time.process_time() - start < 4  # 0.7 s on a quiet machine
+    assert time.process_time() - start < 4  # it takes 0.7 s on a quiet machine
 
 
 def test_long_cells_are_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Stores that are made once, and a way to them that fails when asked to."""
+"""MLflow stores that are made once, and a proxy before them that fails on request."""
 
 import http.server
 import re
@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _made_store(mlflow_store):
-    """No test here waits until the tables are made."""
+    """Copy a finished store, so that no test here waits until the tables are made."""
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def client(tmp_path):
 
 
 class FaultyProxy(http.server.ThreadingHTTPServer):
-    """Passes requests on; those that match ``pattern`` fail, ``times`` times, in the way that ``kind`` names."""
+    """A proxy that passes requests on; those that match ``pattern`` fail ``times`` times, as ``kind`` says."""
 
     daemon_threads = True
 
@@ -40,7 +40,7 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
         self.pattern, self.kind, self.times, self.hits = re.compile(pattern), kind, times, 0
 
     def handle_error(self, request, client_address):
-        """A client that has gone is no news."""
+        """Report nothing: a client that has gone is no fault."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -83,11 +83,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass  # noqa: N815
 
     def log_message(self, *_):
-        """Not a word."""
+        """Log nothing."""
 
 
 def _damaged(content, kind):
-    """What arrives of an answer, and how long it says it is."""
+    """Return the part of an answer that arrives, and the length that the answer states."""
     if kind == "empty":
         return b"", 0
     if kind == "half":

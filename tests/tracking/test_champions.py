@@ -1,4 +1,4 @@
-"""Champions come and go, whatever has been deleted and whoever else is at it."""
+"""Promotion and rollback of champions, whatever has been deleted and whichever processes work at the same time."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def _quickly(monkeypatch):
 
 @pytest.fixture
 def version(client):
-    """Register a version, without files; ``version(weights)``."""
+    """Register a version, without files: ``version(weights)``."""
     client.create_registered_model(MODEL_NAME)
     experiment = client.create_experiment("models")
 

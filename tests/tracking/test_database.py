@@ -1,4 +1,4 @@
-"""A new store is there whole or not at all, whoever makes it and whatever kills that process."""
+"""A new store exists whole or not at all, whichever process makes it and whatever kills that process."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_a_kill_while_it_is_made(tmp_path):
     while not list(tmp_path.glob(".pneumoflow-*/new.db")):
         assert time.monotonic() < end
         time.sleep(0.005)
-    time.sleep(0.3)  # some tables are there
+    time.sleep(0.3)  # some tables exist by now
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "new.db").exists()

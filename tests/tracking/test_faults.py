@@ -1,4 +1,4 @@
-"""A server, or the way to it, that fails in the midst of a promotion: a failure is never taken for "there is none"."""
+"""Failures of a server, or of the connection to it, during a promotion: they never count as "there is none"."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ WRITES = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, empty_store):
-    """A real MLflow server over a store of its own."""
+    """Start a real MLflow server over a store of its own; yield its URL and a client of the store."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +52,7 @@ def server(tmp_path_factory, empty_store):
 
 @pytest.fixture
 def store(server, make_proxy, monkeypatch):
-    """Versions 1 (champion) and 2, behind a proxy; (proxy, client that goes past it, versions)."""
+    """Register versions 1 (champion) and 2; yield (proxy of the server, client that bypasses it, versions)."""
     url, client = server
     client.create_registered_model(MODEL_NAME)
     versions = []
@@ -115,7 +115,7 @@ def test_a_moment_is_survived(store, kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["403", "503", "cut off", "empty"])
 @pytest.mark.parametrize("write", WRITES)
 def test_a_write_that_fails_loses_no_history(store, kind, write):
-    """Whether the server has done it or not: the next promotion or rollback finds the alias's champions."""
+    """Check that the next promotion or rollback finds the alias's champions, whether or not the write was done."""
     proxy, client, (first, second) = store
     proxy.fail(f"(POST|DELETE) .*{write}", kind)
     with contextlib.suppress(UserError):

@@ -1,4 +1,4 @@
-"""Files stay with their database: moved, copied, made from a copy, in folders of any name."""
+"""Files stay with their database when they are moved, copied or made from a copy, in folders of any name."""
 
 import shutil
 import subprocess
@@ -28,7 +28,7 @@ def read_run(run_id):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with a store; ``project(name)`` makes it the working folder."""
+    """Make a folder with a store: ``project(name)`` makes it the working folder and returns it."""
 
     def enter(name):
         folder = tmp_path / name
@@ -104,7 +104,7 @@ def test_a_link_to_a_folder_is_that_folder(project, tmp_path, monkeypatch, caplo
 
 
 def test_a_store_whose_first_use_is_in_a_copy(project, monkeypatch):
-    """As `dvc exp run --queue` does it: the copy goes, its run stays."""
+    """Write a run in a copy, as `dvc exp run --queue` does: the copy is deleted, its run stays."""
     folder = project("p")
     copy = folder / ".dvc/tmp/exps/tmpabc"
     copy.mkdir(parents=True)

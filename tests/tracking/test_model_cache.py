@@ -1,4 +1,4 @@
-"""Models are fetched once, whole, and go when they are superseded; in a real store, by real processes."""
+"""Models are fetched once and whole, and are deleted when superseded; in a real store, by real processes."""
 
 import json
 import signal
@@ -14,14 +14,14 @@ from pipeline.errors import UserError
 from pipeline.tracking import MODEL_NAME, download_model, tracking_uri
 from pipeline.tracking.model_cache import CACHE
 
-pytestmark = pytest.mark.slow  # MLflow is slow to import, and each process does
+pytestmark = pytest.mark.slow  # MLflow is slow to import, and each process imports it
 
 CHAMPION = f"models:/{MODEL_NAME}@champion"
 
 
 @pytest.fixture
 def register(tmp_path):
-    """Register a version whose weights are ``content``, and make it the champion; returns its number."""
+    """Register a version whose weights are ``content``, and make it the champion; return its number."""
     mlflow.set_tracking_uri(tracking_uri())
     client = mlflow.MlflowClient()
     experiment = client.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
@@ -44,7 +44,7 @@ def register(tmp_path):
 
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
-    """A TMPDIR of this test's own."""
+    """Set TMPDIR to a folder of this test's own."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -61,7 +61,7 @@ def start(code, uri=CHAMPION):
 
 
 def fetched(uri=CHAMPION):
-    """The weights that another process gets."""
+    """Return the weights that another process gets."""
     process = start("print((p / 'model.safetensors').read_text())", uri)
     out, error = process.communicate()
     assert process.returncode == 0, error
@@ -78,7 +78,7 @@ def test_a_version_is_fetched_once_and_goes_when_its_alias_moves(register, tmp_p
         assert fetched() == "one"
     (entry,) = entries()
     assert stat.S_IMODE(CACHE.stat().st_mode) == 0o700
-    (tmp_path / "artifacts").rename(tmp_path / "away")  # the version is not asked for again
+    (tmp_path / "artifacts").rename(tmp_path / "away")  # the version is not fetched again
     assert fetched() == "one"
     (tmp_path / "away").rename(tmp_path / "artifacts")
     register("two")

@@ -15,7 +15,7 @@ def metric(step):
 
 
 class Store:
-    """Takes batches, or refuses them."""
+    """A store that takes batches, or refuses them."""
 
     def __init__(self):
         self.entries, self.down = [], False

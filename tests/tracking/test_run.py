@@ -68,7 +68,7 @@ def test_signals(client, number, status):
     assert time.monotonic() - started < 20
     assert client.get_run(run_id).info.status == status
     assert "Traceback" not in errors
-    # Whatever the first run was left as, the next one puts it right.
+    # The next run corrects the status that the first one was left with.
     with tracked_run(None, {}):
         pass
     assert client.get_run(run_id).info.status == ("FAILED" if status == "RUNNING" else status)
@@ -168,7 +168,7 @@ def test_a_server_that_goes_and_comes_back_misses_nothing(server, client, caplog
             before = time.perf_counter()
             run.log_metrics({"train/loss": step, "train/lr": step / 2}, step)
             longest = max(longest, time.perf_counter() - before)
-        assert longest < 0.5  # a dead server makes nobody wait
+        assert longest < 0.5  # a dead server delays no call
         wait_for(lambda: "they wait on disk" in caplog.text)
         assert len(steps_of(client, run.run_id)) == 10
         up = server()
@@ -260,7 +260,7 @@ def test_a_run_is_running_until_it_ends(client):
 
 @pytest.mark.parametrize(("age", "status"), [(5, "RUNNING"), (1000, "FAILED")])
 def test_a_run_of_another_container_is_judged_by_its_heartbeat(client, age, status):
-    """The same host name and process number, and the number is in use here."""
+    """Judge a run with this host's name and a process number that is in use here."""
     with tracked_run(None, {}) as run:
         pass
     client.update_run(run.run_id, status="RUNNING")

@@ -1,4 +1,4 @@
-"""The network of the tests and its data are those of the tests of `detection`."""
+"""Fixtures of the training tests: they share the network and the data of the tests of `detection`."""
 
 from tests.detection.conftest import (  # noqa: F401
     _seed,

@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk):
     assert str(small_disk / "step-00000010") in str(caught.value)
     with pytest.raises(OSError, match=r"No space left on device.*best-0001\.safetensors"):
         save_best(small_disk, 1, large)
-    # The other writer of a checkpoint is torch's.
+    # The other part of a checkpoint is written by torch.
     with pytest.raises(OSError, match="No space left on device"):
         save_checkpoint(small_disk, 10, {"model": {}}, state | {"large": large})
     assert [path.name for path in small_disk.iterdir()] == ["step-00000005"]
@@ -106,7 +106,7 @@ def test_one_that_carries_code_is_not_run(tmp_path):
     save(tmp_path, 10)
     folder = tmp_path / "step-00000010"
     torch.save({"epoch": Evil()}, folder / "state.pt")
-    # Whoever can write the file can write its digest too.
+    # An attacker with write access to the file can write its digest too.
     from pipeline.files import sha256_of
 
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-# Faults of the second of two blocks of 64 MiB, each freed after use: only fresh pages cost any.
+# Page faults of the second of two blocks of 64 MiB, each freed after use: only fresh pages cause faults.
 FAULTS = """
 import resource, sys
 import numpy as np

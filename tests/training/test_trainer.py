@@ -76,7 +76,7 @@ def test_learning_rate_warms_up_and_falls():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.long)])
 def test_learns_to_find_squares(build, squares, precision):
-    """The whole chain: without any of matching, losses, decoding or averaging it finds nothing."""
+    """Test the whole chain: if matching, losses, decoding or averaging fails, it finds nothing."""
     trainer = build(epochs=24, precision=precision, lr=0.006)
     best = trainer.fit(silent())
     model = trainer.train_step.model
@@ -105,7 +105,7 @@ def test_learns_to_find_squares(build, squares, precision):
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_settings, normalizer, precision, stop):
-    """Bit for bit, wherever it was stopped: within an epoch, and after its last step, before validation."""
+    """The runs are equal bit for bit, whether stopped within an epoch or after its last step, before validation."""
     loss = replace(loss_settings, normalizer=normalizer)
     whole = build("a", SLIGHT, loss=loss, precision=precision, epochs=3)
     steps = []
@@ -165,7 +165,7 @@ def test_the_best_epoch_is_kept(build):
 
 
 class NotANumber(DetectionLoss):
-    """A loss that is not a number at some calls."""
+    """A loss that is not a number in the calls that ``bad`` names."""
 
     def __init__(self, settings, bad):
         super().__init__(settings)
@@ -200,7 +200,7 @@ def test_a_skipped_step_changes_nothing(build, loss_settings, optimizer):
 
 
 def test_the_step_after_a_skipped_first_one_is_as_if_it_were_the_first(build, loss_settings):
-    """torch leaves the momentum of a first step that is passed over undefined."""
+    """If the first step is skipped, torch leaves its momentum undefined."""
     runs = []
     for bad in ({0}, set()):
         trainer = build(optimizer="sgd", epochs=1, warmup_epochs=0)
@@ -216,7 +216,7 @@ def test_the_step_after_a_skipped_first_one_is_as_if_it_were_the_first(build, lo
 
 @pytest.mark.long
 def test_halves_with_a_scaler(build, tmp_path, monkeypatch):
-    """An overflow lowers the scale and changes no weight; the scale goes with the checkpoint."""
+    """An overflow lowers the scale and changes no weight; the checkpoint contains the scale."""
 
     def scaled(*_):
         return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", GradScaler("cpu", 2.0**32))])
@@ -244,7 +244,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(build, monkeypatch, precision):
     batches = [batch.to(trainer.fabric.device) for batch in next(trainer.batches.groups(0, 0))]
     for _ in range(2):
         values = trainer.train_step.step(batches, 0.001)
-    torch.cuda.set_sync_debug_mode("default" if precision == "16-mixed" else "error")  # its scaler asks for overflows
+    torch.cuda.set_sync_debug_mode("default" if precision == "16-mixed" else "error")  # its scaler reads overflows back
     try:
         values = trainer.train_step.step(batches, 0.001)
     finally:
@@ -261,11 +261,11 @@ def test_too_many_in_a_row_stop_with_their_studies(build, loss_settings, squares
         UserError, match=r"train\.lr = 0\.002: 2 steps in a row .* loss nan, .* studies study-\d+, study"
     ):
         trainer.fit(silent())
-    assert trainer.step == 2  # the third step is not done
+    assert trainer.step == 2  # the third step is not counted
 
 
 def test_the_checkpoint_before_still_finds_its_best(build, tmp_path):
-    """Killed while the third epoch's checkpoint is written, with the second one's damaged: the first must do."""
+    """If a run dies writing the third epoch's checkpoint and the second is damaged, the first one is used."""
     trainer = build(epochs=3)
 
     def killed():
@@ -299,7 +299,7 @@ def test_sgd_is_torchs(build):
 
 
 class DiesOnce(DetectionDataset):
-    """Its loader's worker is killed while it reads an image, unless a file says that this has happened."""
+    """A dataset that kills its loader's worker while it reads an image, until ``times`` files record such kills."""
 
     def __init__(self, squares, marks, times):
         super().__init__(*squares, augmenter=None, seed=0)
@@ -341,7 +341,7 @@ def test_an_accelerator_that_is_not_there():
 def test_the_extra_heads_learn(build, squares, name):
     images, boxes = squares
     classes = [0 if len(box) else 2 for box in boxes]
-    classes[5] = -1  # a study without a class has no say
+    classes[5] = -1  # a study without a class adds nothing to the loss
     data = DetectionDataset(images, boxes, None, 0, classes)
     steps = []
     # The overlap losses alone start on a plateau; with cross-entropy they leave it.
@@ -357,7 +357,7 @@ def test_the_extra_heads_learn(build, squares, name):
     assert total["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
     model = trainer.train_step.model.eval()
     batch = torch.from_numpy(np.stack(images[1:3])[:, None])
-    assert model(batch).mask is None  # costs nothing unless asked for
+    assert model(batch).mask is None  # the mask costs nothing unless it is asked for
     drawn = model(batch, with_mask=True).mask
     assert drawn.shape == (2, 16, 16)
     inside = torch.stack(
@@ -385,7 +385,7 @@ def test_image_classes_that_are_all_unknown_cost_nothing():
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks, not we
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler reads the attribute, not our code
 def test_a_compiled_run_gives_the_same_losses(build):
     results = []
     for compiled in (False, True):
@@ -398,8 +398,8 @@ def test_a_compiled_run_gives_the_same_losses(build):
 
 @pytest.mark.parametrize("form", ["cpu", "gpu"])
 def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset, form, monkeypatch):
-    """No graph break is no wait for the device: no .item(), no shape that depends on the data."""
-    if form == "gpu":  # what tensors on a GPU would take
+    """Without graph breaks nothing waits for the device: there is no .item() and no shape that depends on the data."""
+    if form == "gpu":  # the functions that tensors on a GPU use
         everything = lambda anchors, *rest: _match_everything(anchors.sides, *rest)  # noqa: E731
         monkeypatch.setattr("pipeline.detection.losses.match_anchors", everything)
         monkeypatch.setattr("pipeline.detection.losses.positive_box_loss", every_box_loss)
@@ -416,7 +416,7 @@ def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset, fo
         return losses.classification + losses.box + sum(extra(outputs, boxes, labels, classes).values())
 
     inputs = (batch.images, batch.boxes, batch.labels, batch.image_classes)
-    # On a CPU alone the number of positives may be a shape.
+    # Only on a CPU may a shape depend on the number of positives.
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=form == "cpu"):
         found = torch._dynamo.explain(step)(*inputs)
         assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
@@ -436,7 +436,7 @@ def test_compiling_without_a_compiler(build, monkeypatch):
 
 @pytest.mark.parametrize("normalizer", ["per_image", "batch", "ema"])
 def test_accumulated_batches_equal_a_large_one(build, loss_settings, normalizer):
-    """16 images in one step, as 16, 4 x 4 and 3 x 6 with a smaller last one."""
+    """Train on 16 images in one step: as 16, as 4 x 4, and as 3 x 6 with a smaller last batch."""
     loss = replace(loss_settings, normalizer=normalizer)
     runs = []
     for batch_size, accumulate in ((16, 1), (4, 4), (6, 3)):
@@ -459,7 +459,7 @@ def test_accumulated_batches_equal_a_large_one(build, loss_settings, normalizer)
 
 
 def test_accumulation_and_resuming(build):
-    """37 images would leave a group half full; here 16 in groups of 2 x 3: 6, 6 and 4."""
+    """37 images would leave a group half full; here, 16 images make groups of 2 x 3: 6, 6 and 4."""
     whole, steps = build("a", epochs=2, batch_size=3, accumulate=2), []
     whole.fit(silent(steps=steps))
     assert whole.batches.steps_per_epoch == 3
