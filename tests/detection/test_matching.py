@@ -14,7 +14,7 @@ box = st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(4, 60), st.floats(
 
 
 def slow_match(boxes, low_quality):
-    """Match as RetinaNet does: IoU >= .5 positive, < .4 negative, else ignored; each box also takes its best anchors."""
+    """Match slowly: IoU >= .5 positive, < .4 negative, else ignored; each box also takes its best anchors."""
     if not len(boxes):
         return torch.full((len(ANCHORS),), BACKGROUND)
     iou = box_iou(boxes, ANCHORS)
