@@ -18,13 +18,38 @@ from pipeline.data.annotations import IMAGES
 from pipeline.data.geometry import xyxy
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.losses import DetectionLoss
-from pipeline.detection.retinanet import Architecture, RetinaNet
-from pipeline.detection.settings import LossSettings
+from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.settings import Architecture, LossSettings, PostProcessing
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.sources.sample import draw_boxes, make_sample
 
 SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
-ARCHITECTURE = Architecture("resnet50", "frozen_batch", 256, "p5", 4, "none", SHAPES, 0.01)
+ARCHITECTURE = Architecture(
+    backbone="resnet50",
+    norm="frozen_batch",
+    fpn_channels=256,
+    p6_source="p5",
+    head_convs=4,
+    head_norm="none",
+    prior_probability=0.01,
+    anchor_shapes=SHAPES,
+    num_classes=1,
+    in_channels=1,
+    mask_head=False,
+    image_classes=0,
+)
+# torchvision's defaults.
+POST_PROCESSING = PostProcessing(
+    score_thresh=0.05,
+    nms_thresh=0.5,
+    detections_per_img=300,
+    topk_candidates=1000,
+    suppression="nms",
+    soft_nms_sigma=0.5,
+    flip=False,
+    box_shrink=0.0,
+    score_gate=False,
+)
 LOSS = LossSettings(
     classification="focal",
     alpha=0.25,

@@ -2,14 +2,13 @@
 
 import torch
 
-from benchmarks.detectors import SHAPES, make_batch, our_detector, torchvision_detector
+from benchmarks.detectors import POST_PROCESSING, SHAPES, make_batch, our_detector, torchvision_detector
 from benchmarks.pairs import compare
 from pipeline.detection.anchors import make_anchors
-from pipeline.detection.postprocess import PostProcessing, detect
+from pipeline.detection.postprocess import post_process
 from pipeline.detection.retinanet import HeadOutputs
 
 SIZE = 1024
-RULES = PostProcessing(score_thresh=0.05, nms_thresh=0.5, detections_per_img=300, topk_candidates=1000)
 
 
 @torch.inference_mode()
@@ -30,7 +29,7 @@ def _post_processing() -> None:
         heads = {"cls_logits": list(logits.split(sizes, 1)), "bbox_regression": list(deltas.split(sizes, 1))}
         compare(
             f"post-processing, {SIZE} px, {images} images",
-            lambda: detect(HeadOutputs(logits, deltas), anchors, (SIZE, SIZE), RULES),  # noqa: B023 - called in the loop
+            lambda: post_process(HeadOutputs(logits, deltas), anchors, (SIZE, SIZE), POST_PROCESSING),  # noqa: B023 - called in the loop
             lambda: theirs.postprocess_detections(heads, [list(anchors.levels)] * images, [(SIZE, SIZE)] * images),  # noqa: B023
             15,
         )
@@ -43,7 +42,7 @@ def _whole_image(precision: torch.dtype) -> None:
     def our_detection() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             outputs = ours(batch.images)
-        detect(outputs, ours.anchors_for(batch.images), (SIZE, SIZE), RULES)
+        post_process(outputs, ours.anchors_for(batch.images), (SIZE, SIZE), POST_PROCESSING)
 
     def peer() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):

@@ -15,8 +15,8 @@ from benchmarks.pairs import compare
 from pipeline.data.annotations import IMAGES
 from pipeline.data.checks import take_inventory
 from pipeline.data.geometry import xyxy
-from pipeline.data.preparation import Preparation
 from pipeline.data.prepared import PreparedImages
+from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import ShardJob, write_shard
 from pipeline.detection.augment import Augmenter, Boxes
 from pipeline.detection.dataset import DetectionDataset, Example, collate
@@ -36,7 +36,7 @@ def main() -> None:
         make_sample(data, studies=STUDIES, size=SIZE, seed=1, opacity_fraction=0.5, labels=None, workers=0)
         prepared.mkdir()
         studies = take_inventory(data).studies
-        write_shard(ShardJob(prepared / "images.npy", tuple(studies), Preparation(TARGET, 2.0, (8, 8))))
+        write_shard(ShardJob(prepared / "images.npy", tuple(studies), Preprocessing(TARGET, 2.0, (8, 8), ("clahe",))))
         index = pd.DataFrame({"shard": "images.npy", "row": range(STUDIES)})
         boxes = [(xyxy(study.boxes) * TARGET / SIZE).astype(np.float32) for study in studies]
         dataset = DetectionDataset(PreparedImages(prepared, index), boxes, augmenter, 0)

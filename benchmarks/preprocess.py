@@ -12,12 +12,12 @@ from benchmarks.pairs import compare
 from pipeline.data.annotations import IMAGES
 from pipeline.data.checks import take_inventory
 from pipeline.data.parallel import Workers
-from pipeline.data.preparation import Preparation
-from pipeline.data.shards import ShardJob, prepare_shards, write_shard
+from pipeline.data.settings import Preprocessing
+from pipeline.data.shards import ShardJob, preprocess_shards, write_shard
 from pipeline.sources.sample import make_sample
 
 STUDIES, SIZE, TARGET = 32, 1024, 512
-RULES = Preparation(TARGET, 2.0, (8, 8))
+SETTINGS = Preprocessing(TARGET, 2.0, (8, 8), ("clahe",))
 SHARDS = 20
 
 
@@ -31,10 +31,10 @@ def main() -> None:
         studies = tuple(take_inventory(data).studies)
         files = sorted((data / IMAGES).glob("*.dcm"))
         name = f"preprocess, {STUDIES} studies {SIZE} -> {TARGET} px"
-        shard = ShardJob(root / "shard.npy", studies, RULES)
+        shard = ShardJob(root / "shard.npy", studies, SETTINGS)
         compare(f"{name}, one process", lambda: write_shard(shard), lambda: straightforward(files, root), pairs=7)
         # The time includes the pool's start; a real data set has hundreds of shards.
-        many = [ShardJob(root / f"{number}.npy", studies, RULES, 60) for number in range(SHARDS)]
+        many = [ShardJob(root / f"{number}.npy", studies, SETTINGS, 60) for number in range(SHARDS)]
         compare(f"preprocess, {SHARDS * STUDIES} studies, two processes against one",
                 prepare(many, root, 2), prepare(many, root, 1), pairs=5)  # fmt: skip
 
@@ -52,7 +52,7 @@ def prepare(jobs: list[ShardJob], folder: Path, count: int) -> Callable[[], None
     def run() -> None:
         for path in folder.glob("*.json"):
             path.unlink()  # otherwise the shards would count as done
-        prepare_shards(jobs, Workers(count), "")
+        preprocess_shards(jobs, Workers(count), "")
 
     return run
 

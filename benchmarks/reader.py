@@ -5,30 +5,38 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import detectors
 from benchmarks.pairs import compare
 from pipeline import cli
 from pipeline.data import reader
 from pipeline.data.annotations import IMAGES
-from pipeline.data.preparation import Preparation
 from pipeline.data.reader import Outcome
+from pipeline.data.settings import Preprocessing
 from pipeline.delivery.model_file import ModelConfig, save_model
 from pipeline.detection.anchors import shape_grid
-from pipeline.detection.postprocess import PostProcessing
-from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.retinanet import RetinaNet
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import BadStudyError
 from pipeline.sources.sample import make_sample
 
 FILES, DIFFERENT, SIZE, PAIRS = 500, 50, 1024, 3
 # The shipped model, but untrained.
-SHAPES = shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2))
-ARCHITECTURE = Architecture("resnet18", "group", 96, "p5", 2, "group", SHAPES, 0.01)
-RULES = PostProcessing(score_thresh=0.05, nms_thresh=0.4, detections_per_img=100, topk_candidates=1000)
+ARCHITECTURE = replace(
+    detectors.ARCHITECTURE,
+    backbone="resnet18",
+    norm="group",
+    fpn_channels=96,
+    head_convs=2,
+    head_norm="group",
+    anchor_shapes=shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2)),
+)
+POST_PROCESSING = replace(detectors.POST_PROCESSING, nms_thresh=0.4, detections_per_img=100)
 
 
 def main() -> None:
@@ -51,8 +59,8 @@ def _make_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
         format_version=1, classes=("lung opacity",), architecture=ARCHITECTURE,
-        preprocessing=Preparation(256, 2.0, (8, 8)), postprocessing=RULES, operating_threshold=0.3,
-        best_epoch=0, val_map=0.0,
+        preprocessing=Preprocessing(256, 2.0, (8, 8), ("clahe",)), postprocessing=POST_PROCESSING,
+        operating_threshold=0.3, best_epoch=0, val_map=0.0,
     )  # fmt: skip
     save_model(folder, RetinaNet(ARCHITECTURE), config)
 

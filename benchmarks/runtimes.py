@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.detectors import ARCHITECTURE, make_batch, our_detector, torchvision_detector
+from benchmarks.detectors import ARCHITECTURE, POST_PROCESSING, make_batch, our_detector, torchvision_detector
 from benchmarks.pairs import compare
-from pipeline.data.preparation import Preparation
+from pipeline.data.settings import Preprocessing
 from pipeline.delivery.export import export_model, load_export
 from pipeline.delivery.model_file import ModelConfig, save_model
-from pipeline.detection.postprocess import PostProcessing, find
+from pipeline.detection.postprocess import detect
 
 SIZE, PAIRS = 1024, 7
-RULES = PostProcessing(score_thresh=0.05, nms_thresh=0.5, detections_per_img=300, topk_candidates=1000)
 
 
 def main() -> None:
@@ -36,8 +35,8 @@ def _runtimes(folder: Path, images: torch.Tensor) -> dict[str, Callable[[], obje
     model = our_detector().eval()
     config = ModelConfig(
         format_version=1, classes=("lung opacity",), architecture=ARCHITECTURE,
-        preprocessing=Preparation(SIZE, 2.0, (8, 8)), postprocessing=RULES, operating_threshold=0.3,
-        best_epoch=0, val_map=0.0,
+        preprocessing=Preprocessing(SIZE, 2.0, (8, 8), ("clahe",)), postprocessing=POST_PROCESSING,
+        operating_threshold=0.3, best_epoch=0, val_map=0.0,
     )  # fmt: skip
     save_model(folder / "model", model, config)
     path = export_model(folder / "model", folder / "onnx", "onnx")
@@ -60,7 +59,7 @@ def _runtimes(folder: Path, images: torch.Tensor) -> dict[str, Callable[[], obje
 @torch.inference_mode()
 def _torch(model: torch.nn.Module, images: torch.Tensor, precision: torch.dtype) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-        find(model, images, RULES)  # type: ignore[arg-type]
+        detect(model, images, POST_PROCESSING)  # type: ignore[arg-type]
 
 
 def _openvino(path: Path, pixels: np.ndarray, precision: str) -> Callable[[], object]:

@@ -54,10 +54,10 @@ def monitoring(scored: str = "scored") -> bool | State[Any]:
 
 
 def _monitor(scored: str) -> bool:
-    rules = load_params().monitor
+    limits = load_params().monitor
     found = compare_new_studies(scored)
     publish_drift(found)
-    if found["past"] and rules.retrain:
+    if found["past"] and limits.retrain:
         get_run_logger().info("past the limits: running %s", RETRAINING)
         wait_for_server()
         run_deployment(RETRAINING, timeout=0)  # starts it, and does not wait

@@ -77,7 +77,7 @@ def check(
 
     Studies are prepared as params.yaml says, if there is one.
     """
-    from pipeline.assembly.preparation import preparation
+    from pipeline.assembly.preprocessing import preprocessing_of
     from pipeline.data.checks import SMALLEST, check_dataset
     from pipeline.data.parallel import Workers as Processes
     from pipeline.files import write_text
@@ -87,7 +87,7 @@ def check(
     where, rules, seconds = Processes(workers), SMALLEST, 60.0
     if Path("params.yaml").exists():
         params = load_params()
-        rules, seconds = preparation(params), params.data.study_seconds
+        rules, seconds = preprocessing_of(params), params.data.study_seconds
     found = check_dataset(folder, where, study_seconds or seconds, rules)
     write_text(report, render_data_page(found, study_seconds or seconds))
     typer.echo(found.summary())

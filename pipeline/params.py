@@ -8,35 +8,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from pipeline.bounds import (
-    CHECKED,
+from pipeline.bounds import CHECKED, Count, Fraction, NotNegative, OpenFraction, Positive, Workers
+from pipeline.data.settings import Channel, ClipLimit, EachOnce, ImageSize, Tiles
+from pipeline.detection.settings import (
     MAX_SHAPES,
     AnchorRatio,
     AnchorScale,
-    BackboneName,
+    AugmentSettings,
     BoxShrink,
-    Channel,
-    ClipLimit,
-    Count,
-    DetectionsPerImage,
-    EachOnce,
-    FpnChannels,
-    Fraction,
-    HeadConvs,
-    HeadNorm,
-    ImageSize,
-    Norm,
-    NotNegative,
-    OpenFraction,
-    P6Source,
-    Positive,
-    SoftNmsSigma,
-    Suppression,
-    Tiles,
-    TopCandidates,
-    Workers,
+    LossSettings,
+    NetworkSettings,
+    PostProcessing,
 )
-from pipeline.detection.settings import AugmentSettings, LossSettings
 from pipeline.documents import first_problem, read_yaml
 from pipeline.errors import UserError
 from pipeline.training.settings import TrainSettings
@@ -113,21 +96,15 @@ class SplitParams(_Section):
         return self
 
 
-class ModelParams(_Section):
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ModelParams(NetworkSettings):
     """The RetinaNet: a timm backbone, an FPN and two subnets."""
 
-    backbone: BackboneName
     weights: Annotated[str, Field(min_length=1)]
-    norm: Norm
     frozen_stages: Annotated[int, Field(ge=0, le=6)]
-    fpn_channels: FpnChannels
-    p6_source: P6Source
-    head_convs: HeadConvs
-    head_norm: HeadNorm
     anchors: Literal["grid", "fit"]
     anchor_scales: Annotated[list[AnchorScale], Field(min_length=1)]
     anchor_ratios: Annotated[list[AnchorRatio], Field(min_length=1)]
-    prior_probability: OpenFraction
 
     @model_validator(mode="after")
     def _few_shapes(self) -> Self:
@@ -182,18 +159,10 @@ class CandidatesParams(_Section):
     box_shrink: list[BoxShrink]
 
 
-class EvaluateParams(_Section):
-    """Post-processing: the rules by which a box counts as a detection."""
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class EvaluateParams(PostProcessing):
+    """Post-processing, the values of it that are tried on val, and the draws for the intervals."""
 
-    score_thresh: Fraction
-    nms_thresh: OpenFraction
-    detections_per_img: DetectionsPerImage
-    topk_candidates: TopCandidates
-    suppression: Suppression
-    soft_nms_sigma: SoftNmsSigma
-    flip: bool
-    box_shrink: BoxShrink
-    score_gate: bool
     candidates: CandidatesParams
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
 

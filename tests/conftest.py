@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,22 +221,20 @@ def trained(tmp_path_factory, sample, _small_params):
 
 @pytest.fixture(scope="session")
 def _tiny_model(tmp_path_factory):
-    from pipeline.data.preparation import Preparation
+    from pipeline.data.settings import Preprocessing
     from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
-    from pipeline.detection.anchors import shape_grid
-    from pipeline.detection.postprocess import PostProcessing
-    from pipeline.detection.retinanet import Architecture, RetinaNet
+    from pipeline.detection.retinanet import RetinaNet
+    from tests.detection.settings import POST_PROCESSING, TINY
 
     torch.manual_seed(0)
-    shapes = shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2))
-    layout = Architecture("resnet10t", "group", 32, "p5", 1, "group", shapes, 0.01)
     config = ModelConfig(
-        format_version=FORMAT_VERSION, classes=("lung opacity",), architecture=layout,
-        preprocessing=Preparation(128, 2.0, (8, 8)), postprocessing=PostProcessing(0.001, 0.3, 20, 100),
+        format_version=FORMAT_VERSION, classes=("lung opacity",), architecture=TINY,
+        preprocessing=Preprocessing(128, 2.0, (8, 8), ("clahe",)),
+        postprocessing=replace(POST_PROCESSING, score_thresh=0.001, nms_thresh=0.3),
         operating_threshold=0.001, best_epoch=0, val_map=0.1,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("tiny") / "models"
-    save_model(folder, RetinaNet(layout), config)
+    save_model(folder, RetinaNet(TINY), config)
     return folder
 
 

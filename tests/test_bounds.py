@@ -5,10 +5,9 @@ from dataclasses import fields
 
 import pytest
 
-from pipeline.data.preparation import Preparation
+from pipeline.data.settings import Preprocessing
 from pipeline.delivery.model_file import load_model
-from pipeline.detection.postprocess import PostProcessing
-from pipeline.detection.retinanet import Architecture
+from pipeline.detection.settings import Architecture, PostProcessing
 from pipeline.errors import UserError
 from pipeline.params import EvaluateParams, ModelParams, load_params
 
@@ -77,9 +76,9 @@ def put_shape(config, place, value):
 
 def test_no_shared_key_is_forgotten():
     named = {key.split(".")[1] for key in SHARED} | {"anchor_shapes"}
-    assert named >= {one.name for one in fields(PostProcessing)} | {one.name for one in fields(Preparation)}
-    assert named >= ({one.name for one in fields(Architecture)} & set(ModelParams.model_fields))
-    assert {one.name for one in fields(PostProcessing)} <= set(EvaluateParams.model_fields)
+    assert named >= {one.name for one in fields(PostProcessing)} | {one.name for one in fields(Preprocessing)}
+    assert named >= ({one.name for one in fields(Architecture)} & {one.name for one in fields(ModelParams)})
+    assert {one.name for one in fields(PostProcessing)} <= {one.name for one in fields(EvaluateParams)}
 
 
 def test_too_many_anchors(small_params, write_params, tiny_model, write_config):

@@ -52,13 +52,13 @@ class SplitData:
 
 
 def read_inputs(
-    rules: PreprocessParams, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE
+    section: PreprocessParams, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE
 ) -> dict[str, SplitData]:
     """Read the three splits, and ``leaked`` if ``split.leaked`` asked for it.
 
     Raises:
         UserError: a file is missing or damaged, a patient is in two splits, or the images do not have the
-            size and channels of ``rules``.
+            size and channels of ``section``.
     """
     index = read_index(prepared)
     require_shards(prepared, index)
@@ -68,17 +68,17 @@ def read_inputs(
     for name in (*SPLITS, *({LEAKED} & set(splits))):
         rows = index[splits == name].reset_index(drop=True)
         boxes = [xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
-        parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, rules.image_size)
-    _require_shape(prepared, next(data.images[0] for data in parts.values() if len(data.images)), rules)
+        parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, section.image_size)
+    _require_shape(prepared, next(data.images[0] for data in parts.values() if len(data.images)), section)
     return parts
 
 
-def _require_shape(prepared: Path, image: npt.NDArray[np.uint8], rules: PreprocessParams) -> None:
+def _require_shape(prepared: Path, image: npt.NDArray[np.uint8], section: PreprocessParams) -> None:
     """Check the images' shape: DVC ensures it, but a command started by hand may find images of other params."""
     found = np.atleast_3d(image).shape
-    asked = (rules.image_size, rules.image_size, len(rules.channels))
+    asked = (section.image_size, section.image_size, len(section.channels))
     if found != asked:
         raise UserError(
             f"{prepared}: has images of {found[0]} pixels and {found[2]} channels, but preprocess.image_size is"
-            f" {rules.image_size} and preprocess.channels {list(rules.channels)}; run `dvc repro split` first"
+            f" {section.image_size} and preprocess.channels {list(section.channels)}; run `dvc repro split` first"
         )

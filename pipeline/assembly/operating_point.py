@@ -9,8 +9,9 @@ from lightning_fabric import Fabric
 from pipeline.assembly.inputs import SplitData
 from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.detection.inference import predict
-from pipeline.detection.postprocess import Detections, PostProcessing, shrink
+from pipeline.detection.postprocess import Detections, shrink
 from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.settings import PostProcessing
 from pipeline.metrics.bootstrap import patient_weights, stable_threshold
 from pipeline.metrics.results import ImageResult
 from pipeline.metrics.rsna_score import best_thresholds
@@ -23,9 +24,9 @@ _ERRORS = 2  # standard errors; chance seldom gives a larger gain
 
 
 def choose_operating_point(
-    params: Params, fabric: Fabric, model: RetinaNet, rules: PostProcessing, val_data: SplitData
+    params: Params, fabric: Fabric, model: RetinaNet, post_processing: PostProcessing, val_data: SplitData
 ) -> tuple[PostProcessing, float]:
-    """Choose the rules in ``evaluate.candidates`` and the threshold with the best RSNA score on val.
+    """Choose the post_processing in ``evaluate.candidates`` and the threshold with the best RSNA score on val.
 
     Scores are means over draws of val's patients, because the best on a small split depends on single images.
     For the same reason, the params' own values stay unless the gain is larger than twice its standard error.
@@ -34,7 +35,7 @@ def choose_operating_point(
     weights = patient_weights(groups, DRAWS, params.seed)
     tried = [
         (chosen, results, best_thresholds(results, weights)[1])
-        for chosen, results in _candidates(params, fabric, model, rules, val_data)
+        for chosen, results in _candidates(params, fabric, model, post_processing, val_data)
     ]
     own = tried[0]
     best = max(tried, key=lambda one: float(one[2].mean()))
@@ -48,14 +49,14 @@ def choose_operating_point(
 
 
 def _candidates(
-    params: Params, fabric: Fabric, model: RetinaNet, rules: PostProcessing, val_data: SplitData
+    params: Params, fabric: Fabric, model: RetinaNet, post_processing: PostProcessing, val_data: SplitData
 ) -> Iterator[tuple[PostProcessing, list[ImageResult]]]:
     """Yield each combination of values and its results on val; the params' own values come first."""
     listed = params.evaluate.candidates
-    for nms_thresh in dict.fromkeys((rules.nms_thresh, *listed.nms_thresh)):
-        plain = replace(rules, nms_thresh=nms_thresh, box_shrink=0.0)
+    for nms_thresh in dict.fromkeys((post_processing.nms_thresh, *listed.nms_thresh)):
+        plain = replace(post_processing, nms_thresh=nms_thresh, box_shrink=0.0)
         found = predict(fabric, model, val_data.dataset(None, params.seed), params.train.batch_size, plain)
-        for share in dict.fromkeys((rules.box_shrink, *listed.box_shrink)):
+        for share in dict.fromkeys((post_processing.box_shrink, *listed.box_shrink)):
             shrunk = [_shrunk(one, share) for one in found]
             yield replace(plain, box_shrink=share), results_in_prepared_pixels(shrunk, val_data)
 

@@ -16,7 +16,7 @@ from pipeline.assembly.validation import epoch_score, val_metrics
 from pipeline.detection.anchor_fit import coverage
 from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors
 from pipeline.detection.postprocess import Detections
-from pipeline.detection.retinanet import Architecture
+from pipeline.detection.settings import Architecture
 from pipeline.documents import read_json_object, shown
 from pipeline.errors import UserError
 from pipeline.files import temporary_folder
@@ -45,13 +45,13 @@ def read_run_id(path: Path) -> str:
     return run_id
 
 
-def log_start(run: TrackedRun, params: Params, layout: Architecture, splits: dict[str, SplitData]) -> None:
+def log_start(run: TrackedRun, params: Params, architecture: Architecture, splits: dict[str, SplitData]) -> None:
     """Log the facts that are known before the first step: params, environment, data, and the anchors' coverage."""
     run.log_params(params.model_dump(mode="json"))
     run.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), "params.yaml")
     run.log_text(provenance.environment(), "environment.txt")
     log_datasets(run, params, splits)
-    log_anchor_coverage(run, params, layout, splits["train"])
+    log_anchor_coverage(run, params, architecture, splits["train"])
 
 
 def epoch_hooks(
@@ -94,10 +94,10 @@ def _val_pictures(found: Sequence[Detections], data: SplitData, values: Mapping[
     return encode_jpeg(contact_sheet(pictures, 4))
 
 
-def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, train_data: SplitData) -> None:
+def log_anchor_coverage(run: TrackedRun, params: Params, architecture: Architecture, train_data: SplitData) -> None:
     """Log how well the anchors suit the train boxes, before time is spent on training."""
     size = params.preprocess.image_size
-    anchors = make_anchors(size, size, layout.anchor_shapes)
+    anchors = make_anchors(size, size, architecture.anchor_shapes)
     found = coverage(anchors, train_data.prepared_boxes(), params.loss.fg_iou_thresh, params.seed)
     missed = int((found.best_iou < found.fg_iou_thresh).sum())
     logger.info("anchors reach %.1f %% of the train boxes:\n%s", 100 * found.covered, found.table().rstrip())
@@ -107,7 +107,7 @@ def log_anchor_coverage(run: TrackedRun, params: Params, layout: Architecture, t
             " anchor_scales and anchor_ratios",
             missed, len(found.best_iou), found.fg_iou_thresh,
         )  # fmt: skip
-    shapes = torch.cat([anchor_sizes(stride, layout.anchor_shapes) for stride in LEVEL_STRIDES])
+    shapes = torch.cat([anchor_sizes(stride, architecture.anchor_shapes) for stride in LEVEL_STRIDES])
     with temporary_folder() as folder:
         (folder / "coverage.csv").write_text(found.table())
         picture = plot_anchor_coverage(found.sizes, found.best_iou, shapes.numpy())

@@ -1,5 +1,6 @@
 """Params -> the network, its trainer and its model file."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning_fabric import Fabric
 from pipeline import provenance
 from pipeline.assembly.inputs import IMAGE_CLASSES, SplitData
 from pipeline.assembly.operating_point import choose_operating_point
-from pipeline.assembly.preparation import preparation
+from pipeline.assembly.preprocessing import preprocessing_of
 from pipeline.data.manifest import MANIFEST
 from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
 from pipeline.detection.anchor_fit import fit_shapes
@@ -20,8 +21,8 @@ from pipeline.detection.device import make_fabric
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.mask_losses import MaskSettings
-from pipeline.detection.postprocess import PostProcessing
-from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.settings import Architecture, NetworkSettings, PostProcessing
 from pipeline.detection.weights import start_from
 from pipeline.errors import UserError
 from pipeline.params import Params
@@ -32,13 +33,13 @@ from pipeline.training.trainer import Best, Trainer
 TRAINING_CODE = (
     "pipeline/assembly/inputs.py",
     "pipeline/assembly/operating_point.py",
-    "pipeline/assembly/preparation.py",
+    "pipeline/assembly/preprocessing.py",
     "pipeline/assembly/training.py",
     "pipeline/assembly/validation.py",
     "pipeline/data/classes.py",
     "pipeline/data/geometry.py",
     "pipeline/data/manifest.py",
-    "pipeline/data/preparation.py",
+    "pipeline/data/settings.py",
     "pipeline/data/prepared.py",
     "pipeline/data/prepared_tables.py",
     "pipeline/data/splits.py",
@@ -58,12 +59,12 @@ TRAINING_CODE = (
 
 
 def build_trainer(
-    params: Params, fabric: Fabric, layout: Architecture, train_data: SplitData, val_data: SplitData, folder: Path
+    params: Params, fabric: Fabric, architecture: Architecture, train_data: SplitData, val_data: SplitData, folder: Path
 ) -> Trainer:
     """Assemble a `Trainer` from the params."""
     torch.manual_seed(params.seed)
     section = params.loss
-    model = RetinaNet(layout, params.model.weights)
+    model = RetinaNet(architecture, params.model.weights)
     start_from(model, params.model.weights)
     model.backbone.freeze(params.model.frozen_stages)
     augmenter = Augmenter(params.augment)
@@ -77,27 +78,27 @@ def build_trainer(
         ),
         train_data.dataset(augmenter, params.seed),
         val_data.dataset(None, params.seed),
-        post_processing(params),
+        post_processing_of(params),
         params.train,
         params.seed,
         folder,
     )
 
 
-def finish(params: Params, layout: Architecture, best: Best, val_data: SplitData, models: Path) -> ModelConfig:
+def finish(params: Params, architecture: Architecture, best: Best, val_data: SplitData, models: Path) -> ModelConfig:
     """Choose the operating point on val and write the model."""
-    model = RetinaNet(layout)
+    model = RetinaNet(architecture)
     model.load_state_dict(best.weights)
     # float32 as at inference, whatever precision the training had.
     fabric = make_fabric(params.train.accelerator, "32-true", alone=True)
     fabric.to_device(model)
-    rules, threshold = choose_operating_point(params, fabric, model, post_processing(params), val_data)
+    post_processing, threshold = choose_operating_point(params, fabric, model, post_processing_of(params), val_data)
     config = ModelConfig(
         format_version=FORMAT_VERSION,
         classes=("lung opacity",),
-        architecture=layout,
-        preprocessing=preparation(params),
-        postprocessing=rules,
+        architecture=architecture,
+        preprocessing=preprocessing_of(params),
+        postprocessing=post_processing,
         operating_threshold=threshold,
         best_epoch=best.epoch,
         val_map=best.score,
@@ -106,7 +107,7 @@ def finish(params: Params, layout: Architecture, best: Best, val_data: SplitData
     return config
 
 
-def architecture(params: Params, train_data: SplitData) -> Architecture:
+def architecture_of(params: Params, train_data: SplitData) -> Architecture:
     """Return the ``model`` section, without keys that only matter before training, and the anchors that it asks for."""
     section = params.model
     shapes = shape_grid(section.anchor_scales, section.anchor_ratios)
@@ -116,23 +117,23 @@ def architecture(params: Params, train_data: SplitData) -> Architecture:
             raise UserError("model.anchors = 'fit': the train split has no box to fit anchors to; set grid")
         shapes = fit_shapes(boxes, len(shapes), params.seed)
     return Architecture(
-        backbone=section.backbone,
-        norm=section.norm,
-        fpn_channels=section.fpn_channels,
-        p6_source=section.p6_source,
-        head_convs=section.head_convs,
-        head_norm=section.head_norm,
+        **_shared(NetworkSettings, section),
         anchor_shapes=shapes,
-        prior_probability=section.prior_probability,
+        num_classes=1,
         in_channels=len(params.preprocess.channels),
         mask_head=bool(params.loss.mask),
         image_classes=len(IMAGE_CLASSES) if params.loss.image_class else 0,
     )
 
 
-def post_processing(params: Params) -> PostProcessing:
-    """Return the ``evaluate`` section in the form that the detector takes."""
-    return PostProcessing(**params.evaluate.model_dump(exclude={"bootstrap_draws", "candidates"}))
+def post_processing_of(params: Params) -> PostProcessing:
+    """Return the part of the ``evaluate`` section that the detector takes."""
+    return PostProcessing(**_shared(PostProcessing, params.evaluate))
+
+
+def _shared(declared: type, section: object) -> dict[str, Any]:
+    """Return the values of a section that the settings class ``declared`` has too."""
+    return {field.name: getattr(section, field.name) for field in fields(declared)}
 
 
 def training_fingerprint(params: Params) -> str:

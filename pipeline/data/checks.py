@@ -13,13 +13,13 @@ from pipeline.data.discovery import Listing, by_study, list_folder, require_some
 from pipeline.data.duplicates import clusters, same_files, similar_pairs
 from pipeline.data.files_and_ids import compare_files
 from pipeline.data.parallel import Workers
-from pipeline.data.preparation import Preparation
-from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, prepare_shards
+from pipeline.data.settings import Preprocessing
+from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, preprocess_shards
 from pipeline.errors import UserError
 
 _STUDIES_PER_JOB = 64
 # The smallest image and no CLAHE, for a check that only asks whether studies can be used.
-SMALLEST = Preparation(64, 0, (1, 1))
+SMALLEST = Preprocessing(64, 0, (1, 1), ("clahe",))
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,16 @@ def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: 
         )
 
 
-def check_dataset(folder: Path, workers: Workers, study_seconds: float, rules: Preparation = SMALLEST) -> Examination:
+def check_dataset(
+    folder: Path, workers: Workers, study_seconds: float, settings: Preprocessing = SMALLEST
+) -> Examination:
     """Read every table and prepare every study of a data set, as ``preprocess`` does, but write nothing.
 
     Args:
         folder: the data set.
         workers: where studies are read.
         study_seconds: a study that takes longer is unusable.
-        rules: how images are prepared.
+        settings: how images are prepared.
 
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
@@ -161,5 +163,5 @@ def check_dataset(folder: Path, workers: Workers, study_seconds: float, rules: P
     inventory = take_inventory(folder)
     size = _STUDIES_PER_JOB
     chunks = [tuple(inventory.studies[start : start + size]) for start in range(0, len(inventory.studies), size)]
-    jobs = [ShardJob(None, chunk, rules, study_seconds) for chunk in chunks]
-    return examine(inventory, prepare_shards(jobs, workers, "Checking"))
+    jobs = [ShardJob(None, chunk, settings, study_seconds) for chunk in chunks]
+    return examine(inventory, preprocess_shards(jobs, workers, "Checking"))

@@ -5,7 +5,7 @@ import numpy as np
 
 from pipeline.data.deep_clahe import equalize_deep
 from pipeline.data.geometry import letterbox_scale
-from pipeline.data.preparation import Preparation
+from pipeline.data.settings import Preprocessing
 from pipeline.dicom.levels import Image, Levels, to_8_bits
 
 
@@ -33,25 +33,25 @@ def equalize(image: Levels, clip_limit: float, tile_grid_size: tuple[int, int]) 
     return np.asarray(cv2.createCLAHE(clip_limit, tile_grid_size).apply(image), np.uint8)
 
 
-def prepare(image: Levels, rules: Preparation) -> Image:
+def preprocess(image: Levels, settings: Preprocessing) -> Image:
     """Resize, then equalise, so that the tiles have one size whatever the size of the original.
 
     The padding is left out of the equalisation, because its black would darken the tiles that it touches.
 
     Args:
         image: uint8 or uint16 ``[H, W]``; an image of 16 bits is reduced to 8 after the equalisation.
-        rules: the size, the channels and how they are equalised.
+        settings: the size, the channels and how they are equalised.
 
     Returns:
         uint8 ``[S, S]`` for one channel, ``[S, S, C]`` for more.
     """
     height, width = image.shape
-    scale = letterbox_scale(height, width, rules.image_size)
-    resized = letterbox(image, rules.image_size)
+    scale = letterbox_scale(height, width, settings.image_size)
+    resized = letterbox(image, settings.image_size)
     raw = to_8_bits(resized)
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     clahe = raw.copy()
     inside = np.ascontiguousarray(resized[:rows, :columns])
-    clahe[:rows, :columns] = equalize(inside, rules.clip_limit, rules.tile_grid_size)
-    layers = [{"clahe": clahe, "raw": raw}[name] for name in rules.channels]
+    clahe[:rows, :columns] = equalize(inside, settings.clip_limit, settings.tile_grid_size)
+    layers = [{"clahe": clahe, "raw": raw}[name] for name in settings.channels]
     return layers[0] if len(layers) == 1 else np.stack(layers, -1)

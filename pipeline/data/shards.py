@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from pipeline.data.image_statistics import describe
 from pipeline.data.parallel import Workers, map_jobs
-from pipeline.data.preparation import Preparation
-from pipeline.data.preprocessing import prepare
+from pipeline.data.preprocessing import preprocess
+from pipeline.data.settings import Preprocessing
 from pipeline.dicom.limits import study_limits
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import BadStudyError, UserError
@@ -46,13 +46,13 @@ class ShardJob:
     Attributes:
         target: the ``.npy`` file to write; None to only check the studies.
         studies: in the order of the rows.
-        rules: the rules of their preparation.
+        settings: the settings of their preparation.
         study_seconds: a study that takes longer ends the process; 0: no limit.
     """
 
     target: Path | None
     studies: tuple[Study, ...]
-    rules: Preparation
+    settings: Preprocessing
     study_seconds: float = 0
 
 
@@ -76,7 +76,7 @@ def write_shard(job: ShardJob) -> ShardResult:
     for study in job.studies:
         try:
             with study_limits(job.study_seconds):
-                image, row = _prepare_study(study, job)
+                image, row = _preprocess_study(study, job)
         except BadStudyError as error:
             problems[study.patient_id] = str(error)
             continue
@@ -110,7 +110,7 @@ def _result_file(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def prepare_shards(jobs: Sequence[ShardJob], workers: Workers, description: str) -> list[ShardResult]:
+def preprocess_shards(jobs: Sequence[ShardJob], workers: Workers, description: str) -> list[ShardResult]:
     """Run `write_shard` on every job whose shard does not exist yet; return results in the order of the jobs.
 
     If a process dies on a study, only that study is reported as a problem: the job runs again
@@ -150,11 +150,11 @@ def _without_culprits(job: ShardJob, workers: Workers) -> ShardResult:
     return result
 
 
-def _prepare_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object]]:
+def _preprocess_study(study: Study, job: ShardJob) -> tuple[Image, dict[str, object]]:
     radiograph = read_radiograph(study.path)
     height, width = radiograph.pixels.shape
     fit_boxes(study.boxes, height, width)
-    image = prepare(radiograph.levels, job.rules)
+    image = preprocess(radiograph.levels, job.settings)
     row: dict[str, object] = {"patientId": study.patient_id, "height": height, "width": width}
     row |= {name: getattr(radiograph, name) for name in ("view", "sex")}
     # JSON has no NaN.

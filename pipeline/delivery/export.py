@@ -1,6 +1,6 @@
 """The export of a trained model to ONNX or to a program of ``torch.export``, with suppression in the graph.
 
-Input ``images``: uint8 ``[1, C, S, S]`` as `prepare` returns them. Outputs, best first: ``boxes`` float32
+Input ``images``: uint8 ``[1, C, S, S]`` as `preprocess` returns them. Outputs, best first: ``boxes`` float32
 ``[N, 4]`` xyxy pixels of that image, ``scores`` ``[N]``. Candidates below ``score_thresh`` are among them
 if there are fewer than ``detections_per_img`` others: the program that runs the graph drops them.
 """
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, nms
 
-from pipeline.data.preprocessing import prepare
+from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_file import CONFIG_FILE, load_model
 from pipeline.detection.anchors import decode_boxes
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.postprocess import NotFiniteError, find, shrink
+from pipeline.detection.postprocess import NotFiniteError, detect, shrink
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 from pipeline.files import directory_atomic, write_json
@@ -134,10 +134,10 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
     run = load_export(exported)
     boxes = scores = 0.0
     for number, image in enumerate(images):
-        batch = channels_first([prepare(image, config.preprocessing)])
+        batch = channels_first([preprocess(image, config.preprocessing)])
         try:
             with torch.no_grad():
-                (wanted,) = find(model, torch.from_numpy(batch), config.postprocessing)
+                (wanted,) = detect(model, torch.from_numpy(batch), config.postprocessing)
         except NotFiniteError as error:
             raise UserError(f"{folder}: {error}, for the made image {number}") from None
         found_boxes, found_scores = run(batch)

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors.torch import save_file
 
 from pipeline.bounds import CHECKED, Fraction
-from pipeline.data.preparation import Preparation
-from pipeline.detection.postprocess import PostProcessing
-from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.data.settings import Preprocessing
+from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.settings import Architecture, PostProcessing
 from pipeline.detection.weight_file import read_layouts, read_weights, require_finite, require_layouts
 from pipeline.documents import first_problem, read_json, read_json_object
 from pipeline.errors import UserError
@@ -46,7 +46,7 @@ class ModelConfig(BaseModel):
     format_version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)]
     architecture: Architecture
-    preprocessing: Preparation
+    preprocessing: Preprocessing
     postprocessing: PostProcessing
     operating_threshold: Fraction
     best_epoch: int = Field(ge=0)
@@ -97,13 +97,13 @@ def load_model(folder: Path) -> tuple[RetinaNet, ModelConfig]:
     return model.eval(), config
 
 
-def _build(layout: Architecture, path: Path) -> RetinaNet:
+def _build(architecture: Architecture, path: Path) -> RetinaNet:
     try:
-        return RetinaNet(layout)
+        return RetinaNet(architecture)
     # timm has hundreds of models; those that cannot be a backbone fail with errors of any type.
     except Exception as error:  # noqa: BLE001
         raise UserError(
-            f"{path}: architecture.backbone = {layout.backbone!r}: cannot be built: {one_line(str(error))}"
+            f"{path}: architecture.backbone = {architecture.backbone!r}: cannot be built: {one_line(str(error))}"
         ) from None
 
 

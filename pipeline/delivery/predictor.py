@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 
 from pipeline.data.geometry import to_original
-from pipeline.data.preprocessing import prepare
+from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_file import load_model, pick_device
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.postprocess import NotFiniteError, find
+from pipeline.detection.postprocess import NotFiniteError, detect
 from pipeline.dicom.levels import Levels
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
@@ -50,18 +50,18 @@ class Predictor:
             UserError: outputs of the model are not finite; the message gives the images by ``names`` or by number.
         """
         threshold = self.config.operating_threshold if score_thresh is None else score_thresh
-        rules = self.config.preprocessing
-        prepared = [prepare(image, rules) for image in images]
+        settings = self.config.preprocessing
+        prepared = [preprocess(image, settings) for image in images]
         batch = torch.from_numpy(channels_first(prepared)).to(self._device)
         try:
-            found = find(self._model, batch, self.config.postprocessing)
+            found = detect(self._model, batch, self.config.postprocessing)
         except NotFiniteError as error:
             which = ", ".join(one_line(names[place]) if names else f"image {place + 1}" for place in error.places)
             what = which if names else f"{which} of the batch"
             raise UserError(f"{self._folder}: the outputs of the model for {what} are not finite") from None
         return [
             _in_original_pixels(
-                one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, rules.image_size, threshold
+                one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, settings.image_size, threshold
             )
             for one, image in zip(found, images, strict=True)
         ]

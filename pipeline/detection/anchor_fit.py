@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from sklearn.cluster import KMeans
 
-from pipeline.bounds import RATIO_BOUNDS, SCALE_BOUNDS
 from pipeline.detection.anchors import BASE_SIZE, LEVEL_STRIDES, Anchors, Shape
 from pipeline.detection.matching import pairwise_iou
+from pipeline.detection.settings import RATIO_BOUNDS, SCALE_BOUNDS
 
 Floats = npt.NDArray[np.float64]
 # This many boxes represent a data set; more would cost time, because each is compared with every anchor.

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline.detection.dataset import PADDING_PLACE, Batch, DetectionDataset, EpochBatches, Example, make_loader
-from pipeline.detection.postprocess import Detections, NotFiniteError, PostProcessing, find
+from pipeline.detection.postprocess import Detections, NotFiniteError, detect
 from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.settings import PostProcessing
 from pipeline.errors import UserError
 
 
@@ -20,7 +21,7 @@ def predict(
     model: RetinaNet,
     data: DetectionDataset,
     batch_size: int,
-    rules: PostProcessing,
+    post_processing: PostProcessing,
     on_batch: Callable[[], None] | None = None,
 ) -> list[Detections]:
     """Return the detections of every image of ``data``, in its order, on the CPU; the model's mode is kept.
@@ -41,7 +42,7 @@ def predict(
         images = batch.images.to(fabric.device)
         try:
             with fabric.autocast():
-                found = find(model, images, rules)
+                found = detect(model, images, post_processing)
         except NotFiniteError as error:
             bad += [place for place in batch.indices[error.places].tolist() if place != PADDING_PLACE]
             found = [{} for _ in images]
@@ -53,7 +54,7 @@ def predict(
     _require_none(fabric, data, bad)
     if fabric.world_size == 1:
         return results
-    return _gathered(fabric, results, torch.cat(places), len(data), rules.detections_per_img)
+    return _gathered(fabric, results, torch.cat(places), len(data), post_processing.detections_per_img)
 
 
 def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> None:

@@ -146,9 +146,9 @@ class DetectionLoss(nn.Module):
             self.running_positives.lerp_(new, 1 - EMA_MOMENTUM)
 
     def _match(self, anchors: Anchors, boxes: Tensor, labels: Tensor) -> Tensor:
-        rules = self.settings
+        settings = self.settings
         return match_anchors(
-            anchors, boxes, labels, rules.fg_iou_thresh, rules.bg_iou_thresh, rules.low_quality_matches
+            anchors, boxes, labels, settings.fg_iou_thresh, settings.bg_iou_thresh, settings.low_quality_matches
         )
 
     def forward(
@@ -172,41 +172,41 @@ class DetectionLoss(nn.Module):
                 those of one large batch, and the caller calls `observe`. None: the batch is the whole step.
         """
         logits, deltas = logits.float(), deltas.float()
-        rules = self.settings
+        settings = self.settings
         matched = self._match(anchors, boxes, labels)
         positive = matched > BACKGROUND  # (B, A)
         targets = _targets(matched, positive, labels, logits.shape[2])
         counted = (matched != IGNORED)[..., None].expand_as(targets)
         elements = self._classification(logits, targets, counted)
-        if rules.sampling == "ohem":
-            counted = targets | hardest_negatives(elements, counted & ~targets, rules.ohem_ratio * targets.sum())
+        if settings.sampling == "ohem":
+            counted = targets | hardest_negatives(elements, counted & ~targets, settings.ohem_ratio * targets.sum())
         classification = torch.where(counted, elements, 0.0).sum((1, 2))  # (B,)
         # One anchor in thousands is positive; selecting the positives would make a GPU wait, but costs a CPU nothing.
         summed = positive_box_loss if deltas.is_cpu else every_box_loss
-        box = summed(deltas, boxes, anchors.boxes, matched, rules.box, rules.box_beta)  # (B,)
+        box = summed(deltas, boxes, anchors.boxes, matched, settings.box, settings.box_beta)  # (B,)
         positives = positive.sum(1)
         if totals is None:
             totals = Totals(torch.full((), len(boxes), device=boxes.device), positives.sum())
             self.observe(totals.positives)
         divisor = self._divisor(positives, totals)
         return Losses(
-            (classification / divisor).sum(), rules.box_weight * (box / divisor).sum(), positives.float().mean()
+            (classification / divisor).sum(), settings.box_weight * (box / divisor).sum(), positives.float().mean()
         )
 
     def _classification(self, logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-        rules = self.settings
-        match rules.classification:
+        settings = self.settings
+        match settings.classification:
             case "focal":
-                return focal_loss(logits, targets, rules.alpha, rules.gamma)
+                return focal_loss(logits, targets, settings.alpha, settings.gamma)
             case "cross_entropy":
                 return cross_entropy_loss(logits, targets)
             case "balanced_cross_entropy":
-                return balanced_cross_entropy_loss(logits, targets, rules.alpha)
+                return balanced_cross_entropy_loss(logits, targets, settings.alpha)
             case "weighted_cross_entropy":
-                return weighted_cross_entropy_loss(logits, targets, rules.beta)
+                return weighted_cross_entropy_loss(logits, targets, settings.beta)
             case "frequency_balanced_cross_entropy":
                 return frequency_balanced_cross_entropy_loss(logits, targets, counted)
-        raise ValueError(f"Invalid classification loss: {rules.classification!r}")
+        raise ValueError(f"Invalid classification loss: {settings.classification!r}")
 
     def _divisor(self, positives: Tensor, totals: Totals) -> Tensor:
         """Return the divisor of the images' loss sums ``[B]``; the quotients then add up to the step's loss."""

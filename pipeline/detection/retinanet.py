@@ -3,67 +3,19 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, with_config
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from pipeline.bounds import (
-    CHECKED,
-    MAX_SHAPES,
-    AnchorRatio,
-    AnchorScale,
-    BackboneName,
-    FpnChannels,
-    HeadConvs,
-    HeadNorm,
-    Norm,
-    OpenFraction,
-    P6Source,
-)
 from pipeline.detection.anchors import Anchors, make_anchors
 from pipeline.detection.backbones import Backbone, group_norm
+from pipeline.detection.settings import Architecture
 
 # Grey levels of prepared images have about this mean and standard deviation.
 PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
-
-
-@with_config(CHECKED)
-@dataclass(frozen=True)
-class Architecture:
-    """Everything that is needed to rebuild a model; it is stored beside the weights.
-
-    Attributes:
-        backbone: a timm model.
-        norm: norm of the backbone, ``group`` or ``frozen_batch``.
-        fpn_channels: channels of every pyramid level.
-        p6_source: input of level P6, ``p5`` or ``c5`` (the backbone's last features).
-        head_convs: number of 3 x 3 convolutions before a subnet's last one.
-        head_norm: norm after each of these, ``group`` or ``none``.
-        anchor_shapes: scale and ratio of each anchor of a cell.
-        prior_probability: probability that an untrained model gives every anchor.
-        num_classes: number of foreground classes.
-        in_channels: channels of the images.
-        mask_head: whether an auxiliary head draws masks on P3.
-        image_classes: number of classes of the auxiliary image-level head; 0 means that there is no such head.
-    """
-
-    backbone: BackboneName
-    norm: Norm
-    fpn_channels: FpnChannels
-    p6_source: P6Source
-    head_convs: HeadConvs
-    head_norm: HeadNorm
-    anchor_shapes: Annotated[tuple[tuple[AnchorScale, AnchorRatio], ...], Field(min_length=1, max_length=MAX_SHAPES)]
-    prior_probability: OpenFraction
-    num_classes: Annotated[int, Field(ge=1, le=100)] = 1
-    in_channels: Annotated[int, Field(ge=1, le=16)] = 1
-    mask_head: bool = False
-    image_classes: Annotated[int, Field(ge=0, le=100)] = 0
 
 
 class HeadOutputs(NamedTuple):

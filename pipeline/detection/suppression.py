@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms, box_iou
 Candidates = tuple[Tensor, Tensor, Tensor]
 
 
-def non_maximum(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Candidates:
+def nms(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Candidates:
     """Drop boxes that overlap a better box by more than ``nms_thresh``.
 
     The result of non-maximum suppression for the best boxes does not depend on the rest, and its cost
@@ -26,7 +26,7 @@ def non_maximum(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float
         tried *= 3
 
 
-def soft_non_maximum(
+def soft_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, score_thresh: float, count: int
 ) -> Candidates:
     """Multiply the scores of boxes that overlap a better one by ``exp(-IoU^2 / sigma)`` (Bodla et al. 2017, Gaussian).
@@ -49,7 +49,7 @@ def soft_non_maximum(
     return boxes[chosen], torch.stack(final) if final else scores[:0], labels[chosen]
 
 
-def weighted_fusion(
+def weighted_boxes_fusion(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float, views: int, count: int
 ) -> Candidates:
     """Fuse each cluster's boxes into their score-weighted mean: weighted box fusion (Solovyev et al. 2021).

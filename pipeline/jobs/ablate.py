@@ -13,7 +13,7 @@ import torch
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData, read_inputs
 from pipeline.assembly.run_log import epoch_hooks, read_run_id, run_tags
-from pipeline.assembly.training import architecture, build_trainer, training_fingerprint
+from pipeline.assembly.training import architecture_of, build_trainer, training_fingerprint
 from pipeline.data.manifest import MANIFEST
 from pipeline.detection.device import make_fabric
 from pipeline.detection.losses import focal_loss
@@ -147,8 +147,8 @@ def _run_arm(
         write_json(run_file, {"run_id": run.run_id})
         run.log_params(params.model_dump(mode="json"))
         fabric = make_fabric(params.train.accelerator, params.train.precision)
-        layout = architecture(params, splits["train"])
-        trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)
+        architecture = architecture_of(params, splits["train"])
+        trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         trainer.resume()
 
         def note(values: Mapping[str, float], epoch: int) -> None:

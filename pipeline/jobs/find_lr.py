@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.assembly.inputs import read_inputs
-from pipeline.assembly.training import architecture, build_trainer
+from pipeline.assembly.training import architecture_of, build_trainer
 from pipeline.detection.dataset import Batch
 from pipeline.detection.device import make_fabric
 from pipeline.errors import UserError
@@ -33,8 +33,8 @@ def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> t
     """
     splits = read_inputs(params.preprocess)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
-    layout = architecture(params, splits["train"])
-    trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], out)
+    architecture = architecture_of(params, splits["train"])
+    trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], out)
     rates, losses = _run(trainer, np.geomspace(low, high, steps).tolist())
     smooth = smoothed(losses)
     found = steepest(rates, smooth)

@@ -40,18 +40,18 @@ def monitor(params: Params, scored: Path, out: Path) -> Monitored:
     Raises:
         UserError: there is no champion, a table of studies is missing, or there are too few new studies.
     """
-    rules = params.monitor
+    section = params.monitor
     champion = registered_champion()
     if champion is None:
         raise UserError("no registered model has the alias champion; run `pneumoflow promote` first")
-    new = _new_studies(scored / SCORED, rules.last)
-    if len(new) < rules.least:
-        raise UserError(f"{scored / SCORED}: {len(new)} studies; monitor.least asks for {rules.least}")
+    new = _new_studies(scored / SCORED, section.last)
+    if len(new) < section.least:
+        raise UserError(f"{scored / SCORED}: {len(new)} studies; monitor.least asks for {section.least}")
     with temporary_folder() as folder:
         reference = _read(download_artifact(champion.run_id, REFERENCE, folder))
-    drifts = measure_drift(reference, new, rules.psi_limit, rules.p_limit)
+    drifts = measure_drift(reference, new, section.psi_limit, section.p_limit)
     found = Monitored(len(new), any(one.past for one in drifts), drifts)
-    limits = (rules.psi_limit, rules.p_limit)
+    limits = (section.psi_limit, section.p_limit)
     page = render_drift_page(drifts, reference, new, f"version {champion.version}", limits)
     write_text(out / DRIFT_PAGE, page)
     write_json(out / DRIFT, asdict(found))

@@ -1,4 +1,4 @@
-"""Promotion of a model to champion, an alias in the registry, by rules in the params."""
+"""Promotion of a model to champion, an alias in the registry, under the conditions in the params."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -112,11 +112,13 @@ def _decide(
 
 
 def _judge(params: Params, against: AgainstChampion) -> tuple[bool, list[str]]:
-    rules = params.promote
+    conditions = params.promote
     if against.comparison.images < _FEWEST:
         left = f"only {against.comparison.images} test studies are of patients that the champion has not seen"
         return False, [f"{left}: no comparison; `pneumoflow promote --force REASON` decides by hand"]
-    promoted, reasons = judge(against.comparison, rules.metric, rules.margin, rules.subgroups, rules.subgroup_margin)
+    promoted, reasons = judge(
+        against.comparison, conditions.metric, conditions.margin, conditions.subgroups, conditions.subgroup_margin
+    )
     if against.seen:
         reasons.append(f"{against.seen} test studies are of patients that the champion has seen, and are left out")
     return promoted, reasons

@@ -19,7 +19,7 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from pipeline.assembly.inputs import SplitData, read_inputs
 from pipeline.assembly.run_log import epoch_hooks, read_run_id, run_tags
-from pipeline.assembly.training import architecture, build_trainer, training_fingerprint
+from pipeline.assembly.training import architecture_of, build_trainer, training_fingerprint
 from pipeline.detection.device import make_fabric
 from pipeline.errors import UserError
 from pipeline.files import write_atomic, write_text
@@ -148,8 +148,8 @@ def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], o
         trial.set_user_attr("run_id", run.run_id)
         run.log_params(params.model_dump(mode="json"))
         fabric = make_fabric(params.train.accelerator, params.train.precision)
-        layout = architecture(params, splits["train"])
-        trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)
+        architecture = architecture_of(params, splits["train"])
+        trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         trainer.resume()
         pruned: _Pruned | None = None
         try:

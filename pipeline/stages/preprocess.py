@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline import provenance
-from pipeline.assembly.preparation import preparation, workers_of
+from pipeline.assembly.preprocessing import preprocessing_of, workers_of
 from pipeline.data.annotations import BOX, Annotations
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
 from pipeline.data.manifest import write_manifest
-from pipeline.data.preparation import Preparation
 from pipeline.data.prepared import BOXES, INDEX
 from pipeline.data.prepared_tables import INDEX_COLUMNS
-from pipeline.data.shards import ShardJob, ShardResult, Study, fit_boxes, prepare_shards
+from pipeline.data.settings import Preprocessing
+from pipeline.data.shards import ShardJob, ShardResult, Study, fit_boxes, preprocess_shards
 from pipeline.errors import run_main
 from pipeline.escaping import safe_table
 from pipeline.files import directory_atomic, write_text
@@ -45,7 +45,7 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
     waiting = prepared.with_name(f".{prepared.name}.parts")
     waiting.mkdir(parents=True, exist_ok=True)
     jobs = _jobs(params, inventory, waiting)
-    results = prepare_shards(list(jobs.values()), workers, "Preprocessing")
+    results = preprocess_shards(list(jobs.values()), workers, "Preprocessing")
     found = examine(inventory, results)
     write_text(reports / QUARANTINE.name, _quarantine_table(found.problems))
     total = len(found.annotations.studies)
@@ -60,7 +60,7 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
 
 def _jobs(params: Params, inventory: Inventory, folder: Path) -> dict[int, ShardJob]:
     """Return a job per shard, by its number in the label table; a digest of all that decides it names its file."""
-    rules, size = preparation(params), params.preprocess.shard_size
+    settings, size = preprocessing_of(params), params.preprocess.shard_size
     place = {key: number // size for number, key in enumerate(inventory.annotations.studies["patientId"])}
     shards: dict[int, list[Study]] = {}
     for study in inventory.studies:
@@ -69,16 +69,19 @@ def _jobs(params: Params, inventory: Inventory, folder: Path) -> dict[int, Shard
     # Absolute paths, because a worker on another machine has another working directory.
     return {
         number: ShardJob(
-            folder.resolve() / f"{_key(code, rules, studies)}.npy", tuple(studies), rules, params.data.study_seconds
+            folder.resolve() / f"{_key(code, settings, studies)}.npy",
+            tuple(studies),
+            settings,
+            params.data.study_seconds,
         )
         for number, studies in sorted(shards.items())
     }
 
 
-def _key(code: str, rules: Preparation, studies: list[Study]) -> str:
+def _key(code: str, settings: Preprocessing, studies: list[Study]) -> str:
     files = [(study.patient_id, study.path.stat().st_size, study.path.stat().st_mtime_ns) for study in studies]
     boxes = [study.boxes.tolist() for study in studies]
-    return provenance.fingerprint({"code": code, "rules": repr(rules), "files": files, "boxes": boxes}, [])
+    return provenance.fingerprint({"code": code, "rules": repr(settings), "files": files, "boxes": boxes}, [])
 
 
 def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult], found: Examination) -> None:

@@ -9,10 +9,10 @@ from lightning_fabric import Fabric
 
 from pipeline.assembly.inputs import SplitData, read_inputs
 from pipeline.assembly.run_log import epoch_hooks, log_start, read_run_id, run_tags
-from pipeline.assembly.training import architecture, build_trainer, finish, training_fingerprint
+from pipeline.assembly.training import architecture_of, build_trainer, finish, training_fingerprint
 from pipeline.delivery.model_file import save_seen
 from pipeline.detection.device import is_lost_connection, make_fabric, used_precision, world_size
-from pipeline.detection.retinanet import Architecture
+from pipeline.detection.settings import Architecture
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_json
 from pipeline.folder_lock import only_run_of
@@ -42,9 +42,9 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
             raise UserError(f"{SPLITS_FILE}: no study of {name} has a box; training needs some, and so does choosing")
     folder = checkpoints / training_fingerprint(params)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
-    layout = architecture(params, splits["train"])
+    architecture = architecture_of(params, splits["train"])
     if not fabric.is_global_zero:
-        _train_along(params, fabric, layout, splits, folder)
+        _train_along(params, fabric, architecture, splits, folder)
         return
     run_file = folder / RUN_FILE
     drop_ended(checkpoints, except_for=folder)
@@ -56,15 +56,15 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     tags = run_tags(params) | {"precision": used_precision(params.train.accelerator, params.train.precision)}
     with tracked_run(former, tags) as run:
         write_json(run_file, {"run_id": run.run_id})
-        log_start(run, params, layout, splits)
-        trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)
+        log_start(run, params, architecture, splits)
+        trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         if trainer.resume():
             _say_where(trainer, folder, params)
         with run.system_metrics(), run.stopping.deferred():
             best = trainer.fit(epoch_hooks(run, splits["val"], picture_epochs=params.train.picture_epochs))
         if (folder / PROFILE).exists():
             run.log_files(folder / PROFILE, PROFILE)
-        config = finish(params, layout, best, splits["val"], models)
+        config = finish(params, architecture, best, splits["val"], models)
         rules = config.postprocessing
         chosen = {"nms_thresh": rules.nms_thresh, "box_shrink": rules.box_shrink}
         chosen["operating_threshold"] = config.operating_threshold
@@ -83,11 +83,11 @@ def _say_where(trainer: Trainer, folder: Path, params: Params) -> None:
 
 
 def _train_along(
-    params: Params, fabric: Fabric, layout: Architecture, splits: Mapping[str, SplitData], folder: Path
+    params: Params, fabric: Fabric, architecture: Architecture, splits: Mapping[str, SplitData], folder: Path
 ) -> None:
     """Train in the processes other than the first: the same steps, but nothing is logged."""
     with stop_signals() as stopping:
-        trainer = build_trainer(params, fabric, layout, splits["train"], splits["val"], folder)
+        trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         trainer.resume()
         hooks = Hooks(lambda *_: None, lambda *_: 0.0, stop_requested=lambda: stopping.asked)
         with stopping.deferred():

@@ -14,8 +14,9 @@ from pipeline.detection.dataset import Batch, DetectionDataset
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss
-from pipeline.detection.postprocess import Detections, PostProcessing
+from pipeline.detection.postprocess import Detections
 from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.settings import PostProcessing
 from pipeline.errors import Killed
 from pipeline.training.batches import ResumableBatches
 from pipeline.training.checkpoint import drop_bests, load_checkpoint, save_best, save_checkpoint
@@ -75,12 +76,17 @@ class Trainer:
         extra_losses: ExtraLosses,
         train_data: DetectionDataset,
         val_data: DetectionDataset,
-        rules: PostProcessing,
+        post_processing: PostProcessing,
         settings: TrainSettings,
         seed: int,
         checkpoints: Path,
     ) -> None:
-        self.fabric, self.settings, self.rules, self.checkpoints = fabric, settings, rules, checkpoints
+        self.fabric, self.settings, self.post_processing, self.checkpoints = (
+            fabric,
+            settings,
+            post_processing,
+            checkpoints,
+        )
         self.train_step = TrainStep(fabric, model, loss, extra_losses, settings)
         self.batches = ResumableBatches(train_data, settings, seed, fabric.global_rank, fabric.world_size)
         self.guard = NonFiniteGuard(train_data, settings, alone=fabric.world_size == 1)
@@ -147,7 +153,7 @@ class Trainer:
         """Validate the averaged weights, and keep them if they are the best."""
         stop = lambda: self._stop_if_asked(hooks)  # noqa: E731
         found = predict(
-            self.fabric, self.train_step.averaged, self.val_data, self.settings.batch_size, self.rules, stop
+            self.fabric, self.train_step.averaged, self.val_data, self.settings.batch_size, self.post_processing, stop
         )
         own = hooks.on_epoch(found, self.epoch) if self.fabric.is_global_zero else 0.0
         score = self.train_step.over_processes(torch.tensor(own, dtype=torch.float64)).item()

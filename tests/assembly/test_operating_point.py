@@ -14,13 +14,14 @@ from pipeline.assembly.operating_point import choose_operating_point
 from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.data.manifest import write_manifest
 from pipeline.detection.device import make_fabric
-from pipeline.detection.postprocess import PostProcessing, shrink
+from pipeline.detection.postprocess import shrink
 from pipeline.errors import UserError
 from pipeline.metrics.rsna_score import rsna_score
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
 from pipeline.stages.train import train
+from tests.detection.settings import POST_PROCESSING
 
 
 @pytest.fixture
@@ -72,25 +73,27 @@ def test_the_best_of_the_candidates_is_taken(prepared, monkeypatch):
     fabric = make_fabric("cpu", "32-true")
     val = read_inputs(prepared().preprocess)["val"]
 
-    def predict(fabric, model, data, batch_size, rules):
+    def predict(fabric, model, data, batch_size, post_processing):
         found = []
         for boxes in val.prepared_boxes():
             box = shrink(torch.from_numpy(boxes), -1 / 3)
-            times = 1 if rules.nms_thresh < 0.35 else 2
+            times = 1 if post_processing.nms_thresh < 0.35 else 2
             scores = torch.full((times * len(box),), 0.9)
             found.append({"boxes": box.repeat(times, 1), "scores": scores, "labels": torch.zeros_like(scores)})
         return found
 
     monkeypatch.setattr(operating_point, "predict", predict)
-    rules = PostProcessing(score_thresh=0.01, nms_thresh=0.4, detections_per_img=20, topk_candidates=100)
+    post_processing = replace(POST_PROCESSING, score_thresh=0.01, nms_thresh=0.4)
     params = prepared(nms_thresh=[0.3, 0.5], box_shrink=[0.1, 0.25])
-    chosen, threshold = choose_operating_point(params, fabric, None, rules, val)
-    assert chosen == replace(rules, nms_thresh=0.3, box_shrink=0.25)
+    chosen, threshold = choose_operating_point(params, fabric, None, post_processing, val)
+    assert chosen == replace(post_processing, nms_thresh=0.3, box_shrink=0.25)
     found = [{**one, "boxes": shrink(one["boxes"], 0.25)} for one in predict(fabric, None, None, None, chosen)]
     assert rsna_score(results_in_prepared_pixels(found, val), threshold) == pytest.approx(1)
     # Among equally good candidates, the params' own values are taken.
-    chosen, _ = choose_operating_point(prepared(nms_thresh=[0.5, 0.6], box_shrink=[0.0]), fabric, None, rules, val)
-    assert chosen == rules
+    chosen, _ = choose_operating_point(
+        prepared(nms_thresh=[0.5, 0.6], box_shrink=[0.0]), fabric, None, post_processing, val
+    )
+    assert chosen == post_processing
 
 
 def test_model_json_has_what_was_chosen(prepared, tmp_path):
@@ -117,15 +120,15 @@ def test_a_gain_within_its_error_changes_nothing(prepared, monkeypatch):
     val = read_inputs(prepared().preprocess)["val"]
     first = next(place for place, boxes in enumerate(val.prepared_boxes()) if len(boxes))
 
-    def predict(fabric, model, data, batch_size, rules):
+    def predict(fabric, model, data, batch_size, post_processing):
         found = []
         for place, boxes in enumerate(val.prepared_boxes()):
-            good = place != first or rules.nms_thresh < 0.35
+            good = place != first or post_processing.nms_thresh < 0.35
             box = shrink(torch.from_numpy(boxes), 0.0 if good else 0.2)
             found.append({"boxes": box, "scores": torch.full((len(box),), 0.9), "labels": torch.zeros(len(box))})
         return found
 
     monkeypatch.setattr(operating_point, "predict", predict)
-    rules = PostProcessing(score_thresh=0.01, nms_thresh=0.4, detections_per_img=20, topk_candidates=100)
-    chosen, _ = choose_operating_point(prepared(nms_thresh=[0.3], box_shrink=[]), fabric, None, rules, val)
-    assert chosen == rules
+    post_processing = replace(POST_PROCESSING, score_thresh=0.01, nms_thresh=0.4)
+    chosen, _ = choose_operating_point(prepared(nms_thresh=[0.3], box_shrink=[]), fabric, None, post_processing, val)
+    assert chosen == post_processing

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.preparation import Preparation
-from pipeline.data.preprocessing import equalize, prepare
+from pipeline.data.preprocessing import equalize, preprocess
+from pipeline.data.settings import Preprocessing
 
 
 def _texture(height, width, seed):
@@ -33,18 +33,18 @@ def test_faint_structure_that_8_bits_lose_is_kept():
     """A ramp over 16 of the 256 levels has only 16 steps in 8 bits, no matter how far they are stretched."""
     ramp = np.tile(np.linspace(100, 116, 256), (256, 1)) / 255
     deep = np.round(ramp * 65535).astype(np.uint16)
-    rules = Preparation(256, 8.0, (1, 1))
-    shallow = prepare(np.round(ramp * 255).astype(np.uint8), rules)
-    found = prepare(deep, rules)
+    settings = Preprocessing(256, 8.0, (1, 1), ("clahe",))
+    shallow = preprocess(np.round(ramp * 255).astype(np.uint8), settings)
+    found = preprocess(deep, settings)
     assert len(np.unique(found)) > 3 * len(np.unique(shallow))
     assert (np.diff(found[0].astype(int)) >= 0).all()
 
 
 def test_a_deep_image_looks_like_its_8_bit_copy():
     image = _texture(256, 256, 1)
-    rules = Preparation(256, 2.0, (8, 8))
-    shallow = prepare(np.round(image * 255).astype(np.uint8), rules).astype(float)
-    deep = prepare(np.round(image * 65535).astype(np.uint16), rules).astype(float)
+    settings = Preprocessing(256, 2.0, (8, 8), ("clahe",))
+    shallow = preprocess(np.round(image * 255).astype(np.uint8), settings).astype(float)
+    deep = preprocess(np.round(image * 65535).astype(np.uint16), settings).astype(float)
     naive = cv2.createCLAHE(2.0, (8, 8)).apply(np.round(image * 65535).astype(np.uint16)) / 257
     assert np.abs(deep - shallow).mean() < 2
     # With 16 bits and an image of this size, OpenCV's own CLAHE has no contrast limit.
@@ -53,7 +53,7 @@ def test_a_deep_image_looks_like_its_8_bit_copy():
 
 def test_channels_of_a_deep_image_are_8_bit():
     image = np.round(_texture(100, 150, 2) * 65535).astype(np.uint16)
-    both = prepare(image, Preparation(128, 2.0, (4, 4), ("clahe", "raw")))
+    both = preprocess(image, Preprocessing(128, 2.0, (4, 4), ("clahe", "raw")))
     assert both.dtype == np.uint8
     assert both.shape == (128, 128, 2)
     resized = cv2.resize(image, (128, 85), interpolation=cv2.INTER_AREA)

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.geometry import letterbox_scale
-from pipeline.data.preparation import Preparation
-from pipeline.data.preprocessing import equalize, letterbox, prepare
+from pipeline.data.preprocessing import equalize, letterbox, preprocess
+from pipeline.data.settings import Preprocessing
 
 
 def test_equalize_is_opencvs():
@@ -17,7 +17,7 @@ def test_equalize_is_opencvs():
 def test_clahe_raises_local_contrast():
     faint = np.full((128, 128), 100, np.uint8)
     faint[40:80, 40:80] += 10
-    stronger = prepare(faint, Preparation(128, 4.0, (4, 4))).astype(int)
+    stronger = preprocess(faint, Preprocessing(128, 4.0, (4, 4), ("clahe",))).astype(int)
     assert stronger[60, 60] - stronger[20, 20] > 10
 
 
@@ -36,7 +36,7 @@ def test_letterbox_keeps_the_shape_of_things(height, width):
 
 def test_padding_takes_no_part_in_the_equalisation():
     image = np.random.default_rng(0).integers(90, 110, (100, 50), dtype=np.uint8)
-    wide = prepare(image, Preparation(64, 2.0, (2, 2)))
+    wide = preprocess(image, Preprocessing(64, 2.0, (2, 2), ("clahe",)))
     alone = equalize(np.ascontiguousarray(letterbox(image, 64)[:, :32]), 2.0, (2, 2))
     np.testing.assert_array_equal(wide[:, :32], alone)
     assert wide[:, 32:].max() == 0
@@ -44,6 +44,6 @@ def test_padding_takes_no_part_in_the_equalisation():
 
 def test_raw_beside_clahe():
     image = np.random.default_rng(0).integers(90, 110, (100, 50), dtype=np.uint8)
-    both = prepare(image, Preparation(64, 2.0, (2, 2), ("clahe", "raw")))
-    np.testing.assert_array_equal(both[..., 0], prepare(image, Preparation(64, 2.0, (2, 2))))
+    both = preprocess(image, Preprocessing(64, 2.0, (2, 2), ("clahe", "raw")))
+    np.testing.assert_array_equal(both[..., 0], preprocess(image, Preprocessing(64, 2.0, (2, 2), ("clahe",))))
     np.testing.assert_array_equal(both[..., 1], letterbox(image, 64))

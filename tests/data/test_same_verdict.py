@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian
 
-from pipeline.assembly.preparation import preparation
+from pipeline.assembly.preprocessing import preprocessing_of
 from pipeline.data.annotations import BOX, CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.data.checks import check_dataset
 from pipeline.data.data_issues import by_rule
@@ -101,7 +101,7 @@ def break_everything(rsna, ids):
 def test_every_kind_of_defect(rsna, ids, params, tmp_path):
     usable = break_everything(rsna, ids)
     wanted = problems_of_preprocess(params, tmp_path)
-    for rules in (preparation(params), None):
+    for rules in (preprocessing_of(params), None):
         found = check_dataset(rsna, ONE, 60, *([rules] if rules else []))
         assert found.problems == wanted
         assert found.problems.keys() <= set(ids)

@@ -11,24 +11,25 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.preparation import Preparation
 from pipeline.data.reader import Reader
+from pipeline.data.settings import Preprocessing
 from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
 from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.served import RequestError, ServedModel, ServingLimits, read_limits
 from pipeline.delivery.server import serve
-from pipeline.detection.postprocess import PostProcessing
-from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.retinanet import RetinaNet
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.submission import prediction_string
 from tests.conftest import REPOSITORY, project_environment
+from tests.detection.settings import POST_PROCESSING, TINY
 from tests.dicom.odd_decoders import CRASHING, HUNGRY, SLOW, decode
 
 SECRET = "Lovelace"
@@ -39,11 +40,11 @@ JSON, CSV = "application/json", "text/csv"
 def model(tmp_path_factory):
     """Save a model that was never trained; return its folder."""
     torch.manual_seed(0)
-    layers = Architecture("resnet10t", "group", 32, "p5", 1, "group", ((1.0, 1.0),), 0.01)
-    rules = PostProcessing(score_thresh=0.001, nms_thresh=0.5, detections_per_img=5, topk_candidates=100)
+    layers = replace(TINY, anchor_shapes=((1.0, 1.0),))
+    post_processing = replace(POST_PROCESSING, score_thresh=0.001, detections_per_img=5)
     config = ModelConfig(
         format_version=FORMAT_VERSION, classes=("lung opacity",), architecture=layers,
-        preprocessing=Preparation(128, 2.0, (2, 2)), postprocessing=rules,
+        preprocessing=Preprocessing(128, 2.0, (2, 2), ("clahe",)), postprocessing=post_processing,
         operating_threshold=0.001, best_epoch=0, val_map=0.0,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("untrained") / "models"

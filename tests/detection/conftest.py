@@ -1,14 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipeline.detection.anchors import shape_grid
 from pipeline.detection.dataset import DetectionDataset
-from pipeline.detection.postprocess import PostProcessing
-from pipeline.detection.retinanet import Architecture
 from pipeline.training.settings import TrainSettings
-from tests.detection.settings import LOSS
+from tests.detection.settings import LOSS, POST_PROCESSING, TINY
 
 
 def randomize_norms(model):
@@ -23,9 +22,7 @@ def randomize_norms(model):
 
 @pytest.fixture
 def architecture():
-    return Architecture(
-        "resnet10t", "group", 32, "p5", 1, "group", shape_grid((1.0, 1.26, 1.587), (0.75, 1.3, 2.2)), 0.01
-    )
+    return TINY
 
 
 @pytest.fixture
@@ -34,8 +31,8 @@ def loss_settings():
 
 
 @pytest.fixture
-def rules():
-    return PostProcessing(score_thresh=0.05, nms_thresh=0.3, detections_per_img=20, topk_candidates=100)
+def post_processing():
+    return replace(POST_PROCESSING, nms_thresh=0.3)
 
 
 @pytest.fixture

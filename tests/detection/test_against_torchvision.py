@@ -9,17 +9,17 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.losses import DetectionLoss
-from pipeline.detection.postprocess import PostProcessing, detect
-from pipeline.detection.retinanet import PIXEL_MEAN, PIXEL_STD, Architecture, RetinaNet
+from pipeline.detection.postprocess import post_process
+from pipeline.detection.retinanet import PIXEL_MEAN, PIXEL_STD, RetinaNet
 from pipeline.detection.weights import load_torchvision
 from tests.detection.conftest import randomize_norms
-from tests.detection.settings import LOSS
+from tests.detection.settings import LOSS, POST_PROCESSING, TORCHVISION
 
 SIZE = 256
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
-V1 = Architecture("resnet50", "frozen_batch", 256, "p5", 4, "none", SHAPES, 0.01, num_classes=3, in_channels=3)
-V2 = Architecture("resnet50", "frozen_batch", 256, "c5", 4, "group", SHAPES, 0.01, num_classes=3, in_channels=3)
+V1 = replace(TORCHVISION, anchor_shapes=SHAPES, num_classes=3, in_channels=3)
+V2 = replace(V1, p6_source="c5", head_norm="group")
 
 
 def torchvision_model(version):
@@ -106,8 +106,8 @@ def test_losses(pair, images, counts):
 @torch.no_grad()
 def test_detections(pair, images):
     _, theirs, ours = pair
-    rules = PostProcessing(score_thresh=0.05, nms_thresh=0.5, detections_per_img=300, topk_candidates=1000)
-    found = detect(ours(grey_levels(images)), ours.anchors_for(images), (SIZE, SIZE), rules)
+    post_processing = replace(POST_PROCESSING, detections_per_img=300, topk_candidates=1000)
+    found = post_process(ours(grey_levels(images)), ours.anchors_for(images), (SIZE, SIZE), post_processing)
     for one, wanted in zip(found, theirs(list(images)), strict=True):
         assert len(one["boxes"]) == len(wanted["boxes"]) > 50
         torch.testing.assert_close(one["scores"], wanted["scores"], rtol=1e-4, atol=1e-6)

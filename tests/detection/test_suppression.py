@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms, box_iou
 
-from pipeline.detection.suppression import non_maximum, soft_non_maximum, weighted_fusion
+from pipeline.detection.suppression import nms, soft_nms, weighted_boxes_fusion
 
 box = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(5, 40), st.integers(5, 40))
 candidates = st.lists(st.tuples(box, st.floats(0.06, 1), st.integers(0, 1)), max_size=12)
@@ -39,7 +39,7 @@ def slow_soft_nms(boxes, scores, labels, sigma, score_thresh, count):
 @given(candidates, st.floats(0.1, 2), st.integers(1, 14))
 def test_soft_nms_is_its_definition(rows, sigma, count):
     inputs = tensors(rows)
-    boxes, scores, labels = soft_non_maximum(*inputs, sigma, 0.05, count)
+    boxes, scores, labels = soft_nms(*inputs, sigma, 0.05, count)
     wanted = slow_soft_nms(*inputs, sigma, 0.05, count)
     assert scores.tolist() == pytest.approx(wanted, rel=1e-4)
     assert len(boxes) == len(labels) == len(wanted) <= count
@@ -50,7 +50,7 @@ def test_soft_nms_is_its_definition(rows, sigma, count):
 def test_nms_with_early_end_is_torchvisions(rows, count):
     inputs = tensors(rows)
     kept = batched_nms(*inputs, 0.4)[:count]
-    boxes, scores, labels = non_maximum(*inputs, 0.4, count)
+    boxes, scores, labels = nms(*inputs, 0.4, count)
     assert torch.equal(scores, inputs[1][kept])
     assert torch.equal(labels, inputs[2][kept])
     assert torch.equal(boxes, inputs[0][kept])
@@ -58,22 +58,22 @@ def test_nms_with_early_end_is_torchvisions(rows, count):
 
 def test_fusion_averages_a_cluster_by_its_scores():
     boxes, scores, labels = tensors([((0, 0, 20, 20), 0.9, 0), ((2, 0, 20, 20), 0.3, 0), ((30, 30, 10, 10), 0.5, 0)])
-    fused, values, _ = weighted_fusion(boxes, scores, labels, 0.5, views=1, count=9)
+    fused, values, _ = weighted_boxes_fusion(boxes, scores, labels, 0.5, views=1, count=9)
     torch.testing.assert_close(fused[0], torch.tensor([0.5, 0, 20.5, 20]))
     assert values.tolist() == pytest.approx([0.6, 0.5])
     # With two views of the image, a box that only one of them found counts half.
-    fused, values, _ = weighted_fusion(boxes, scores, labels, 0.5, views=2, count=9)
+    fused, values, _ = weighted_boxes_fusion(boxes, scores, labels, 0.5, views=2, count=9)
     assert values.tolist() == pytest.approx([0.6, 0.25])
-    assert len(weighted_fusion(boxes, scores, labels, 0.5, views=1, count=1)[0]) == 1
+    assert len(weighted_boxes_fusion(boxes, scores, labels, 0.5, views=1, count=1)[0]) == 1
     other = torch.tensor([0, 0, 1])
-    assert len(weighted_fusion(boxes, scores, other, 0.5, views=1, count=9)[0]) == 3
+    assert len(weighted_boxes_fusion(boxes, scores, other, 0.5, views=1, count=9)[0]) == 3
 
 
 @settings(deadline=None)
 @given(candidates)
 def test_fusion_keeps_boxes_within_their_clusters(rows):
     boxes, scores, labels = tensors(rows)
-    fused, values, kinds = weighted_fusion(boxes, scores, labels, 0.5, 1, 20)
+    fused, values, kinds = weighted_boxes_fusion(boxes, scores, labels, 0.5, 1, 20)
     assert len(fused) == len(values) == len(kinds) <= len(rows)
     assert (values.diff() <= 1e-6).all()
     if len(rows):

@@ -6,21 +6,17 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
 
-from pipeline.detection.anchors import shape_grid
-from pipeline.detection.retinanet import Architecture, RetinaNet
+from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.weights import start_from
 from pipeline.errors import UserError
-
-COCO = Architecture(
-    "resnet50", "frozen_batch", 256, "p5", 4, "none", shape_grid((1.0, 1.26, 1.587), (0.5, 1.0, 2.0)), 0.01
-)
+from tests.detection.settings import TORCHVISION
 
 
 def test_coco_weights_that_cannot_be_fetched(monkeypatch, tmp_path):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match="'coco': https://.* cannot be fetched .* or set model.weights: none"):
-        start_from(RetinaNet(COCO), "coco")
+        start_from(RetinaNet(TORCHVISION), "coco")
 
 
 def test_coco_weights_fit_one_architecture(architecture):
@@ -36,7 +32,7 @@ def test_coco_weights_from_the_cache(monkeypatch, tmp_path):
     cached = tmp_path / "hub/checkpoints" / Path(RetinaNet_ResNet50_FPN_Weights.COCO_V1.url).name
     cached.parent.mkdir(parents=True)
     torch.save(state, cached)
-    model = RetinaNet(COCO)
+    model = RetinaNet(TORCHVISION)
     prior = model.class_head.last.bias.clone()
     start_from(model, "coco")
     assert torch.equal(model.fpn.state_dict()["inner_blocks.0.0.weight"], state["backbone.fpn.inner_blocks.0.0.weight"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.preparation import Preparation
+from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import ShardJob, Study, write_shard
 from pipeline.dicom.limits import study_limits
 from pipeline.dicom.radiograph import read_radiograph
@@ -83,6 +83,6 @@ def test_a_study_that_needs_too_much_memory_is_quarantined_alone(sample, tmp_pat
     monkeypatch.setattr("pipeline.data.shards.read_radiograph", read)
     monkeypatch.setattr("pipeline.data.shards.study_limits", lambda seconds: study_limits(seconds, SOME))
     studies = tuple(Study(path.stem, path, np.zeros((0, 4))) for path in paths)
-    result = write_shard(ShardJob(tmp_path / "shard.npy", studies, Preparation(64, 2.0, (2, 2)), 60))
+    result = write_shard(ShardJob(tmp_path / "shard.npy", studies, Preprocessing(64, 2.0, (2, 2), ("clahe",)), 60))
     assert result.problems == {paths[1].stem: "needs more than 300 MiB of memory to read"}
     assert [row["patientId"] for row in result.rows] == [paths[0].stem, paths[2].stem]

@@ -171,7 +171,7 @@ def test_check_lists_what_is_wrong(rsna, run, one_line_error):
 def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_params, tmp_path):
     """profiles/rsna.yaml as it is, but for weights that no test can fetch, the GPU, its precision and the run time."""
     from pipeline.assembly.inputs import read_inputs
-    from pipeline.assembly.training import architecture, build_trainer
+    from pipeline.assembly.training import architecture_of, build_trainer
     from pipeline.detection.device import make_fabric
     from pipeline.params import load_params
     from pipeline.stages.preprocess import preprocess
@@ -187,9 +187,9 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     preprocess(params)
     split(params)
     parts = read_inputs(params.preprocess)
-    layout = architecture(params, parts["train"])
+    architecture = architecture_of(params, parts["train"])
     fabric = make_fabric("cpu", params.train.precision)
-    trainer = build_trainer(params, fabric, layout, parts["train"], parts["val"], tmp_path / "checkpoints")
+    trainer = build_trainer(params, fabric, architecture, parts["train"], parts["val"], tmp_path / "checkpoints")
     batches = next(trainer.batches.groups(0, 0))
     assert batches[0].images.shape == (1, 1, 1024, 1024)
     metrics = trainer.train_step.step(batches, 0.001)

@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.data.parallel import Workers
-from pipeline.data.preparation import Preparation
-from pipeline.data.shards import ShardJob, Study, prepare_shards
+from pipeline.data.settings import Preprocessing
+from pipeline.data.shards import ShardJob, Study, preprocess_shards
 
 STAGE = [sys.executable, "-m", "pipeline.stages.preprocess"]
 
@@ -113,8 +113,8 @@ def test_a_study_that_hangs_its_decoder_is_a_problem_alone(rsna, tmp_path):
     paths = sorted((rsna / IMAGES).iterdir())[:3]
     os.mkfifo(tmp_path / "pipe.dcm")
     studies = tuple(Study(path.stem, path, np.zeros((0, 4))) for path in [*paths[:2], tmp_path / "pipe.dcm", paths[2]])
-    job = ShardJob(tmp_path / "shard.npy", studies, Preparation(64, 0, (1, 1)), 1.5)
-    (result,) = prepare_shards([job], Workers(1), "Preparing")
+    job = ShardJob(tmp_path / "shard.npy", studies, Preprocessing(64, 0, (1, 1), ("clahe",)), 1.5)
+    (result,) = preprocess_shards([job], Workers(1), "Preparing")
     assert list(result.problems) == ["pipe"]
     assert "longer than 1.5 s (data.study_seconds)" in result.problems["pipe"]
     assert [row["patientId"] for row in result.rows] == [path.stem for path in paths]

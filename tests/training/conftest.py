@@ -5,7 +5,7 @@ from tests.detection.conftest import (  # noqa: F401
     architecture,
     dataset,
     loss_settings,
-    rules,
+    post_processing,
     squares,
     train_settings,
 )  # fmt: skip

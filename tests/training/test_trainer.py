@@ -33,7 +33,7 @@ SLIGHT = replace(
 
 
 @pytest.fixture
-def build(architecture, loss_settings, rules, train_settings, dataset, squares, tmp_path):
+def build(architecture, loss_settings, post_processing, train_settings, dataset, squares, tmp_path):
     def make(
         folder="checkpoints", augment=None, data=None, precision="32-true", loss=None, extra=None, seed=3, **changes
     ):
@@ -48,7 +48,7 @@ def build(architecture, loss_settings, rules, train_settings, dataset, squares, 
             extra or ExtraLosses(MaskSettings({}, 0.5, 10.0, 5.0), 0.0),
             train_data,
             dataset,
-            rules,
+            post_processing,
             replace(train_settings, **changes),
             seed,
             tmp_path / folder,
@@ -81,7 +81,7 @@ def test_learns_to_find_squares(build, squares, precision):
     best = trainer.fit(silent())
     model = trainer.train_step.model
     model.load_state_dict(best.weights)
-    found = predict(trainer.fabric, model, trainer.val_data, 4, trainer.rules)
+    found = predict(trainer.fabric, model, trainer.val_data, 4, trainer.post_processing)
     distances = [
         np.abs(one["boxes"][0].numpy() - box[0]).max() if len(one["boxes"]) else math.inf
         for one, box in zip(found, squares[1], strict=True)

@@ -1,15 +1,15 @@
 """Params -> the rules and the workers that prepare images; without torch."""
 
 from pipeline.data.parallel import Workers
-from pipeline.data.preparation import Preparation
+from pipeline.data.settings import Preprocessing
 from pipeline.params import Params
 
 
-def preparation(params: Params) -> Preparation:
+def preprocessing_of(params: Params) -> Preprocessing:
     """Return the ``preprocess`` section in the form that the data path and the model take."""
     section = params.preprocess
     columns, rows = section.clahe.tile_grid_size
-    return Preparation(section.image_size, section.clahe.clip_limit, (columns, rows), tuple(section.channels))
+    return Preprocessing(section.image_size, section.clahe.clip_limit, (columns, rows), tuple(section.channels))
 
 
 def workers_of(params: Params) -> Workers:
