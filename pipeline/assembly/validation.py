@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from pipeline.assembly.inputs import SplitData
 from pipeline.detection.postprocess import Detections
-from pipeline.metrics.coco import coco_metrics
+from pipeline.metrics.matching import IOU_THRESHOLDS
+from pipeline.metrics.ranking import average_precision, rank_detections
 from pipeline.metrics.results import ImageResult, image_result
 from pipeline.metrics.rsna_score import best_threshold
 
@@ -21,8 +24,14 @@ def val_metrics(found: Sequence[Detections], data: SplitData) -> dict[str, float
     """Compute the metrics that compare epochs: COCO's mAP, and the RSNA score at the threshold that is best for it."""
     results = results_in_prepared_pixels(found, data)
     threshold, score = best_threshold(results)
-    coco = coco_metrics(results)
-    return {**{key: coco[key] for key in ("map", "map_50", "map_75")}, "rsna_score": score, "best_threshold": threshold}
+    precision = average_precision(rank_detections(results), np.ones((1, len(results))))[0]  # (T,)
+    return {
+        "map": float(precision.mean()),
+        "map_50": float(precision[IOU_THRESHOLDS == 0.5].item()),
+        "map_75": float(precision[IOU_THRESHOLDS == 0.75].item()),
+        "rsna_score": score,
+        "best_threshold": threshold,
+    }
 
 
 def epoch_score(values: Mapping[str, float]) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.metrics.bootstrap import Metrics, interval, patient_weights
-from pipeline.metrics.coco import coco_metrics
 from pipeline.metrics.results import ImageResult
 from pipeline.metrics.rsna_score import rsna_score
 
@@ -33,7 +32,7 @@ def summarize(
     """
     metrics = Metrics(results, score_thresh)
     point = {name: float(values[0]) for name, values in metrics.draws(np.ones((1, len(results)))).items()}
-    point |= coco_metrics(results) | {"rsna_score": rsna_score(results, score_thresh)}
+    point["rsna_score"] = rsna_score(results, score_thresh)  # 0, not undefined, where no image counts
     drawn = metrics.draws(patient_weights(groups, draws, seed))
     summary: Summary = {
         "images": len(results),

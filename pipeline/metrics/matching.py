@@ -57,7 +57,9 @@ def _match(iou: Floats, counts: Bools, hit: Bools, ignored: Bools) -> None:
     rows = np.arange(len(hit))
     least = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     free = np.ones((len(hit), iou.shape[1]), bool)
-    for column, overlaps in enumerate(iou):
+    # A detection that overlaps no box enough takes none, so the loop may leave it out.
+    for column in np.flatnonzero((iou >= least[0]).any(1)):
+        overlaps = iou[column]
         fits = free & (overlaps >= least[:, None])
         best = np.where(fits & counts, overlaps, -1).argmax(1)
         other = np.where(fits & ~counts, overlaps, -1).argmax(1)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluation.subgroups import METRICS, subgroup_table
-from pipeline.metrics.coco import coco_metrics
+from pipeline.metrics.bootstrap import Metrics
 from pipeline.metrics.results import image_result
 from tests.metrics.conftest import random_results
 
@@ -27,8 +27,8 @@ def studies():
 def test_each_row_is_the_metrics_of_its_studies(studies):
     images = random_results(120, 1)
     table = subgroup_table(images, studies, 0.4, 200, 0).set_index(["kind", "group"])
-    men = coco_metrics(images[:60])
-    assert table.loc[("sex", "M"), "map_50"] == pytest.approx(men["map_50"], abs=1e-6)
+    men = Metrics(images[:60], 0.4).draws(np.ones((1, 60)))
+    assert table.loc[("sex", "M"), "map_50"] == pytest.approx(men["map_50"][0], abs=1e-6)
     assert table.loc[("sex", "M"), ["images", "patients"]].tolist() == [60, 30]
     assert table.loc[("sex", "not known"), "images"] == 5
     assert table.loc[("sex", "not known"), "small"]

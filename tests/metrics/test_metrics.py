@@ -11,14 +11,20 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipeline.evaluation.summary import summarize
 from pipeline.metrics.bootstrap import Metrics, paired_difference, patient_weights
-from pipeline.metrics.coco import KEYS, coco_metrics
 from pipeline.metrics.image_level import auroc, calibration_error, image_average_precision, reliability
 from pipeline.metrics.ranking import FROC_RATES, froc, rank_detections
 from pipeline.metrics.results import has_truth, image_result, image_scores
 from tests.metrics.conftest import random_results, results
 
+# In the order of pycocotools' statistics.
+KEYS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100")
 
-def pycoco_map(images):
+
+def metrics_of(images):
+    return {key: float(values[0]) for key, values in Metrics(images, 0.5).draws(np.ones((1, len(images)))).items()}
+
+
+def pycocotools_metrics(images):
     truth = COCO()
     annotations = [
         {"id": 0, "image_id": number, "category_id": 1, "iscrowd": 0, "area": float(np.prod(box[2:] - box[:2])),
@@ -38,41 +44,39 @@ def pycoco_map(images):
          "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
         for number, image in enumerate(images) for box, score in zip(image.boxes, image.scores, strict=True)
     ]  # fmt: skip
+    # It cannot load an empty list. A detection of score 0 that matches no box changes no metric.
+    found = found or [{"image_id": 0, "category_id": 1, "bbox": [-2.0, -2.0, 1.0, 1.0], "score": 0.0}]
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(KEYS, evaluation.stats[: len(KEYS)], strict=True))
+    values = dict(zip(KEYS, evaluation.stats[: len(KEYS)], strict=True))
+    return {key: np.nan if value == -1 else value for key, value in values.items()}
 
 
 @pytest.mark.parametrize("scale", [0.5, 1, 5])  # together boxes of all sizes; .5 and 5 give one size each
 @pytest.mark.parametrize("whole", [False, True])  # detections on whole pixels, so that overlaps can be equal
 @pytest.mark.parametrize("seed", range(3))
-def test_coco_metrics_are_pycocotools_and_our_own(seed, whole, scale):
+def test_coco_metrics_are_those_of_pycocotools(seed, whole, scale):
     images = [
         image_result((image.boxes * scale).round() if whole else image.boxes * scale, image.scores, image.truth * scale)
         for image in random_results(60, seed)
     ]
-    wanted = {key: np.nan if value == -1 else value for key, value in pycoco_map(images).items()}
-    found = coco_metrics(images)
-    ours = Metrics(images, 0.5).draws(np.ones((1, 60)))
-    for key, value in wanted.items():
-        assert found[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
-        assert ours[key][0] == pytest.approx(value, abs=1e-6, nan_ok=True), key
+    ours = metrics_of(images)
+    for key, value in pycocotools_metrics(images).items():
+        assert ours[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
 
 
 @settings(max_examples=60, deadline=None)
 @given(results())
-def test_our_own_is_the_librarys_on_made_cases(images):
+def test_coco_metrics_are_those_of_pycocotools_on_made_cases(images):
     if not any(len(image.truth) for image in images):
         return
-    found = coco_metrics(images)
-    ours = Metrics(images, 0.5).draws(np.ones((1, len(images))))
-    for key, value in found.items():
-        # The definition leaves open which of two boxes with equal overlaps is matched.
-        assert ours[key][0] == pytest.approx(value, abs=1e-6, nan_ok=True), key
+    ours = metrics_of(images)
+    for key, value in pycocotools_metrics(images).items():
+        assert ours[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,10 +97,11 @@ def test_weighted_precision_equals_repeating_images(images):
 
 def test_map_without_detections_and_without_truth():
     truth = image_result([], [], [[0, 0, 5, 5]])
-    nothing = coco_metrics([truth])
+    nothing = metrics_of([truth])
     assert nothing["map"] == nothing["map_50"] == nothing["map_small"] == nothing["mar_100"] == 0
     assert np.isnan(nothing["map_large"])
-    assert all(np.isnan(value) for value in coco_metrics([image_result([[0, 0, 5, 5]], [0.5], [])]).values())
+    without_truth = metrics_of([image_result([[0, 0, 5, 5]], [0.5], [])])
+    assert all(np.isnan(without_truth[key]) for key in KEYS)
 
 
 @pytest.mark.parametrize("distinct", [True, False])
@@ -144,7 +149,7 @@ def test_a_paired_interval_is_narrower_than_what_two_models_suggest():
     groups = [str(number // 2) for number in range(200)]
     better, other = Metrics(images, 0.4), Metrics(worse, 0.4)
     difference, low, high = paired_difference(better, other, groups, 400, 0)["map_50"]
-    assert difference == pytest.approx(coco_metrics(images)["map_50"] - coco_metrics(worse)["map_50"], abs=1e-6)
+    assert difference == pytest.approx(metrics_of(images)["map_50"] - metrics_of(worse)["map_50"], abs=1e-6)
     assert 0 < low < difference < high
     apart = [one.draws(patient_weights(groups, 400, seed))["map_50"] for one, seed in ((better, 1), (other, 2))]
     assert high - low < 0.9 * np.diff(np.percentile(apart[0] - apart[1], (2.5, 97.5)))

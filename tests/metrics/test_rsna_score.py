@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from pipeline.metrics import matching
 from pipeline.metrics.bootstrap import Metrics, stable_threshold
-from pipeline.metrics.coco import coco_metrics
 from pipeline.metrics.matching import match
 from pipeline.metrics.ranking import FROC_RATES
 from pipeline.metrics.results import image_result
@@ -87,7 +86,6 @@ def test_every_threshold_is_the_number_that_it_is_called():
     truth = [[0, 0, 10, 20]]
     assert rsna_score([image_result([[0, 0, 10, 13]], [0.9], truth)], 0) == 5 / 8
     assert match(image_result([[0, 0, 10, 18]], [0.9], truth), (0, 1e10)).hit.sum() == 9
-    assert coco_metrics([image_result([[0, 0, 10, 18]], [0.9], truth)])["map"] == pytest.approx(0.9)
 
 
 score_of_any_sign = st.sampled_from([-3.0, -0.5, 0.0, 5e-324, 0.5, 1.0, 7.0])
