@@ -1,6 +1,6 @@
 """Params -> the network, its trainer and its model file."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +69,19 @@ def build_trainer(
     model.backbone.freeze(params.model.frozen_stages)
     augmenter = Augmenter(params.augment)
     return Trainer(
-        fabric,
-        model,
-        DetectionLoss(section),
-        ExtraLosses(
+        fabric=fabric,
+        model=model,
+        loss=DetectionLoss(section),
+        extra_losses=ExtraLosses(
             MaskSettings(dict(section.mask.items()), section.tversky_beta, section.distance_w0, section.distance_sigma),
             section.image_class,
         ),
-        train_data.dataset(augmenter, params.seed),
-        val_data.dataset(None, params.seed),
-        post_processing_of(params),
-        params.train,
-        params.seed,
-        folder,
+        train_data=train_data.dataset(augmenter, params.seed),
+        val_data=val_data.dataset(None, params.seed),
+        post_processing=post_processing_of(params),
+        settings=params.train,
+        seed=params.seed,
+        checkpoints=folder,
     )
 
 
@@ -138,8 +138,10 @@ def _shared(declared: type, section: object) -> dict[str, Any]:
 
 def training_fingerprint(params: Params) -> str:
     """Return the fingerprint of params, data and code; training runs with equal fingerprints are the same."""
-    whole = dict.fromkeys(("seed", "model", "loss", "augment", "train", "evaluate"), True)
-    sections: Any = whole | {"preprocess": {"image_size", "clahe", "channels"}}  # without its workers and shard size
+    sections = params.model_dump(mode="json", include={"seed", "model", "loss", "augment", "train", "preprocess"})
+    sections["preprocess"] = {key: sections["preprocess"][key] for key in ("image_size", "clahe", "channels")}
+    # Not the candidates, which are tried once the training has ended.
+    sections["evaluate"] = asdict(post_processing_of(params))
     code = provenance.code_files(TRAINING_CODE)
     data = [PREPARED / MANIFEST, SPLITS_FILE]  # the manifest has the digests of all other files
-    return provenance.fingerprint(params.model_dump(mode="json", include=sections), [*code, *data])
+    return provenance.fingerprint(sections, [*code, *data])

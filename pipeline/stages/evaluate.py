@@ -37,7 +37,6 @@ from pipeline.paths import DETECTIONS, MODELS, REFERENCE, REGISTERED, REPORTS
 from pipeline.reports.evaluation_page import Page, render_report
 from pipeline.submission import read_submission, submission_table
 from pipeline.tracking import TrackedRun, tracked_run
-from pipeline.training.ended import drop_ended
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +183,6 @@ def main() -> None:
     """Run the stage on ``params.yaml``."""
     params = load_params()
     with only_run_of("evaluate"):
-        drop_ended()
         evaluate(params)
 
 

@@ -68,7 +68,8 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         rules = config.postprocessing
         chosen = {"nms_thresh": rules.nms_thresh, "box_shrink": rules.box_shrink}
         chosen["operating_threshold"] = config.operating_threshold
-        run.log_metrics({f"val/{name}": value for name, value in chosen.items()}, step=params.train.epochs)
+        chosen_values = {f"val/{name}": value for name, value in chosen.items()}
+        run.log_metrics(chosen_values, step=params.train.epochs, again=True)  # other candidates may give others
         save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
         write_json(models / RUN_FILE, {"run_id": run.run_id})
     write_json(folder / ENDED, {})
@@ -77,7 +78,11 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
 
 def _say_where(trainer: Trainer, folder: Path, params: Params) -> None:
     if (folder / ENDED).exists():
-        logger.info("%s: trained to the end before, but not recorded by DVC; that result is used", folder)
+        logger.info(
+            "the training with these params, data and code has ended before: its best epoch is used (remove %s to train"
+            " anew)",
+            folder,
+        )
         return
     logger.info("going on with step %d of epoch %d of %d", trainer.position + 1, trainer.epoch + 1, params.train.epochs)
 

@@ -61,13 +61,13 @@ class TrackedRun:
         new = [Param(key, value) for key, value in flat.items() if key not in self._params]
         self._write("params", lambda: self._client.log_batch(self.run_id, params=new))
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Note metrics, which are sent soon. None values and steps that were noted before are passed over."""
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int, *, again: bool = False) -> None:
+        """Note metrics, which are sent soon. None values and, unless ``again``, steps noted before are passed over."""
         now = int(time.time() * 1000)
         entries = [
             {"key": key, "value": float(value), "timestamp": now, "step": step}
             for key, value in metrics.items()
-            if value is not None and step > self._logged.get(key, -1)
+            if value is not None and (again or step > self._logged.get(key, -1))
         ]
         self._logged |= {str(entry["key"]): step for entry in entries}
         self._outbox.append(entries)

@@ -1,18 +1,16 @@
-"""Checkpoints of trainings that have ended: kept until DVC has recorded the model, and then removed."""
+"""Checkpoints of the last training that has ended, from which stage ``train`` can make its outputs again."""
 
 import shutil
 from pathlib import Path
 
-from pipeline.paths import CHECKPOINTS
-
-# This file marks the checkpoints of a training that has ended. The stage `evaluate` removes them. Until then DVC can
-# be killed before it has recorded the model; it then deletes the model and runs `train` again, which makes the same
-# model from these checkpoints.
+# This file marks the checkpoints of a training that has ended. They stay until a training with other params, data or
+# code begins, because stage `train` may have to run again without training: DVC was killed before it recorded the
+# model, or only `evaluate.candidates` changed, from which the operating point is chosen once the training has ended.
 ENDED = "ended"
 
 
-def drop_ended(checkpoints: Path = CHECKPOINTS, except_for: Path | None = None) -> None:
-    """Remove the checkpoints of trainings that have ended, because only interrupted trainings are resumed."""
+def drop_ended(checkpoints: Path, except_for: Path) -> None:
+    """Remove the checkpoints of trainings that have ended, other than those in the folder ``except_for``."""
     for mark in checkpoints.glob(f"*/{ENDED}"):
         if mark.parent != except_for:
             shutil.rmtree(mark.parent)

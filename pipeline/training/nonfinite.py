@@ -1,4 +1,8 @@
-"""Steps whose loss or gradient is not finite: they are counted and logged, and too many in a row end the training."""
+"""Steps whose loss or gradient is not finite: they are counted and logged, and too many in a row end the training.
+
+On a GPU a step is checked one step late. The step itself skips its update on the device (`update_if`), so nothing in it
+waits for a value or branches on one, and it can be captured as one graph.
+"""
 
 import logging
 import math

@@ -70,6 +70,7 @@ class Trainer:
 
     def __init__(
         self,
+        *,
         fabric: Fabric,
         model: RetinaNet,
         loss: DetectionLoss,

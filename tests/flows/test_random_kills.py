@@ -117,5 +117,5 @@ def test_power_cuts_at_random_moments(trained, sample, small_params, tmp_path, s
     model = client.get_registered_model("rsna-retinanet")
     assert model.aliases == {"champion": version.version, "challenger": version.version}
     assert len(json.loads(model.tags["champions"])) == 1
-    assert not list(Path(folder, "checkpoints").iterdir())
+    assert all((path / "ended").exists() for path in Path(folder, "checkpoints").iterdir())
     assert temporary_files(folder) == temporary_files(trained[0])

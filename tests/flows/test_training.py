@@ -53,7 +53,7 @@ def test_what_the_flow_leaves(trained):
         "reports/plots/examples.jpg", "reports/plots/froc.png", "data/splits.csv", "dvc.lock",
     ):  # fmt: skip
         assert (folder / name).stat().st_size > 0, name
-    assert not any((folder / "checkpoints").iterdir())
+    assert len(list((folder / "checkpoints").glob("*/ended"))) == 1
     groups = pd.read_csv(folder / "data/prepared/index.csv").merge(pd.read_csv(folder / "data/splits.csv"))
     assert groups.groupby("groupId")["split"].nunique().max() == 1
     assert set(groups["split"]) == {"train", "val", "test"}
@@ -218,4 +218,4 @@ def test_nothing_survives_a_signal_and_the_run_goes_on(copy, edit, tmp_path, num
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert sorted(steps) == list(range(len(steps)))
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "val/map")] == list(range(1, 9))
-    assert not any((copy / "checkpoints").iterdir())
+    assert len(list((copy / "checkpoints").glob("*/ended"))) == 1

@@ -1,5 +1,6 @@
 """The train stage, killed at any moment and started again, gives the same result as without a kill."""
 
+import json
 import shutil
 
 import mlflow
@@ -9,7 +10,6 @@ from safetensors.torch import load_file
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
-from pipeline.training.ended import drop_ended
 
 
 @pytest.mark.long
@@ -51,12 +51,40 @@ def test_a_result_that_dvc_lost_is_not_trained_again(small_params, rsna, tmp_pat
     shutil.rmtree(tmp_path / "models")
     again = run("pipeline.stages.train", cwd=tmp_path, MLFLOW_TRACKING_URI=store)
     assert again.returncode == 0, again.stderr
-    assert "trained to the end before, but not recorded by DVC; that result is used" in again.stderr
+    assert "has ended before: its best epoch is used" in again.stderr
     assert {name: (tmp_path / "models" / name).read_bytes() for name in names} == wanted
     assert history(tmp_path) == noted
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
-    drop_ended(tmp_path / "checkpoints")
-    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_other_candidates_choose_anew_without_training(small_params, rsna, tmp_path, write_params, run):
+    small_params["evaluate"]["candidates"] = {"nms_thresh": [], "box_shrink": []}
+    preprocess(Params.model_validate(small_params))
+    split(Params.model_validate(small_params))
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+
+    def train(**changes):
+        small_params["evaluate"] |= changes
+        write_params(small_params)
+        done = run("pipeline.stages.train", cwd=tmp_path, **store)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / "checkpoints").iterdir()
+        return done.stderr, folder, json.loads((tmp_path / "models/model.json").read_text())
+
+    _, folder, model = train()
+    trained = history(tmp_path)
+    # Boxes that shrink to a thousandth match nothing, so this candidate is never chosen; it is only tried.
+    messages, same_folder, same_model = train(candidates={"nms_thresh": [0.9], "box_shrink": [0.999]})
+    assert "epoch 1/" not in messages
+    assert "has ended before: its best epoch is used" in messages
+    assert (same_folder, same_model) == (folder, model)
+    again = history(tmp_path)
+    chosen = {key for key in trained if key.startswith("val/") and trained[key] != again[key]}
+    assert chosen == {"val/nms_thresh", "val/box_shrink", "val/operating_threshold"}  # noted a second time
+    # Another post-processing may make another epoch the best one: that is another training.
+    messages, other_folder, _ = train(detections_per_img=7)
+    assert other_folder != folder
+    assert "has ended before" not in messages
 
 
 def history(folder):

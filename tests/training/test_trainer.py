@@ -40,18 +40,18 @@ def build(architecture, loss_settings, post_processing, train_settings, dataset,
         torch.manual_seed(1)
         train_data = data or (DetectionDataset(*squares, Augmenter(augment), 0) if augment else dataset)
         return Trainer(
-            make_fabric("cpu", precision),
-            RetinaNet(
+            fabric=make_fabric("cpu", precision),
+            model=RetinaNet(
                 replace(architecture, mask_head=bool(extra and extra.mask.terms), image_classes=3 if extra else 0)
             ),
-            DetectionLoss(loss or loss_settings),
-            extra or ExtraLosses(MaskSettings({}, 0.5, 10.0, 5.0), 0.0),
-            train_data,
-            dataset,
-            post_processing,
-            replace(train_settings, **changes),
-            seed,
-            tmp_path / folder,
+            loss=DetectionLoss(loss or loss_settings),
+            extra_losses=extra or ExtraLosses(MaskSettings({}, 0.5, 10.0, 5.0), 0.0),
+            train_data=train_data,
+            val_data=dataset,
+            post_processing=post_processing,
+            settings=replace(train_settings, **changes),
+            seed=seed,
+            checkpoints=tmp_path / folder,
         )
 
     return make
