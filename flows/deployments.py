@@ -50,13 +50,13 @@ def refuse_takeover(names: Sequence[str]) -> None:
     """
     wanted = DeploymentFilter(name=DeploymentFilterName(any_=list(names)))
     with get_client(sync_client=True) as client:
-        for found in client.read_deployments(deployment_filter=wanted):
-            folder = folder_of(found)
+        for deployment in client.read_deployments(deployment_filter=wanted):
+            folder = folder_of(deployment)
             if folder not in (None, str(Path.cwd())):
-                flow = client.read_flow(found.flow_id).name
+                name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
                 raise UserError(
-                    f"{flow}/{found.name} at {client.api_url}: belongs to {folder}; deploy to another server, change"
-                    f" the name, or `prefect deployment delete {flow}/{found.name}` if that folder is no longer used"
+                    f"{name} at {client.api_url}: belongs to {folder}; deploy to another server, change the name, or"
+                    f" `prefect deployment delete {name}` if that folder is no longer used"
                 )
 
 

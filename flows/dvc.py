@@ -102,9 +102,9 @@ def _environment() -> dict[str, str]:
 def _reason(lines: list[str]) -> str:
     """Return the stage's own error line if there is one, else DVC's, else the last line."""
     for start in ("error: ", "ERROR: "):
-        found = [line for line in lines if line.startswith(start)]
-        if found:
-            said = found[0].removeprefix(start)
+        reasons = [line for line in lines if line.startswith(start)]
+        if reasons:
+            said = reasons[0].removeprefix(start)
             return "; ".join([said, *(cure for end, cure in _CURES.items() if said.endswith(end))])
     return lines[-1] if lines else "no output"
 

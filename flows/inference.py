@@ -56,7 +56,9 @@ def look(
     study_seconds: Annotated[
         float, typer.Option(min=0.1, help="A study that takes longer to read is passed over.")
     ] = 60,
-    every: Annotated[float | None, typer.Option(min=1, help="Seconds between looks; without it, one look.")] = None,
+    every: Annotated[
+        float | None, typer.Option(min=1, help="Seconds between two checks of the folder; without it, one check.")
+    ] = None,
 ) -> None:
     """Score once, or, with --every, serve the flow at that interval."""
     values: dict[str, Any] = {"folder": folder, "out": out, "model": model, "study_seconds": study_seconds}

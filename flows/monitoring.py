@@ -31,16 +31,16 @@ def compare_new_studies(scored: str) -> dict[str, Any]:
 
 
 @task(name="publish drift")
-def publish_drift(found: dict[str, Any]) -> None:
+def publish_drift(monitored: dict[str, Any]) -> None:
     """Show the numbers as an artifact; if a limit is exceeded, emit an event that automations can act on."""
-    rows = [{key: one[key] for key in ("feature", "psi", "ks", "p_value", "past")} for one in found["drifts"]]
-    description = f"{found['studies']} new studies against the reference"
+    rows = [{key: one[key] for key in ("feature", "psi", "ks", "p_value", "past")} for one in monitored["drifts"]]
+    description = f"{monitored['studies']} new studies against the reference"
     show(lambda: create_table_artifact(table=rows, key="drift", description=description))
-    if not found["past"]:
+    if not monitored["past"]:
         return
-    moved = [one["feature"] for one in found["drifts"] if one["past"]]
+    moved = [one["feature"] for one in monitored["drifts"] if one["past"]]
     resource = {"prefect.resource.id": "pneumoflow.studies", "prefect.resource.name": "new studies"}
-    payload = {"features": moved, "studies": found["studies"]}
+    payload = {"features": moved, "studies": monitored["studies"]}
     show(lambda: emit_event(DRIFT_EVENT, resource=resource, payload=payload))
     text = f"Past the limits: **{', '.join(moved)}**. The page is `{_DRIFT.with_suffix('.html').resolve()}`."
     alarm = "New studies differ from the reference"
@@ -55,13 +55,13 @@ def monitoring(scored: str = "scored") -> bool | State[Any]:
 
 def _monitor(scored: str) -> bool:
     limits = load_params().monitor
-    found = compare_new_studies(scored)
-    publish_drift(found)
-    if found["past"] and limits.retrain:
+    monitored = compare_new_studies(scored)
+    publish_drift(monitored)
+    if monitored["past"] and limits.retrain:
         get_run_logger().info("past the limits: running %s", RETRAINING)
         wait_for_server()
         run_deployment(RETRAINING, timeout=0)  # starts it, and does not wait
-    return bool(found["past"])
+    return bool(monitored["past"])
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ def raw_data_state() -> str:
     if load_params().data.dir != RAW_DATA:
         return "unchanged"
     if Path(RAW_DATA).is_symlink():
-        place = Path(RAW_DATA).readlink()
-        raise UserError(f"{RAW_DATA}: a symbolic link, which DVC cannot add; set data.dir to {place} in params.yaml")
+        target = Path(RAW_DATA).readlink()
+        raise UserError(f"{RAW_DATA}: a symbolic link, which DVC cannot add; set data.dir to {target} in params.yaml")
     if not Path(f"{RAW_DATA}.dvc").exists():
         raise UserError(f"{RAW_DATA}.dvc: no such file; put a data set into {RAW_DATA} and run `dvc add {RAW_DATA}`")
     if not Path(RAW_DATA).exists():
@@ -51,10 +51,12 @@ def verify_raw_data() -> None:
         # With an empty folder for its records of files, DVC reads all files.
         afresh = {"DVC_SITE_CACHE_DIR": str(folder)}
         if "modified" in json.dumps(changed(f"{RAW_DATA}.dvc", afresh)):
-            found = read_status(["data", "status", "--granular"], afresh).get("uncommitted", {}).get("modified", [])
-            names = [name for name in found if name.startswith(f"{RAW_DATA}/") and not name.endswith("/")]
+            uncommitted = (
+                read_status(["data", "status", "--granular"], afresh).get("uncommitted", {}).get("modified", [])
+            )
+            names = [name for name in uncommitted if name.startswith(f"{RAW_DATA}/") and not name.endswith("/")]
             raise UserError(
-                f"{', '.join(names[:3])} ({len(names)} in all): not as {RAW_DATA}.dvc recorded, so damaged here or in"
+                f"{', '.join(names[:3])} ({len(names)} in all): differ from {RAW_DATA}.dvc, so damaged here or in"
                 f" the remote; mend the remote, remove {RAW_DATA} and DVC's cache (`dvc cache dir`), and"
                 " start again"
             )

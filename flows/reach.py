@@ -30,7 +30,7 @@ def require_server() -> None:
             time.sleep(1)
     raise UserError(
         f"PREFECT_API_URL = {PREFECT_API_URL.value()}: no Prefect server answers ({reason}); start it (`make ui` or"
-        " `prefect server start`), or unset the variable or the profile's setting to do without"
+        " `prefect server start`), or unset the variable or the profile's setting to run without a server"
     )
 
 
@@ -42,7 +42,11 @@ def wait_for_server() -> None:
         if time.monotonic() > deadline:
             return
         if not warned:
-            logger.warning("Prefect at %s does not answer (%s); waiting to tell it", PREFECT_API_URL.value(), reason)
+            logger.warning(
+                "Prefect at %s does not answer (%s); waiting to report this run's state",
+                PREFECT_API_URL.value(),
+                reason,
+            )
             warned = True
         time.sleep(_POLL_SECONDS)
 

@@ -117,7 +117,7 @@ def _end_untold() -> None:
 
     Prefect would try for a minute and more to reach a server that is away.
     """
-    logger.warning("Prefect does not answer; the next run tells it that this one has ended")
+    logger.warning("Prefect does not answer; the next run reports that this one has ended")
     logging.shutdown()
     os._exit(130)
 
@@ -131,7 +131,7 @@ def _start() -> str:
             mark_alive(client, run.id)
             return _done_by_another(client, run)
     except httpx.HTTPError as error:
-        logger.warning("Prefect does not say whether other runs are at work (%s)", type(error).__name__)
+        logger.warning("Prefect cannot be asked whether other runs are at work (%s)", type(error).__name__)
     return ""
 
 

@@ -87,11 +87,11 @@ def scheduling_server() -> Iterator[None]:
 
 @contextmanager
 def _running(server: Server, shared: bool) -> Iterator[None]:
-    found = answers(server.health)
-    if found and not shared:
+    running = answers(server.health)
+    if running and not shared:
         raise UserError(f"{server.url}: something answers there already; end it or choose another port")
     try:
-        if not found:
+        if not running:
             server.start()
         threading.Thread(target=server.keep, daemon=True).start()
         yield

@@ -64,6 +64,6 @@ def _served(flow: Flow[..., Any], name: str, **options: Any) -> bool:
     except (httpx.HTTPError, RuntimeError) as error:
         if server_answers():
             raise
-        logger.warning("%s; serving goes on when the server is back", error)
+        logger.warning("%s; serving continues when the server is back", error)
         return False
     return True

@@ -27,7 +27,9 @@ def show(call: Callable[[], Result]) -> Result | None:
     except (httpx.HTTPError, OSError, PrefectException) as error:
         if not _quiet_until:
             reason = " ".join(str(error).split())[:200]
-            logger.warning("Prefect does not take what would be shown (%s: %s)", type(error).__name__, reason)
+            logger.warning(
+                "Prefect does not accept this run's progress and artifacts (%s: %s)", type(error).__name__, reason
+            )
         # Each attempt may take as long as a request's time-out.
         _quiet_until = time.monotonic() + _PAUSE_SECONDS
         return None

@@ -59,11 +59,11 @@ class _Progress:
     def line(self, text: str) -> None:
         """Log one line of output, and show the progress that it reports."""
         self._log(text)
-        if not (found := _EPOCH.match(text)):
+        if not (match := _EPOCH.match(text)):
             return
         # A line that names a step belongs to an epoch that is not over.
-        done = int(found[1]) - (found[3] is not None)
-        share = 100 * done / int(found[2])
+        done = int(match[1]) - (match[3] is not None)
+        share = 100 * done / int(match[2])
         show(lambda: self._show(share, text))
 
     def _show(self, share: float, text: str) -> None:

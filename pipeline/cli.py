@@ -30,12 +30,12 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 means one per co
 @app.command()
 def sample(
     out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    studies: Annotated[int, typer.Option(min=1, help="How many studies.")] = 320,
+    studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 320,
     size: Annotated[int, typer.Option(min=128, max=2048, help="Side of the images in pixels.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Which data set.")] = 17,
     opacity_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of studies with boxes.")] = 0.225,
     labels: Annotated[
-        Path | None, typer.Option(help="Render pixels for this label table, of any name, instead.")
+        Path | None, typer.Option(help="Render pixels for this label table, instead of made-up labels.")
     ] = None,
     workers: Workers = 0,
 ) -> None:
@@ -88,14 +88,14 @@ def check(
     if Path("params.yaml").exists():
         params = load_params()
         rules, seconds = preprocessing_of(params), params.data.study_seconds
-    found = check_dataset(folder, where, study_seconds or seconds, rules)
-    write_text(report, render_data_page(found, study_seconds or seconds))
-    typer.echo(found.summary())
-    for line in issues_text(found, shown):
+    examination = check_dataset(folder, where, study_seconds or seconds, rules)
+    write_text(report, render_data_page(examination, study_seconds or seconds))
+    typer.echo(examination.summary())
+    for line in issues_text(examination, shown):
         typer.echo(line)
     typer.echo(f"{report} shows more")
-    if found.problems:
-        raise UserError(f"{folder}: {len(found.problems)} unusable studies; the issues marked error say why")
+    if examination.problems:
+        raise UserError(f"{folder}: {len(examination.problems)} unusable studies; the issues marked error say why")
 
 
 @app.command()
@@ -114,7 +114,7 @@ def groups(
 def predict(
     model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
     inputs: Annotated[list[Path], typer.Argument(help="DICOM files, folders of them, or .txt files that list paths.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and what else is asked for.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.csv and the other outputs.")],
     pictures: Annotated[bool, typer.Option(help="Draw each study's detections: pictures/.")] = True,
     coco: Annotated[bool, typer.Option("--coco", help="Write COCO's JSON too: coco.json.")] = False,
     sr: Annotated[bool, typer.Option("--sr", help="Write DICOM Structured Reports (TID 1500) too: sr/.")] = False,
@@ -157,7 +157,7 @@ def predict(
 def inbox(
     model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where studies arrive.")],
-    out: Annotated[Path, typer.Option(help="Folder of scored.csv, which grows.")] = Path("scored"),
+    out: Annotated[Path, typer.Option(help="Folder of scored.csv; each study adds a row.")] = Path("scored"),
     settle_seconds: Annotated[float, typer.Option(min=0, help="Files changed since may still be arriving.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
     study_seconds: StudySeconds = 60,
@@ -209,7 +209,7 @@ def export(
         written = export_model(_model_folder(model), out, kind)
     except ImportError as error:
         raise UserError(f"--format {kind}: {error}; pip install -c constraints.txt -e '.[export]'") from None
-    typer.echo(f"{written}: the same boxes and scores as the model's; check.json says by how much they differ")
+    typer.echo(f"{written}: gives the model's boxes and scores; check.json has the largest differences")
 
 
 @app.command()
@@ -237,7 +237,7 @@ def score(
         Path | None, typer.Option(help="Another submission of the same studies: print by how much the first is better.")
     ] = None,
     score_thresh: Annotated[
-        float | None, typer.Option(help="Only detections above it are reports; without it, all of the file.")
+        float | None, typer.Option(help="Only detections above this score count; without it, all do.")
     ] = None,
     splits: Annotated[Path, typer.Option(help="Where --split is looked up.")] = Path("data/splits.csv"),
     split: Annotated[str | None, typer.Option(help="Score the studies of train, val or test only.")] = None,
@@ -250,25 +250,27 @@ def score(
 
     from pipeline.jobs.score import EVERYTHING, compare_submissions, score_submission
 
-    found: object
+    metrics: object
     if score_thresh is not None and not isfinite(score_thresh):
         raise typer.BadParameter("must be a number", param_hint="--score-thresh")
     threshold = EVERYTHING if score_thresh is None else score_thresh
     part = (splits, split) if split else None
     if against:
-        found, note = compare_submissions(predictions, against, labels, draws, seed, threshold, part)
+        metrics, note = compare_submissions(predictions, against, labels, draws, seed, threshold, part)
     else:
-        found, note = score_submission(predictions, labels, draws, seed, threshold, part)
+        metrics, note = score_submission(predictions, labels, draws, seed, threshold, part)
     typer.echo(note, err=True)
-    typer.echo(json.dumps(found, indent=2))
+    typer.echo(json.dumps(metrics, indent=2))
 
 
 @app.command()
 def promote(
     force: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Without a comparison, for this reason, which is kept.")
+        str | None, typer.Option(metavar="REASON", help="Promote without a comparison; the reason is recorded.")
     ] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Champion is again who was so before.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
+    ] = False,
 ) -> None:
     """Make the newest model the champion if it is surely better on the same test studies (params: promote)."""
     if rollback:
@@ -298,7 +300,7 @@ def register() -> None:
 @app.command()
 def doctor(
     relocate: Annotated[
-        bool, typer.Option("--relocate", help="Make mlruns, beside MLflow's database, the place of all its files.")
+        bool, typer.Option("--relocate", help="Make mlruns beside MLflow's database the folder of all its files.")
     ] = False,
 ) -> None:
     """Check whether runs and models can be written and read here; --relocate corrects a moved store's file places."""
@@ -313,7 +315,7 @@ def doctor(
     from pipeline.tracking import relocate as set_places
 
     if relocate:
-        typer.echo(f"{set_places(tracking_uri())} places were set in {shown_uri()}")
+        typer.echo(f"{set_places(tracking_uri())} file locations were set in {shown_uri()}")
     open_experiment(open_client())
     require_registry()
     champion = registered_champion()
@@ -322,11 +324,11 @@ def doctor(
 
 @app.command()
 def ablate(
-    out: Annotated[Path, typer.Option(help="Folder for results; what is there is not trained again.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for results; arms that are in it are not trained again.")] = Path(
         "ablation"
     ),
-    tables: Annotated[str, typer.Option(help="Which, with commas between: a, b, d, clahe.")] = "a,b,d,clahe",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Of each arm, instead of train.epochs.")] = None,
+    tables: Annotated[str, typer.Option(help="Tables to make, separated by commas: a, b, d, clahe.")] = "a,b,d,clahe",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each arm, instead of train.epochs.")] = None,
 ) -> None:
     """Repeat the focal loss paper's comparisons, and compare CLAHE on and off, on your prepared data."""
     from pipeline.jobs.ablate import TABLES
@@ -362,15 +364,17 @@ def find_lr(
 
 @app.command()
 def sweep(
-    out: Annotated[Path, typer.Option(help="Folder of the trials; started again, it goes on there.")] = Path("sweep"),
-    trials: Annotated[int | None, typer.Option(min=1, help="How many in all, instead of sweep.trials.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the trials; a sweep that is started again continues there.")
+    ] = Path("sweep"),
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials in all, instead of sweep.trials.")] = None,
 ) -> None:
     """Search for params that give a better model on your prepared data; several processes may search at once."""
     from pipeline.jobs.sweep import sweep as run_sweep
     from pipeline.params import load_params
 
     best = run_sweep(load_params(), out, trials)
-    typer.echo(f"{best}: cp it to params.yaml; trials.csv and plots are beside it")
+    typer.echo(f"{best}: copy it to params.yaml to train with it; trials.csv and plots lie beside it")
 
 
 @app.command()
@@ -381,7 +385,7 @@ def sync() -> None:
     delivered, waiting = sync_left_behind()
     typer.echo(f"{delivered} entries delivered to {shown_uri()}")
     if waiting:
-        raise UserError(f"{shown_uri()}: what {waiting} runs have left could not be delivered; it waits on")
+        raise UserError(f"{shown_uri()}: the metrics of {waiting} runs could not be delivered and wait on this disk")
 
 
 def _say_reports(reports: "ReportWriter", folder: Path) -> None:

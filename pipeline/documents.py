@@ -61,18 +61,18 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     return value
 
 
-def parse_json(text: str, place: str) -> Any:
-    """Return the value in a JSON text; errors name ``place`` and are those of `read_json`."""
+def parse_json(text: str, source: str) -> Any:
+    """Return the value in a JSON text; errors name ``source`` and are those of `read_json`."""
     try:
         value = json.loads(
             text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite
         )
     except RecursionError:
-        raise UserError(f"{place}: nested deeper than {MAX_DEPTH} levels") from None
+        raise UserError(f"{source}: nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
-        raise UserError(f"{place}: not JSON: {one_line(str(error))}") from None
+        raise UserError(f"{source}: not JSON: {one_line(str(error))}") from None
     if _depth(value) > MAX_DEPTH:
-        raise UserError(f"{place}: nested deeper than {MAX_DEPTH} levels")
+        raise UserError(f"{source}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
@@ -108,12 +108,12 @@ def _read_text(path: Path, max_bytes: int) -> str:
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    pairs_by_key: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in pairs_by_key:
             raise ValueError(f"key {shown(key)} is there twice")
-        found[key] = value
-    return found
+        pairs_by_key[key] = value
+    return pairs_by_key
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -74,6 +74,6 @@ class _RedactedRecord(logging.LogRecord):
         return redact(super().getMessage())
 
 
-def _print_redacted(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-    lines = traceback.format_exception(kind, error, place)
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    lines = traceback.format_exception(kind, error, trace)
     print(redact("".join(lines)), file=sys.stderr, end="", flush=True)

@@ -81,8 +81,8 @@ def file_kind(head: bytes) -> str:
         return "a file of zero bytes only"
     if head.startswith(b"BM") and head[6:10] == bytes(4):  # the two letters alone may begin a text
         return "a BMP image"
-    for place, magic, kind in _MAGIC:
-        if head.startswith(magic, place):
+    for offset, magic, kind in _MAGIC:
+        if head.startswith(magic, offset):
             return kind
     return _text_kind(head) or "a file of an unknown kind"
 

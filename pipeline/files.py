@@ -80,8 +80,8 @@ def _named_errors(path: Path) -> Iterator[None]:
             raise _no_space(path) from error
         raise OSError(errno.EIO, str(error), str(path)) from error
     except Exception as error:
-        if found := _RUST_ERROR.search(str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        if named := _RUST_ERROR.search(str(error)):
+            raise OSError(int(named[1]), os.strerror(int(named[1])), str(path)) from error
         if isinstance(error, ValueError) or not _is_full(path.parent):
             raise
         raise _no_space(path) from error
@@ -150,9 +150,9 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
     After a kill, the next process that makes such a folder there removes it.
     """
-    place = Path(tempfile.gettempdir()) if parent is None else parent
-    _clear_once(place.resolve())
-    path, lock = _locked_folder(place)
+    folder_above = Path(tempfile.gettempdir()) if parent is None else parent
+    _clear_once(folder_above.resolve())
+    path, lock = _locked_folder(folder_above)
     try:
         yield path
     finally:

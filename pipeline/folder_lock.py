@@ -75,7 +75,7 @@ def _acquire(descriptor: int, path: Path, what: str) -> None:
                 f"{path}: another {what} holds it: process {pid}, since {since}; wait for that run or end it"
             )
         if time.monotonic() > deadline:
-            raise BusyError(f"{path}: another {what} holds it: what process {pid} has left behind; end it")
+            raise BusyError(f"{path}: another {what} holds it: processes that process {pid} left behind; end them")
         time.sleep(0.5)
 
 
@@ -89,8 +89,8 @@ def _is_alive(pid: int) -> bool:
 
 def _holder(descriptor: int) -> tuple[int | None, str]:
     try:
-        found = json.loads(os.pread(descriptor, 200, 0))
-        return int(found["pid"]), str(found["since"])
+        holder = json.loads(os.pread(descriptor, 200, 0))
+        return int(holder["pid"]), str(holder["since"])
     except (ValueError, KeyError, TypeError):
         return None, ""  # locked a moment ago, or by another program
 

@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
 
 class DataParams(_Section):
-    """The place of the raw data set, and how much of it may be unusable."""
+    """The folder of the raw data set, and how much of it may be unusable."""
 
     dir: str
     max_bad_fraction: Fraction
@@ -270,10 +270,10 @@ class Params(_Section):
     @model_validator(mode="after")
     def _space_is_here(self) -> Self:
         for key in self.sweep.space:
-            place: object = self
+            value: object = self
             for part in key.split("."):
-                place = getattr(place, part, None)
-            if place is None or isinstance(place, BaseModel) or is_dataclass(place):
+                value = getattr(value, part, None)
+            if value is None or isinstance(value, BaseModel) or is_dataclass(value):
                 raise ValueError(f"sweep.space: {key} is no key of this file")
         return self
 

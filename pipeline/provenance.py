@@ -64,8 +64,8 @@ def input_hashes(raw: str, lock: Path = Path("dvc.lock"), folder: Path = Path("d
     stages = (_yaml(lock).get("stages") or {}) if lock.exists() else {}
     used = {dep["path"]: str(dep.get("md5", "")) for dep in stages.get("preprocess", {}).get("deps", [])}
     known = [value for path, value in used.items() if Path(path).resolve() == Path(raw).resolve()]
-    if found := known or _recorded(raw, folder):
-        hashes[raw] = found[0]
+    if recorded := known or _recorded(raw, folder):
+        hashes[raw] = recorded[0]
     for stage in stages.values():
         outs = {out["path"]: str(out.get("md5", "")) for out in stage.get("outs", [])}
         hashes |= {path: value for path, value in outs.items() if Path(path).is_relative_to(folder)}
@@ -90,15 +90,15 @@ def fingerprint(values: Any, files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def code_files(places: Iterable[str]) -> list[Path]:
+def code_files(listed: Iterable[str]) -> list[Path]:
     """Return the Python files of folders and modules that are named as in dvc.yaml, such as ``pipeline/detection``."""
     root = Path(__file__).resolve().parent.parent
-    found = (path for place in places for path in (root / place, *(root / place).rglob("*.py")))
+    files = (path for entry in listed for path in (root / entry, *(root / entry).rglob("*.py")))
     # Relative paths, because a project that was moved has the same code.
-    return sorted(Path(os.path.relpath(path)) for path in found if path.suffix == ".py")
+    return sorted(Path(os.path.relpath(path)) for path in files if path.suffix == ".py")
 
 
 def environment() -> str:
     """Return the installed packages and their versions in pip's notation, one per line."""
-    found = {(part.metadata["Name"] or "").lower(): part.version for part in metadata.distributions()}
-    return "".join(f"{name}=={number}\n" for name, number in sorted(found.items()) if name)
+    versions = {(part.metadata["Name"] or "").lower(): part.version for part in metadata.distributions()}
+    return "".join(f"{name}=={number}\n" for name, number in sorted(versions.items()) if name)

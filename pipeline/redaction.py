@@ -26,8 +26,8 @@ def redact(text: str) -> str:
 
 def _known_secrets() -> Iterator[str]:
     for name, value in os.environ.items():
-        found = _PASSWORD.findall(value)
+        secrets = _PASSWORD.findall(value)
         if name.endswith(_SECRET_NAMES):
-            found.append(value)
-        for secret in found:
+            secrets.append(value)
+        for secret in secrets:
             yield from (word for word in {secret, unquote(secret)} if len(word) >= _SHORTEST)

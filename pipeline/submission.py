@@ -33,34 +33,34 @@ def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         UserError: the file is missing or not such a table, or a line is malformed; the message names the line.
     """
     table = read_table(path, ["patientId", "PredictionString"])
-    place = printable(path)
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    name = printable(path)
+    submission: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for line, key, text in zip(table.index, table["patientId"], table["PredictionString"], strict=True):
         if not key:
-            raise UserError(f"{place} line {line}: no patientId; the id of a study is needed")
+            raise UserError(f"{name} line {line}: no patientId; the id of a study is needed")
         key = original_cell(key)  # a file's name, if the prediction was written by us
-        if key in found:
-            raise UserError(f"{place} line {line}: {quoted(key)} is there twice; one line per study")
-        found[key] = _parse(f"{place} line {line}", "" if is_missing(text) else text)
-    return found
+        if key in submission:
+            raise UserError(f"{name} line {line}: {quoted(key)} occurs twice; each study has one line")
+        submission[key] = _parse(f"{name} line {line}", "" if is_missing(text) else text)
+    return submission
 
 
-def _parse(place: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+def _parse(name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         if "_" in text or not text.isascii():  # Python reads 1_0 as 10, and accepts digits of any script
             raise ValueError
         numbers = np.array(text.split(), np.float64)
     except ValueError:
         raise UserError(
-            f"{place}: {quoted(text)}: numbers only; PredictionString is confidence x y width height, repeated"
+            f"{name}: {quoted(text)}: numbers only; PredictionString is confidence x y width height, repeated"
         ) from None
     if len(numbers) % 5:
         raise UserError(
-            f"{place}: {len(numbers)} numbers; PredictionString must be confidence x y width height, repeated"
+            f"{name}: {len(numbers)} numbers; PredictionString must be confidence x y width height, repeated"
         )
     rows = numbers.reshape(-1, 5)
     if not np.isfinite(rows).all() or (rows[:, 3:] <= 0).any():
-        raise UserError(f"{place}: {quoted(text)}: finite numbers with positive width and height only; {_FORMAT}")
+        raise UserError(f"{name}: {quoted(text)}: finite numbers with positive width and height only; {_FORMAT}")
     boxes = np.concatenate([rows[:, 1:3], rows[:, 1:3] + rows[:, 3:]], 1)
     return boxes, rows[:, 0]
 

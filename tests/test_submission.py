@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tmp_path_factory, studies):
         ("patientId,PredictionString\nb,\na,0.5 1 2 x 4\n", "line 3: '0.5 1 2 x 4': numbers only"),
         ("patientId,PredictionString\na,0.5 1 2 0 4\n", "line 2: .*positive width"),
         ("patientId,PredictionString\na,nan 1 2 3 4\n", "line 2: .*finite"),
-        ("patientId,PredictionString\na,\na,\n", "line 3: 'a' is there twice"),
+        ("patientId,PredictionString\na,\na,\n", "line 3: 'a' occurs twice"),
         ("patientId\na\n", "column 'PredictionString' is missing"),
         ("", "not a CSV table"),
     ],

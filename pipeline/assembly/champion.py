@@ -61,15 +61,17 @@ def compare_with_champion(
         model = download_model(champion.uri, folder)
         digest = weights_digest(model)
         if champion.weights_sha256 not in ("", digest):
-            raise UserError(f"{champion.uri}: its weights are not those that were registered; fetched in part?")
+            raise UserError(
+                f"{champion.uri}: its weights differ from those that were registered; the download may be incomplete"
+            )
         seen = load_seen(model)
-        unseen = [place for place, group in enumerate(test.index["groupId"]) if patient_hash(group) not in seen]
+        unseen = [index for index, group in enumerate(test.index["groupId"]) if patient_hash(group) not in seen]
         predictor = Predictor(model)
         studies = test.index.iloc[unseen].reset_index(drop=True)
         radiographs = read_originals(params, studies["patientId"])
-        theirs = list(predict_results(predictor, radiographs, [test.boxes[place] for place in unseen]))
+        theirs = list(predict_results(predictor, radiographs, [test.boxes[index] for index in unseen]))
     comparison = compare(
-        ([results[place] for place in unseen], threshold),
+        ([results[index] for index in unseen], threshold),
         (theirs, predictor.config.operating_threshold),
         studies,
         params.evaluate.bootstrap_draws,
@@ -85,6 +87,6 @@ def predict_results(
     """Yield each radiograph's detections, whatever their score, and its true boxes, in pixels of the original."""
     pairs = zip(radiographs, truth, strict=True)
     while batch := list(islice(pairs, _BATCH)):
-        found = predictor.predict([radiograph.levels for radiograph, _ in batch], score_thresh=0.0)
-        for one, (_, boxes) in zip(found, batch, strict=True):
+        predictions = predictor.predict([radiograph.levels for radiograph, _ in batch], score_thresh=0.0)
+        for one, (_, boxes) in zip(predictions, batch, strict=True):
             yield image_result(one.boxes, one.scores, boxes)

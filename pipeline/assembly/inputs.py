@@ -75,10 +75,10 @@ def read_inputs(
 
 def _require_shape(prepared: Path, image: npt.NDArray[np.uint8], section: PreprocessParams) -> None:
     """Check the images' shape: DVC ensures it, but a command started by hand may find images of other params."""
-    found = np.atleast_3d(image).shape
+    shape = np.atleast_3d(image).shape
     asked = (section.image_size, section.image_size, len(section.channels))
-    if found != asked:
+    if shape != asked:
         raise UserError(
-            f"{prepared}: has images of {found[0]} pixels and {found[2]} channels, but preprocess.image_size is"
+            f"{prepared}: has images of {shape[0]} pixels and {shape[2]} channels, but preprocess.image_size is"
             f" {section.image_size} and preprocess.channels {list(section.channels)}; run `dvc repro split` first"
         )

@@ -55,11 +55,11 @@ def _candidates(
     listed = params.evaluate.candidates
     for nms_thresh in dict.fromkeys((post_processing.nms_thresh, *listed.nms_thresh)):
         plain = replace(post_processing, nms_thresh=nms_thresh, box_shrink=0.0)
-        found = predict(fabric, model, val_data.dataset(None, params.seed), params.train.batch_size, plain)
+        detections = predict(fabric, model, val_data.dataset(None, params.seed), params.train.batch_size, plain)
         for share in dict.fromkeys((post_processing.box_shrink, *listed.box_shrink)):
-            shrunk = [_shrunk(one, share) for one in found]
+            shrunk = [_shrunk(one, share) for one in detections]
             yield replace(plain, box_shrink=share), results_in_prepared_pixels(shrunk, val_data)
 
 
-def _shrunk(found: Detections, share: float) -> Detections:
-    return {**found, "boxes": shrink(found["boxes"], share)}
+def _shrunk(detections: Detections, share: float) -> Detections:
+    return {**detections, "boxes": shrink(detections["boxes"], share)}

@@ -20,10 +20,10 @@ def read_originals(params: Params, patient_ids: Iterable[str]) -> Iterator[Radio
     """
     files = study_files(Path(params.data.dir) / IMAGES, list(patient_ids))
     with Reader(reading_processes(), params.data.study_seconds) as reader:
-        for path, found in zip(files, reader.read_each(files), strict=True):
-            if not isinstance(found, Radiograph):
-                reason = found.strerror if isinstance(found, OSError) else found
+        for path, outcome in zip(files, reader.read_each(files), strict=True):
+            if not isinstance(outcome, Radiograph):
+                reason = outcome.strerror if isinstance(outcome, OSError) else outcome
                 raise UserError(
-                    f"{path}: {reason}; it could be read when it was prepared: `dvc repro preprocess` first"
+                    f"{path}: {reason}; it could be read when it was prepared; run `dvc repro preprocess` first"
                 )
-            yield found
+            yield outcome

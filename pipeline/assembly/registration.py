@@ -83,16 +83,16 @@ def own_version(models: Path, reports: Path) -> Registered:
     digest = weights_digest(models)
     if known["weights_sha256"] != digest:
         raise UserError(
-            f"{file}: the results are of other weights than {models / WEIGHTS_FILE}; `dvc repro evaluate` gives its"
-            " own, `dvc checkout` brings back what belongs together"
+            f"{file}: the results belong to other weights than {models / WEIGHTS_FILE}; `dvc repro evaluate`"
+            " computes their results, `dvc checkout` restores weights and results that belong together"
         )
-    found = find_version(digest, known["run_id"])
-    if found is None:
+    version = find_version(digest, known["run_id"])
+    if version is None:
         raise NotRegisteredError(
-            f"{file}: the results are of run {known['run_id']} with the weights {digest[:_SHOWN_DIGITS]}, which"
-            f" {shown_uri()} does not have, under whatever number; `pneumoflow register` enters the model there"
+            f"{file}: the results belong to run {known['run_id']} with the weights {digest[:_SHOWN_DIGITS]}, and no"
+            f" version in {shown_uri()} has them; `pneumoflow register` registers the model there"
         )
-    return found
+    return version
 
 
 def register(params: Params, models: Path, reports: Path) -> Registered:
@@ -155,7 +155,7 @@ def _read_registered(file: Path) -> dict[str, str]:
         return {key: str(values[key]) for key in ("version", "run_id", "weights_sha256")}
     except KeyError:
         raise UserError(
-            f"{file}: does not say which model it is of (version, run_id, weights_sha256); run `dvc repro evaluate`"
+            f"{file}: does not name its model (version, run_id, weights_sha256); run `dvc repro evaluate`"
         ) from None
 
 

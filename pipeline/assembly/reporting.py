@@ -29,22 +29,22 @@ _HISTORY = ("train/loss", "train/loss_classification", "train/loss_box", "val/ma
 
 def write_plots(
     folder: Path,
-    found: Mapping[str, list[ImageResult]],
+    results: Mapping[str, list[ImageResult]],
     test: SplitData,
     config: ModelConfig,
     training: bytes,
 ) -> dict[str, bytes]:
     """Write each curve as a table and a picture, and the examples; return the curves' pictures."""
-    tables = curve_tables(found)
+    tables = curve_tables(results)
     pictures = {name: plot_curve(name, table) for name, table in tables.items()}
     with directory_atomic(folder) as target:
         for name, table in tables.items():
             table.to_csv(target / f"{name}.csv", index=False)
             (target / f"{name}.png").write_bytes(pictures[name])
         (target / "training.png").write_bytes(training)
-        rows = pick_examples(found["test"], config.operating_threshold, EXAMPLES_PER_ROW)
+        rows = pick_examples(results["test"], config.operating_threshold, EXAMPLES_PER_ROW)
         blank = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), np.uint8)
-        sheet = [_draw(found["test"], test, config, place) for row in rows.values() for place in row] or [blank]
+        sheet = [_draw(results["test"], test, config, index) for row in rows.values() for index in row] or [blank]
         (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
     return pictures | {"training": training}
 
@@ -57,12 +57,12 @@ def training_curves(run: TrackedRun, params: Params, studies: int) -> bytes:
     return plot_training(history, math.ceil(studies / batch))
 
 
-def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, place: int) -> np.ndarray:
-    result, row = results[place], data.index.iloc[place]
+def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, index: int) -> np.ndarray:
+    result, row = results[index], data.index.iloc[index]
     scale = data.image_size / max(row["height"], row["width"])
     kept = result.scores > config.operating_threshold
     return draw_boxes(
-        np.atleast_3d(data.images[place])[..., 0],
+        np.atleast_3d(data.images[index])[..., 0],
         result.boxes[kept] * scale,
         result.scores[kept],
         result.truth * scale,
@@ -77,13 +77,13 @@ def example_pictures(results: list[ImageResult], data: SplitData, config: ModelC
     return {
         title: [
             Picture(
-                data.index["patientId"][place],
-                f"RSNA score {scores[place]:.2f}; {data.index['class'][place]}",
-                data_uri(_draw(results, data, config, place)),
+                data.index["patientId"][index],
+                f"RSNA score {scores[index]:.2f}; {data.index['class'][index]}",
+                data_uri(_draw(results, data, config, index)),
             )
-            for place in places
+            for index in indices
         ]
-        for title, places in rows.items()
+        for title, indices in rows.items()
     }
 
 

@@ -65,13 +65,13 @@ def epoch_hooks(
     ``note`` receives each epoch's val metrics too.
     """
 
-    def on_epoch(found: list[Detections], epoch: int) -> float:
-        values = val_metrics(found, val_data)
+    def on_epoch(detections: list[Detections], epoch: int) -> float:
+        values = val_metrics(detections, val_data)
         if note:
             note(values, epoch)
         run.log_metrics({f"val/{name}": value for name, value in values.items()}, step=epoch + 1)
         if picture_epochs and (epoch + 1) % picture_epochs == 0:
-            run.log_pictures({f"val/epoch-{epoch + 1:04d}.jpg": _val_pictures(found, val_data, values)})
+            run.log_pictures({f"val/epoch-{epoch + 1:04d}.jpg": _val_pictures(detections, val_data, values)})
         logger.info(
             "  val map %.3f  map_50 %.3f  rsna_score %.3f", values["map"], values["map_50"], values["rsna_score"]
         )
@@ -80,17 +80,17 @@ def epoch_hooks(
     return Hooks(run.log_metrics, on_epoch, before_checkpoint=run.flush, stop_requested=lambda: run.stopping.asked)
 
 
-def _val_pictures(found: Sequence[Detections], data: SplitData, values: Mapping[str, float]) -> bytes:
+def _val_pictures(detections: Sequence[Detections], data: SplitData, values: Mapping[str, float]) -> bytes:
     """Draw val's first studies with a box, and some without, with detections above the epoch's best threshold."""
     truth = data.prepared_boxes()
-    chosen = [place for place, boxes in enumerate(truth) if len(boxes)][:7]
-    chosen += [place for place, boxes in enumerate(truth) if not len(boxes)][: 8 - len(chosen)]
+    chosen = [index for index, boxes in enumerate(truth) if len(boxes)][:7]
+    chosen += [index for index, boxes in enumerate(truth) if not len(boxes)][: 8 - len(chosen)]
     pictures = []
-    for place in chosen:
-        kept = found[place]["scores"] > values["best_threshold"]
-        boxes, scores = found[place]["boxes"][kept].numpy(), found[place]["scores"][kept].numpy()
-        image = np.atleast_3d(data.images[place])[..., 0]
-        pictures.append(draw_boxes(image, boxes, scores, truth[place], _PICTURE_SIDE))
+    for index in chosen:
+        kept = detections[index]["scores"] > values["best_threshold"]
+        boxes, scores = detections[index]["boxes"][kept].numpy(), detections[index]["scores"][kept].numpy()
+        image = np.atleast_3d(data.images[index])[..., 0]
+        pictures.append(draw_boxes(image, boxes, scores, truth[index], _PICTURE_SIDE))
     return encode_jpeg(contact_sheet(pictures, 4))
 
 
@@ -98,19 +98,19 @@ def log_anchor_coverage(run: TrackedRun, params: Params, architecture: Architect
     """Log how well the anchors suit the train boxes, before time is spent on training."""
     size = params.preprocess.image_size
     anchors = make_anchors(size, size, architecture.anchor_shapes)
-    found = coverage(anchors, train_data.prepared_boxes(), params.loss.fg_iou_thresh, params.seed)
-    missed = int((found.best_iou < found.fg_iou_thresh).sum())
-    logger.info("anchors reach %.1f %% of the train boxes:\n%s", 100 * found.covered, found.table().rstrip())
+    reached = coverage(anchors, train_data.prepared_boxes(), params.loss.fg_iou_thresh, params.seed)
+    missed = int((reached.best_iou < reached.fg_iou_thresh).sum())
+    logger.info("anchors reach %.1f %% of the train boxes:\n%s", 100 * reached.covered, reached.table().rstrip())
     if missed:
         logger.warning(
             "%d of %d train boxes are reached by no anchor (IoU < %g); set model.anchors: fit, or other"
             " anchor_scales and anchor_ratios",
-            missed, len(found.best_iou), found.fg_iou_thresh,
+            missed, len(reached.best_iou), reached.fg_iou_thresh,
         )  # fmt: skip
     shapes = torch.cat([anchor_sizes(stride, architecture.anchor_shapes) for stride in LEVEL_STRIDES])
     with temporary_folder() as folder:
-        (folder / "coverage.csv").write_text(found.table())
-        picture = plot_anchor_coverage(found.sizes, found.best_iou, shapes.numpy())
+        (folder / "coverage.csv").write_text(reached.table())
+        picture = plot_anchor_coverage(reached.sizes, reached.best_iou, shapes.numpy())
         (folder / "coverage.png").write_bytes(picture)
         run.log_files(folder, "anchors")
 

@@ -12,17 +12,17 @@ from pipeline.metrics.results import ImageResult, image_result
 from pipeline.metrics.rsna_score import best_threshold
 
 
-def results_in_prepared_pixels(found: Sequence[Detections], data: SplitData) -> list[ImageResult]:
+def results_in_prepared_pixels(detections: Sequence[Detections], data: SplitData) -> list[ImageResult]:
     """Pair the detections with the true boxes, both in pixels of the prepared images."""
     return [
         image_result(one["boxes"].numpy(), one["scores"].numpy(), boxes)
-        for one, boxes in zip(found, data.prepared_boxes(), strict=True)
+        for one, boxes in zip(detections, data.prepared_boxes(), strict=True)
     ]
 
 
-def val_metrics(found: Sequence[Detections], data: SplitData) -> dict[str, float]:
+def val_metrics(detections: Sequence[Detections], data: SplitData) -> dict[str, float]:
     """Compute the metrics that compare epochs: COCO's mAP, and the RSNA score at the threshold that is best for it."""
-    results = results_in_prepared_pixels(found, data)
+    results = results_in_prepared_pixels(detections, data)
     threshold, score = best_threshold(results)
     precision = average_precision(rank_detections(results), np.ones((1, len(results))))[0]  # (T,)
     return {

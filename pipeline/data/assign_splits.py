@@ -35,17 +35,17 @@ def assign_splits(
     parts, share = list(shares), np.array(list(shares.values()))
     known = former or {}
     held = np.zeros((len(parts), counts.shape[1]))  # studies of each part and stratum
-    place: dict[str, int] = {name: parts.index(known[name]) for name in clusters if known.get(name) in shares}
+    part_of: dict[str, int] = {name: parts.index(known[name]) for name in clusters if known.get(name) in shares}
     for row, name in enumerate(clusters):
-        if name in place:
-            held[place[name]] += counts[row]
+        if name in part_of:
+            held[part_of[name]] += counts[row]
     seen = held.sum(0)
     for row, name in enumerate(clusters):
-        if name not in place:
+        if name not in part_of:
             seen += counts[row]
-            place[name] = _choose(counts[row], held, seen, share, _chance(seed, name, len(parts)))
-            held[place[name]] += counts[row]
-    return studies["cluster"].map({name: parts[number] for name, number in place.items()}).rename("part")
+            part_of[name] = _choose(counts[row], held, seen, share, _chance(seed, name, len(parts)))
+            held[part_of[name]] += counts[row]
+    return studies["cluster"].map({name: parts[number] for name, number in part_of.items()}).rename("part")
 
 
 def _strata_counts(studies: pd.DataFrame) -> tuple[npt.NDArray[np.float64], list[str]]:

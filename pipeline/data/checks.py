@@ -52,9 +52,9 @@ def take_inventory(folder: Path) -> Inventory:
     listing = list_folder(images) if images.is_dir() else Listing()
     require_some(images, listing)
     ids = annotations.studies["patientId"].to_list()
-    found = by_study(sorted([*listing.files, *listing.misnamed]), set(ids))
-    issues = [*annotations.issues, *compare_files(ids, found, listing)]
-    files = {key: found[key][0] for key in ids if len(found.get(key, [])) == 1}
+    files_of = by_study(sorted([*listing.files, *listing.misnamed]), set(ids))
+    issues = [*annotations.issues, *compare_files(ids, files_of, listing)]
+    files = {key: files_of[key][0] for key in ids if len(files_of.get(key, [])) == 1}
     problems = unusable(issues)
     usable = [key for key in ids if key not in problems]
     boxes = annotations.boxes_of(usable)
@@ -133,7 +133,7 @@ def _copies(rows: pd.DataFrame, issues: list[DataIssue]) -> list[tuple[int, int]
     return [*same, *similar]
 
 
-def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: float, place: str) -> None:
+def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: float, listed: str) -> None:
     """Stop when more than ``max_bad_fraction`` of ``total`` studies are unusable.
 
     Raises:
@@ -142,7 +142,7 @@ def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: 
     if len(problems) > max_bad_fraction * total:
         raise UserError(
             f"{len(problems)} of {total} studies are unusable; data.max_bad_fraction = {max_bad_fraction:g}"
-            f" allows {int(max_bad_fraction * total)}; {place}; the first: {problems[0]}"
+            f" allows {int(max_bad_fraction * total)}; {listed}; the first: {problems[0]}"
         )
 
 

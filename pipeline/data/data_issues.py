@@ -90,4 +90,4 @@ def by_rule(issues: Iterable[DataIssue]) -> dict[Rule, list[DataIssue]]:
     grouped: dict[Rule, list[DataIssue]] = {rule: [] for rule in RULES.values()}
     for issue in issues:
         grouped[issue.rule].append(issue)
-    return {rule: found for rule, found in grouped.items() if found}
+    return {rule: cases for rule, cases in grouped.items() if cases}

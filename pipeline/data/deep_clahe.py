@@ -76,6 +76,6 @@ def _clip(counts: npt.NDArray[np.intp], limit: int) -> npt.NDArray[np.intp]:
 
 def _neighbours(length: int, tile: float, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
     """Return, for each row or column, the tiles on both sides of it and the weight of the second one."""
-    place = np.arange(length) / tile - 0.5
-    first = np.floor(place).astype(np.intp)
-    return np.clip(first, 0, count - 1), np.clip(first + 1, 0, count - 1), place - first
+    position = np.arange(length) / tile - 0.5
+    first = np.floor(position).astype(np.intp)
+    return np.clip(first, 0, count - 1), np.clip(first + 1, 0, count - 1), position - first

@@ -65,7 +65,7 @@ def require_some(folder: Path, listing: Listing) -> None:
         UserError: there is none; the message tells what is in the folder instead.
     """
     if not listing.files:
-        raise UserError(f"{printable(folder)}: no DICOM files; what is there: {listing.described()}")
+        raise UserError(f"{printable(folder)}: no DICOM files; the folder contains: {listing.described()}")
 
 
 def list_folder(folder: Path) -> Listing:
@@ -77,16 +77,16 @@ def list_folder(folder: Path) -> Listing:
     # Linked folders come last, so that an entry with two paths is listed under its real one.
     waiting = deque([folder])
     while waiting:
-        place = waiting.popleft()
+        current = waiting.popleft()
         try:
-            found = place.stat()
-            if (found.st_dev, found.st_ino) in seen:
-                listing.odd[place] = "a link to a folder that is listed already"
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                listing.odd[current] = "a link to a folder that is listed already"
                 continue
-            seen.add((found.st_dev, found.st_ino))
-            folders = [path for path in _entries(place) if not _add(path, listing)]
+            seen.add((status.st_dev, status.st_ino))
+            folders = [path for path in _entries(current) if not _add(path, listing)]
         except OSError as error:
-            listing.odd[place] = _reason(error, "a folder")
+            listing.odd[current] = _reason(error, "a folder")
             continue
         waiting.extendleft(path for path in reversed(folders) if not path.is_symlink())
         waiting.extend(path for path in folders if path.is_symlink())
@@ -159,11 +159,11 @@ def study_name(path: Path) -> str:
 
 def by_study(files: Iterable[Path], ids: Collection[str]) -> dict[str, list[Path]]:
     """Group files by the study id that names them, with any suffix or none; others stand under their `study_name`."""
-    found: dict[str, list[Path]] = {}
+    files_of: dict[str, list[Path]] = {}
     for path in files:
         names = (study_name(path), path.name, path.stem)
-        found.setdefault(next((name for name in names if name in ids), names[0]), []).append(path)
-    return found
+        files_of.setdefault(next((name for name in names if name in ids), names[0]), []).append(path)
+    return files_of
 
 
 def study_files(folder: Path, ids: Sequence[str]) -> list[Path]:
@@ -172,8 +172,8 @@ def study_files(folder: Path, ids: Sequence[str]) -> list[Path]:
     Raises:
         UserError: the folder has no DICOM files, or a study has no file or several.
     """
-    found = by_study(dicom_files(folder), set(ids))
+    files = by_study(dicom_files(folder), set(ids))
     for key in ids:
-        if len(found.get(key, [])) != 1:
-            raise UserError(f"{folder}: {len(found.get(key, []))} files of study {key}; one is needed")
-    return [found[key][0] for key in ids]
+        if len(files.get(key, [])) != 1:
+            raise UserError(f"{folder}: {len(files.get(key, []))} files of study {key}; one is needed")
+    return [files[key][0] for key in ids]

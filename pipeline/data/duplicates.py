@@ -27,7 +27,7 @@ def perceptual_hash(pixels: Image) -> str:
 
 
 def similar_pairs(hashes: Sequence[str], max_distance: int = MAX_DISTANCE) -> list[tuple[int, int]]:
-    """Return places (i < j) of hashes that differ in at most ``max_distance`` bits; memory does not grow with N x N."""
+    """Return index pairs (i < j) of hashes with at most ``max_distance`` different bits, without an N x N table."""
     if not hashes:
         return []
     words = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint64).reshape(len(hashes), -1)
@@ -45,9 +45,9 @@ def similar_pairs(hashes: Sequence[str], max_distance: int = MAX_DISTANCE) -> li
 
 
 def same_files(digests: Sequence[str]) -> list[tuple[int, int]]:
-    """Return places of files with the same bytes: each copy is paired with the first such file."""
+    """Return pairs of indices of files with the same bytes: each copy is paired with the first such file."""
     first: dict[str, int] = {}
-    return [(first[digest], place) for place, digest in enumerate(digests) if first.setdefault(digest, place) != place]
+    return [(first[digest], index) for index, digest in enumerate(digests) if first.setdefault(digest, index) != index]
 
 
 def clusters(groups: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[str]:

@@ -23,23 +23,23 @@ _TAGS = {
 }  # fmt: skip
 
 
-def compare_files(ids: Sequence[str], found: Mapping[str, Sequence[Path]], listing: Listing) -> Iterator[DataIssue]:
+def compare_files(ids: Sequence[str], files_of: Mapping[str, Sequence[Path]], listing: Listing) -> Iterator[DataIssue]:
     """Yield an issue for each study without a file or with several, and for each file without a study.
 
     Args:
         ids: the ids of the label table.
-        found: the files by the names of their studies, as `by_study` returns them.
+        files_of: the files by the names of their studies, as `by_study` returns them.
         listing: the content of the folder.
     """
     known = set(ids)
-    lacking = [key for key in ids if key not in found]
-    unnamed = {name: files for name, files in found.items() if name not in known}
+    lacking = [key for key in ids if key not in files_of]
+    unnamed = {name: files for name, files in files_of.items() if name not in known}
     hint = _hints(lacking, unnamed, listing)
     for key in lacking:
         yield DataIssue(RULES["image_there"], key, hint(key))
     for key in ids:
-        if len(found.get(key, [])) > 1:
-            yield DataIssue(RULES["image_once"], key, ", ".join(quoted(path.name) for path in found[key][:3]))
+        if len(files_of.get(key, [])) > 1:
+            yield DataIssue(RULES["image_once"], key, ", ".join(quoted(path.name) for path in files_of[key][:3]))
     for name in sorted(unnamed):
         yield DataIssue(RULES["label_there"], printable(name, 60))
 

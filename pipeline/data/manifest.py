@@ -65,7 +65,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(read_json_object(path))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; these data are of an older version, or incomplete; {REBUILD}") from None
+        raise UserError(
+            f"{path}: no such file; these data are incomplete, or an older version wrote them; {REBUILD}"
+        ) from None
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}; {REBUILD}") from None
     except UserError as error:
@@ -112,7 +114,7 @@ def require_digests(folder: Path, names: Iterable[str], manifest: Manifest) -> N
 
 
 def _changed(path: Path) -> UserError:
-    return UserError(f"{path}: is not as it was written (SHA-256 in {MANIFEST}); {REBUILD}")
+    return UserError(f"{path}: differs from the file that was written (SHA-256 in {MANIFEST}); {REBUILD}")
 
 
 def _digests(paths: list[Path]) -> list[str]:

@@ -68,7 +68,9 @@ def require_shards(folder: Path, index: pd.DataFrame) -> None:
                 f"{folder / name}: has images {list(shape[1:])}, {first} {list(shapes[first][1:])}; {REBUILD}"
             )
         if needed[name] >= shape[0]:
-            raise UserError(f"{folder / INDEX}: asks for row {needed[name]} of {name}, which has {shape[0]}; {REBUILD}")
+            raise UserError(
+                f"{folder / INDEX}: names row {needed[name]} of {name}, which has {shape[0]} rows; {REBUILD}"
+            )
 
 
 def read_index(folder: Path) -> pd.DataFrame:
@@ -91,5 +93,5 @@ def read_boxes(folder: Path, patient_ids: Sequence[str]) -> list[np.ndarray]:
     """
     table = parse_boxes(read_table(folder, BOXES, read_manifest(folder)), folder / BOXES)
     boxes = table[BOX_COLUMNS[1:]].to_numpy(np.float64)
-    places = table.groupby("patientId").indices
-    return [boxes[places[key]] if key in places else np.zeros((0, 4)) for key in patient_ids]
+    rows_of = table.groupby("patientId").indices
+    return [boxes[rows_of[key]] if key in rows_of else np.zeros((0, 4)) for key in patient_ids]

@@ -36,7 +36,7 @@ def parse_index(content: bytes, path: Path) -> pd.DataFrame:
     """
     types = {name: _NUMBERS.get(name, "str") for name in INDEX_COLUMNS}
     table = _parse(content, path, types, {"age": [""], "spacing": [""]})
-    place = table["shard"] + ":" + table["row"].astype(str)
+    location = table["shard"] + ":" + table["row"].astype(str)
     _refuse(
         path,
         table,
@@ -45,7 +45,7 @@ def parse_index(content: bytes, path: Path) -> pd.DataFrame:
             "patientId ": (table["patientId"].duplicated(), "must be there once"),
             "shard": (~table["shard"].str.fullmatch(r"images-\d{5,9}\.npy"), "must be the name of a shard"),
             "row": (table["row"] < 0, "must be at least 0"),
-            "row ": (place.duplicated(), "must be that of one study"),
+            "row ": (location.duplicated(), "must be that of one study"),
             "height": (~table["height"].between(1, _MAX_SIDE), f"must be 1 to {_MAX_SIDE}"),
             "width": (~table["width"].between(1, _MAX_SIDE), f"must be 1 to {_MAX_SIDE}"),
             "target": (~table["target"].isin([0, 1]), "must be 0 or 1"),

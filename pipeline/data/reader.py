@@ -163,7 +163,7 @@ class _Process:
         if not self._greeted:
             assert running.stdout is not None
             if running.stdout.readline() != READY:
-                raise RuntimeError(f"a process to read in does not start ({_name(_end(running))})")
+                raise RuntimeError(f"a reading process does not start ({_name(_end(running))})")
             self._greeted = True
         return running
 

@@ -59,10 +59,10 @@ def _content(path: Path) -> bytes:
     """Return a file's bytes; for a file that is too large, one byte more than is accepted."""
     # Without O_NONBLOCK, opening a FIFO would wait for its other end.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        return file.read(min(found.st_size, MAX_FILE_BYTES) + 1)  # read() takes as much memory as it is asked for
+        return file.read(min(status.st_size, MAX_FILE_BYTES) + 1)  # read() takes as much memory as it is asked for
 
 
 def _packed(radiograph: Radiograph) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -139,8 +139,8 @@ def _without_culprits(job: ShardJob, workers: Workers) -> ShardResult:
     again = map_jobs(write_shard, [replace(job, studies=sound)], workers, "Once more")[0]
     if again is None:
         raise UserError(
-            f"{job.studies[0].path.parent}: processes die on the {len(sound)} studies from {job.studies[0].patient_id}"
-            " on, though on none of them alone; is there enough memory?"
+            f"{job.studies[0].path.parent}: processes die while they read the {len(sound)} studies from"
+            f" {job.studies[0].patient_id} on, but not with one of them alone; is there enough memory?"
         )
     reason = f"its decoder crashed, or took longer than {job.study_seconds:g} s (data.study_seconds)"
     culprits = sorted({study.patient_id for study in job.studies} - {study.patient_id for study in sound})

@@ -32,7 +32,7 @@ def require_no_leak(studies: pd.DataFrame, split: pd.Series) -> None:
     for column in ("groupId", "cluster"):
         spread = whole.groupby(studies[column]).nunique()
         if (spread > 1).any():
-            raise UserError(f"patient {spread.idxmax()} is in {int(spread.max())} splits; a patient belongs to one")
+            raise UserError(f"patient {spread.idxmax()} is in {int(spread.max())} splits; a patient must be in one")
     for name in SPLITS:
         if not (split == name).any():
             raise UserError(f"split {name} is empty; more studies or another split.fractions are needed")

@@ -21,12 +21,12 @@ def likely_cause(ids: Sequence[str], names: Collection[str]) -> Callable[[str], 
         meant: dict[str, str] = {}
         for name in names:
             meant.setdefault(of_name(name), name)
-        found = {key: meant[of_id(key)] for key in ids if of_id(key) in meant}
+        suggested = {key: meant[of_id(key)] for key in ids if of_id(key) in meant}
         # Different ids must match different names; few matches prove nothing, because one letter is in many names.
-        if 2 * len(found) >= len(ids) > 0 and len(set(found.values())) == len(found) >= fewest:
-            said = f"{len(found)} of {len(ids)} ids match after {what}"
-            return lambda key, found=found, said=said: (  # type: ignore[misc]
-                f"did you mean {found[key]!r}? {said}" if key in found else said
+        if 2 * len(suggested) >= len(ids) > 0 and len(set(suggested.values())) == len(suggested) >= fewest:
+            said = f"{len(suggested)} of {len(ids)} ids match after {what}"
+            return lambda key, suggested=suggested, said=said: (  # type: ignore[misc]
+                f"did you mean {suggested[key]!r}? {said}" if key in suggested else said
             )
     return lambda _: ""
 

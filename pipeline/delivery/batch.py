@@ -99,12 +99,12 @@ def predict_each(
     """
     paths: list[Path] = []
     radiographs: list[Radiograph] = []
-    for path, found in _read(reader, sources):
-        if not isinstance(found, Radiograph):
-            problems[path] = found
+    for path, outcome in _read(reader, sources):
+        if not isinstance(outcome, Radiograph):
+            problems[path] = outcome
             continue
         paths.append(path)
-        radiographs.append(found)
+        radiographs.append(outcome)
         if len(paths) == batch_size:
             yield from _studies(predictor, paths, radiographs)
             paths, radiographs = [], []
@@ -120,8 +120,8 @@ def _read(reader: Reader, sources: Iterable[Source]) -> Iterator[tuple[Path, Rad
             paths.append(path)
             yield path if content is None else content
 
-    for found in reader.read_each(contents()):
-        yield paths.popleft(), found
+    for outcome in reader.read_each(contents()):
+        yield paths.popleft(), outcome
 
 
 def why(error: BadStudyError | OSError) -> str:
@@ -130,8 +130,8 @@ def why(error: BadStudyError | OSError) -> str:
 
 
 def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiograph]) -> Iterator[Study]:
-    found = predictor.predict([one.levels for one in radiographs], names=[str(path) for path in paths])
-    yield from map(Study, paths, radiographs, found)
+    predictions = predictor.predict([one.levels for one in radiographs], names=[str(path) for path in paths])
+    yield from map(Study, paths, radiographs, predictions)
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:
@@ -145,14 +145,19 @@ def list_files(inputs: Sequence[Path]) -> list[Path]:
     """
     files: dict[str, Path] = {}
     empty: dict[Path, Listing] = {}
-    for place in _listed(inputs):
-        if not place.exists():
-            raise UserError(f"{printable(place)}: no such file or folder")
-        for path in _of_folder(place, empty) if place.is_dir() else [place]:
+    for entry in _listed(inputs):
+        if not entry.exists():
+            raise UserError(f"{printable(entry)}: no such file or folder")
+        for path in _of_folder(entry, empty) if entry.is_dir() else [entry]:
             if files.setdefault(study_name(path), path) != path:
                 other = printable(files[study_name(path)])
-                raise UserError(f"{printable(path)}: has the name of {other}; predictions are named by file")
-    said = [f"{printable(place)}: no DICOM files; what is there: {found.described()}" for place, found in empty.items()]
+                raise UserError(
+                    f"{printable(path)}: has the same name as {other}; predictions are named after their files"
+                )
+    said = [
+        f"{printable(entry)}: no DICOM files; the folder contains: {listing.described()}"
+        for entry, listing in empty.items()
+    ]
     if not files:
         raise UserError(said[0] if said else f"{printable(inputs[0])}: names no files")
     for line in said:
@@ -173,13 +178,13 @@ def _of_folder(folder: Path, empty: dict[Path, Listing]) -> list[Path]:
 
 def _listed(inputs: Sequence[Path]) -> Iterator[Path]:
     """Yield the inputs; the paths in a list take the list's place."""
-    for place in inputs:
-        if place.suffix != LIST_SUFFIX or not place.is_file():
-            yield place
+    for path in inputs:
+        if path.suffix != LIST_SUFFIX or not path.is_file():
+            yield path
             continue
         try:
-            lines = place.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
             rule = "not a list of paths; a text file with one on each line is needed"
-            raise UserError(f"{printable(place)}: {rule}") from None
+            raise UserError(f"{printable(path)}: {rule}") from None
         yield from (Path(line.strip()) for line in lines if line.strip())

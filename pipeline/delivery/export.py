@@ -64,11 +64,11 @@ class ExportedDetector(nn.Module):
             best, rows = level.topk(min(rules.topk, self.sizes[number]))
             boxes.append(decode_boxes(offsets[rows], getattr(self, f"anchors_{number}")[rows]))
             scores.append(best.sigmoid())
-        found = clip_boxes_to_image(torch.cat(boxes), rules.image_size)
+        inside = clip_boxes_to_image(torch.cat(boxes), rules.image_size)
         # A box that was clipped to nothing lies outside the image, and is ranked last.
-        ranked = torch.where(((found[:, 2:] - found[:, :2]) > 0).all(1), torch.cat(scores), -1.0)
-        kept = nms(found, ranked, rules.nms_thresh)[: rules.count]
-        return shrink(found[kept], rules.box_shrink), ranked[kept]
+        ranked = torch.where(((inside[:, 2:] - inside[:, :2]) > 0).all(1), torch.cat(scores), -1.0)
+        kept = nms(inside, ranked, rules.nms_thresh)[: rules.count]
+        return shrink(inside[kept], rules.box_shrink), ranked[kept]
 
 
 def export_model(folder: Path, out: Path, kind: str) -> Path:
@@ -86,8 +86,8 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
     for name, value, allowed in (("suppression", rules.suppression, "nms"), ("flip", rules.flip, False),
                                  ("score_gate", rules.score_gate, False)):  # fmt: skip
         if value != allowed:
-            place = f"{folder / CONFIG_FILE}: postprocessing.{name}"
-            raise UserError(f"{place} = {value!r}: only {allowed!r} can be exported")
+            key = f"{folder / CONFIG_FILE}: postprocessing.{name}"
+            raise UserError(f"{key} = {value!r}: only {allowed!r} can be exported")
     size = config.preprocessing.image_size
     example = torch.zeros(1, config.architecture.in_channels, size, size, dtype=torch.uint8)
     settings = Rules((size, size), rules.topk_candidates, rules.nms_thresh, rules.detections_per_img, rules.box_shrink)
@@ -139,10 +139,10 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
             with torch.no_grad():
                 (wanted,) = detect(model, torch.from_numpy(batch), config.postprocessing)
         except NotFiniteError as error:
-            raise UserError(f"{folder}: {error}, for the made image {number}") from None
+            raise UserError(f"{folder}: {error}, for the generated image {number}") from None
         found_boxes, found_scores = run(batch)
         if not (np.isfinite(found_boxes).all() and np.isfinite(found_scores).all()):
-            raise UserError(f"{exported}: its outputs are not finite, for the made image {number}")
+            raise UserError(f"{exported}: its outputs are not finite, for the generated image {number}")
         kept = found_scores > config.postprocessing.score_thresh
         if kept.sum() != len(wanted["scores"]):
             counts = f"{kept.sum()} boxes in image {number}, the model {len(wanted['scores'])}"
@@ -151,8 +151,8 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
             boxes = max(boxes, float(np.abs(found_boxes[kept] - wanted["boxes"].numpy()).max()))
             scores = max(scores, float(np.abs(found_scores[kept] - wanted["scores"].numpy()).max()))
     if boxes > PIXELS or scores > SCORE:
-        found = f"boxes differ by {boxes:.3g} pixels, scores by {scores:.3g}"
-        raise UserError(f"{exported}: {found}; at most {PIXELS} and {SCORE} are allowed")
+        difference = f"boxes differ by {boxes:.3g} pixels, scores by {scores:.3g}"
+        raise UserError(f"{exported}: {difference}; at most {PIXELS} and {SCORE} are allowed")
     return Agreement(len(images), boxes, scores)
 
 

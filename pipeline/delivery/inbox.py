@@ -121,7 +121,7 @@ class _Look:
         self.waiting += 1
         if not isinstance(error, StillArrivingError):
             reason = why(error)
-            logger.warning("%s: cannot be read now (%s); it is tried again at the next look", printable(path), reason)
+            logger.warning("%s: cannot be read now (%s); it is tried again at the next check", printable(path), reason)
 
     def _write(self, rows: list[list[str]]) -> None:
         if rows:
@@ -144,11 +144,11 @@ class _Look:
 
 
 def _row(study: Study, model: str) -> list[str]:
-    found, pixels = study.prediction, study.radiograph.pixels
-    text = prediction_string(found.boxes, found.scores)
+    prediction, pixels = study.prediction, study.radiograph.pixels
+    text = prediction_string(prediction.boxes, prediction.scores)
     grey = [f"{value:.3f}" for value in grey_features(pixels)]
-    score = f"{found.image_score:.6f}"
-    count = str(len(found.scores))
+    score = f"{prediction.image_score:.6f}"
+    count = str(len(prediction.scores))
     warning = RULES["nearly_empty"].title if study.nearly_empty else ""
     return [study.path.name, _now(), model, score, text, warning, study.radiograph.view, *grey, count]
 

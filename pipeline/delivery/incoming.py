@@ -39,8 +39,8 @@ def read_regular(path: Path) -> bytes:
     return content
 
 
-def _state(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass
@@ -74,14 +74,14 @@ class Arrivals:
         Raises:
             OSError: the file does not exist, or its state cannot be read.
         """
-        found = path.stat()
-        if self._unchanged_since(found.st_mtime, found.st_ctime):
+        status = path.stat()
+        if self._unchanged_since(status.st_mtime, status.st_ctime):
             return True
         # A name may hold any bytes: in hexadecimal digits, it cannot be escaped wrongly.
         key, now = os.fsencode(path).hex(), time.monotonic()
         before = self._before.get(key)
-        if before is None or before.state != _state(found) or before.since > now:  # the machine was restarted since
-            before = _Sight(_state(found), now)
+        if before is None or before.state != _state(status) or before.since > now:  # the machine was restarted since
+            before = _Sight(_state(status), now)
         self._now[key] = before
         return now - before.since >= self.settle_seconds
 
@@ -96,7 +96,7 @@ class Arrivals:
             self.note.unlink(missing_ok=True)
             return
         text = json.dumps({key: [*sight.state, sight.since] for key, sight in self._now.items()})
-        write_atomic(self.note, lambda place: place.write_text(text, encoding="utf-8"), private=True)
+        write_atomic(self.note, lambda path: path.write_text(text, encoding="utf-8"), private=True)
 
 
 def _read(note: Path) -> dict[str, _Sight]:

@@ -140,11 +140,11 @@ def _read_config(path: Path) -> ModelConfig:
         raise UserError(f"{path}: {_NO_FILE}") from None
 
 
-def _checked(values: dict[str, Any], place: str) -> ModelConfig:
+def _checked(values: dict[str, Any], source: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{place}: {first_problem(error)}") from None
+        raise UserError(f"{source}: {first_problem(error)}") from None
 
 
 def _plain(config: ModelConfig) -> dict[str, Any]:

@@ -54,16 +54,16 @@ class Predictor:
         prepared = [preprocess(image, settings) for image in images]
         batch = torch.from_numpy(channels_first(prepared)).to(self._device)
         try:
-            found = detect(self._model, batch, self.config.postprocessing)
+            detections = detect(self._model, batch, self.config.postprocessing)
         except NotFiniteError as error:
-            which = ", ".join(one_line(names[place]) if names else f"image {place + 1}" for place in error.places)
+            which = ", ".join(one_line(names[index]) if names else f"image {index + 1}" for index in error.indices)
             what = which if names else f"{which} of the batch"
             raise UserError(f"{self._folder}: the outputs of the model for {what} are not finite") from None
         return [
             _in_original_pixels(
                 one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, settings.image_size, threshold
             )
-            for one, image in zip(found, images, strict=True)
+            for one, image in zip(detections, images, strict=True)
         ]
 
 

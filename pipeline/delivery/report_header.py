@@ -54,7 +54,7 @@ def _uid(image: pydicom.Dataset, keyword: str) -> str:
     if len(text) > _UID_LENGTH or not _UID.fullmatch(text):
         raise BadStudyError(f"{keyword} is not a UID")
     if keyword == "SOPClassUID" and pydicom.uid.UID(text).type != "SOP Class":
-        raise BadStudyError(f"{keyword} is none of the standard's")
+        raise BadStudyError(f"{keyword} is not one that the standard defines")
     return text
 
 

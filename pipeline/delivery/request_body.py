@@ -35,15 +35,15 @@ def _parse_json(body: bytes) -> list[Row]:
     if any(body.count(sign) > most for sign, most in _MOST.items()):
         raise RequestError(400, f"more than {_MOST[b'[']} lists, {_MOST[b'{']} objects or {_MOST[b',']} values")
     try:
-        found = json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        parsed = json.loads(body.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError):  # ValueError: also bad UTF-8, or a number of thousands of digits
         raise RequestError(400, "the body is not JSON that can be read") from None
-    keys = [key for key in _KEYS if isinstance(found, dict) and key in found]
+    keys = [key for key in _KEYS if isinstance(parsed, dict) and key in parsed]
     if len(keys) != 1:
         raise RequestError(400, f"the body must be an object with one of {', '.join(_KEYS)}")
-    if found.get("params"):
+    if parsed.get("params"):
         raise RequestError(400, "the model has no params")
-    content = found[keys[0]]
+    content = parsed[keys[0]]
     return _split(content) if keys[0] == "dataframe_split" else _records(content)
 
 
@@ -57,7 +57,7 @@ def _split(content: Any) -> list[Row]:
     names, data = (content.get("columns"), content.get("data")) if isinstance(content, dict) else (None, None)
     if _all(names, str) and _all(data, list) and {len(row) for row in data} <= {len(set(names))} == {len(names)}:
         return [_known(dict(zip(names, row, strict=True))) for row in data]
-    raise RequestError(400, "dataframe_split needs columns, a list of names, and data, a list as long for each row")
+    raise RequestError(400, "dataframe_split needs columns (a list of names) and data (for each row, a list as long)")
 
 
 def _records(content: Any) -> list[Row]:
@@ -69,7 +69,7 @@ def _records(content: Any) -> list[Row]:
         if len({len(values) for values in columns.values()}) == 1:
             return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     raise RequestError(
-        400, "needs a list with an object for each row, or an object with as long a list for each column"
+        400, "must be a list with an object for each row, or an object with a list for each column, all as long"
     )
 
 
@@ -92,5 +92,5 @@ def _parse_csv(body: bytes) -> list[Row]:
         raise RequestError(400, "the body is not CSV that can be read") from None
     names, rows = (table[0], [row for row in table[1:] if row]) if table else ([], [])
     if names.count(DICOM) != 1 or any(len(row) != len(names) for row in rows):
-        raise RequestError(400, f"CSV needs a column '{DICOM}' in its first line, and as many fields in each line")
+        raise RequestError(400, f"CSV needs a column '{DICOM}' in its first line, and as many fields in every line")
     return [{DICOM: row[names.index(DICOM)]} for row in rows]

@@ -72,7 +72,7 @@ def open_scored(path: Path) -> set[str]:
         logger.warning("%s: %d damaged lines; they are in %s now", path, len(table.damaged), aside)
     if table.damaged or not table.has_header:
         content = b"".join(line + b"\n" for line in (_line(COLUMNS), *table.lines))
-        write_atomic(path, lambda place: place.write_bytes(content), private=True)
+        write_atomic(path, lambda new: new.write_bytes(content), private=True)
     return {row["sha256"] for row in table.rows}
 
 

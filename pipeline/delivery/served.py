@@ -51,7 +51,7 @@ class ServingLimits(BaseModel):
         return int(self.max_body_mib * 2**20)
 
 
-def read_limits(config: Mapping[str, object], place: str) -> ServingLimits:
+def read_limits(config: Mapping[str, object], source: str) -> ServingLimits:
     """Return the limits that a model's configuration sets.
 
     Raises:
@@ -62,7 +62,7 @@ def read_limits(config: Mapping[str, object], place: str) -> ServingLimits:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{place}: {key} = {problem['input']!r}: {problem['msg']}") from None
+        raise UserError(f"{source}: {key} = {problem['input']!r}: {problem['msg']}") from None
 
 
 @dataclass
@@ -99,16 +99,18 @@ class ServedModel:
         answers = []
         for number, row in enumerate(rows):
             if time.monotonic() > end:
-                raise RequestError(400, f"row {number}: not begun; {self.limits.request_seconds:g} s are over")
+                raise RequestError(
+                    400, f"row {number}: not begun; {self.limits.request_seconds:g} s of a request are over"
+                )
             levels = self._levels(number, row)
             with self._one_image:
-                (found,) = self._predictor.predict([levels])
+                (prediction,) = self._predictor.predict([levels])
             answers.append(
                 {
-                    "PredictionString": prediction_string(found.boxes, found.scores),
-                    "image_score": found.image_score,
-                    "boxes": found.boxes.round(3).tolist(),
-                    "scores": found.scores.round(6).tolist(),
+                    "PredictionString": prediction_string(prediction.boxes, prediction.scores),
+                    "image_score": prediction.image_score,
+                    "boxes": prediction.boxes.round(3).tolist(),
+                    "scores": prediction.scores.round(6).tolist(),
                 }
             )
         return answers

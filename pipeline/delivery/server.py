@@ -123,9 +123,9 @@ def _answer(model: ServedModel, body: bytes, content_type: str) -> str:
     except RequestError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a request does, the next one is answered
-        places = traceback.extract_tb(error.__traceback__)
+        frames = traceback.extract_tb(error.__traceback__)
         # The error's message is left out, because it may quote a study.
-        logger.error("a request failed: %s in line %d of %s", type(error).__name__, places[-1].lineno, places[-1].name)
+        logger.error("a request failed: %s in line %d of %s", type(error).__name__, frames[-1].lineno, frames[-1].name)
         raise RequestError(500, "the request could not be answered") from None
 
 

@@ -71,7 +71,7 @@ class ReportWriter:
             return
         path = private_folder(self._folder) / f"{study.key}.dcm"
         with _quiet():
-            write_atomic(path, lambda place: report.save_as(place, enforce_file_format=True), private=True)
+            write_atomic(path, lambda new: report.save_as(new, enforce_file_format=True), private=True)
         self.written += 1
 
 
@@ -91,7 +91,7 @@ def _report_of(study: Study) -> Any:
     except OSError as error:
         raise BadStudyError(f"the file cannot be read again ({error.strerror or type(error).__name__})") from None
     except Exception as error:  # noqa: BLE001 - parsers of hostile bytes fail in any way, and quote what they read
-        raise BadStudyError(f"the header is of no use ({type(error).__name__})") from None
+        raise BadStudyError(f"the header cannot be used ({type(error).__name__})") from None
 
 
 @_quiet()
@@ -130,10 +130,10 @@ def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
 
 def _findings(image: pydicom.Dataset, prediction: Prediction) -> list[Any]:
     source = hd.sr.SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID)
-    found = [_whole_image(image, prediction)]
+    findings = [_whole_image(image, prediction)]
     for number, ((x0, y0, x1, y1), score) in enumerate(zip(prediction.boxes, prediction.scores, strict=True), start=1):
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
-        found.append(
+        findings.append(
             hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
                 tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier=f"Opacity {number}"),
                 referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, corners, source),
@@ -141,7 +141,7 @@ def _findings(image: pydicom.Dataset, prediction: Prediction) -> list[Any]:
                 measurements=[_score(score)],
             )
         )
-    return found
+    return findings
 
 
 def _whole_image(image: pydicom.Dataset, prediction: Prediction) -> Any:

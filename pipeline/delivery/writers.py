@@ -32,8 +32,8 @@ class _Table:
         self._rows.writerow(["patientId", "PredictionString"])
 
     def write(self, study: Study) -> None:
-        found = study.prediction
-        self._rows.writerow([safe_cell(study.key), prediction_string(found.boxes, found.scores)])
+        prediction = study.prediction
+        self._rows.writerow([safe_cell(study.key), prediction_string(prediction.boxes, prediction.scores)])
 
 
 @contextmanager
@@ -51,9 +51,9 @@ class PictureWriter:
 
     def write(self, study: Study) -> None:
         """Draw a study."""
-        pixels, found = study.radiograph.pixels, study.prediction
+        pixels, prediction = study.radiograph.pixels, study.prediction
         side = round(max(pixels.shape) * min(1.0, PICTURE_SIDE / max(pixels.shape)))
-        picture = encode_png(draw_boxes(pixels, found.boxes, found.scores, [], side))
+        picture = encode_png(draw_boxes(pixels, prediction.boxes, prediction.scores, [], side))
         path = private_folder(self._folder) / f"{study.key}.png"
         write_atomic(path, lambda temporary: temporary.write_bytes(picture), private=True)
 

@@ -94,7 +94,7 @@ class Backbone(nn.Module):
 def _create(name: str, weights: str, in_channels: int) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:4]) or "resnet18, resnet50"
-        raise UserError(f"model.backbone = {name!r}: not a timm model; near it are {near}")
+        raise UserError(f"model.backbone = {name!r}: not a timm model; similar names: {near}")
     try:
         return timm.create_model(name, pretrained=weights == "imagenet", features_only=True, in_chans=in_channels)
     except (OSError, RuntimeError) as error:

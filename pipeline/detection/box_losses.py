@@ -52,9 +52,9 @@ def _complete_iou_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor
     decoded = decode_boxes(deltas, anchors)
     apart = distance_box_iou_loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
     sides = (anchors[..., 2:] - anchors[..., :2]).clamp(min=MIN_SIDE)
-    found = torch.exp(deltas[..., 2:].clamp(_MIN_LOG_SCALE, MAX_LOG_SCALE)) * sides
+    predicted = torch.exp(deltas[..., 2:].clamp(_MIN_LOG_SCALE, MAX_LOG_SCALE)) * sides
     wanted = (boxes[..., 2:] - boxes[..., :2]).clamp(min=MIN_SIDE)
-    shape = 4 / math.pi**2 * (_angle(wanted) - _angle(found)).square()
+    shape = 4 / math.pi**2 * (_angle(wanted) - _angle(predicted)).square()
     with torch.no_grad():
         weight = shape / (1 - _paired_iou(decoded, boxes) + shape + _EPS)
     return apart + weight * shape

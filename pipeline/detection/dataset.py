@@ -15,7 +15,7 @@ from pipeline.detection.matching import PADDING
 
 Boxes = npt.NDArray[np.float32]
 UNKNOWN_CLASS = -1
-PADDING_PLACE = -1
+PADDING_INDEX = -1
 
 
 class Example(NamedTuple):
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     @property
     def real(self) -> int:
         """Return the number of images that count: all, or none in a batch of padding."""
-        return 0 if int(self.indices[0]) == PADDING_PLACE else len(self.indices)
+        return 0 if int(self.indices[0]) == PADDING_INDEX else len(self.indices)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on ``device``; the indices stay where they are, since nothing there needs them."""
@@ -77,18 +77,18 @@ class DetectionDataset(Dataset[Example]):
 
     def names_of(self, positions: Sequence[int]) -> list[str]:
         """Return the ids of the studies at these positions, or the positions if there are no ids."""
-        return [self._names[place] if self._names else str(place) for place in positions]
+        return [self._names[position] if self._names else str(position) for position in positions]
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         """Return the example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index), see `EpochBatches`."""
         epoch, index = key
-        place, index = (PADDING_PLACE, -1 - index) if index < 0 else (index, index)
+        position, index = (PADDING_INDEX, -1 - index) if index < 0 else (index, index)
         image, boxes = self._images[index], self._boxes[index]
         if self._augmenter is not None:
             # Seeded by epoch and index, so that a resumed run and any number of workers see the same images.
             seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
             image, boxes = self._augmenter(image, boxes, seed)
-        return Example(image, boxes, self._classes[index], place)
+        return Example(image, boxes, self._classes[index], position)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.detection.dataset import PADDING_PLACE, Batch, DetectionDataset, EpochBatches, Example, make_loader
+from pipeline.detection.dataset import PADDING_INDEX, Batch, DetectionDataset, EpochBatches, Example, make_loader
 from pipeline.detection.postprocess import Detections, NotFiniteError, detect
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import PostProcessing
@@ -36,25 +36,25 @@ def predict(
     model.eval()
     own = EpochBatches(len(data), batch_size, 0, False, fabric.global_rank, fabric.world_size)
     results: list[Detections] = []
-    places: list[Tensor] = []
+    indices: list[Tensor] = []
     bad: list[int] = []
     for batch in _batches(make_loader(data, own, workers=0)):
         images = batch.images.to(fabric.device)
         try:
             with fabric.autocast():
-                found = detect(model, images, post_processing)
+                detections = detect(model, images, post_processing)
         except NotFiniteError as error:
-            bad += [place for place in batch.indices[error.places].tolist() if place != PADDING_PLACE]
-            found = [{} for _ in images]
-        results += [{name: value.cpu() for name, value in one.items()} for one in found]
-        places.append(batch.indices)
+            bad += [index for index in batch.indices[error.indices].tolist() if index != PADDING_INDEX]
+            detections = [{} for _ in images]
+        results += [{name: value.cpu() for name, value in one.items()} for one in detections]
+        indices.append(batch.indices)
         if on_batch:
             on_batch()
     model.train(was_training)
     _require_none(fabric, data, bad)
     if fabric.world_size == 1:
         return results
-    return _gathered(fabric, results, torch.cat(places), len(data), post_processing.detections_per_img)
+    return _gathered(fabric, results, torch.cat(indices), len(data), post_processing.detections_per_img)
 
 
 def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> None:
@@ -67,20 +67,20 @@ def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> Non
     if count:
         names = ", ".join(data.names_of(bad[:5])) or "those of another process"
         raise UserError(
-            f"the outputs of the model are not finite for {count} of {len(data)} studies: {names}; where it is"
-            " being trained, lower train.lr, or set train.precision to 32-true"
+            f"the outputs of the model are not finite for {count} of {len(data)} studies: {names}; in training,"
+            " lower train.lr, or set train.precision to 32-true"
         )
 
 
-def _gathered(fabric: Fabric, found: list[Detections], places: Tensor, count: int, most: int) -> list[Detections]:
+def _gathered(fabric: Fabric, detections: list[Detections], indices: Tensor, count: int, most: int) -> list[Detections]:
     """Return the detections of all processes, in the order of the data set."""
     # Every process sends the same number of rows: even with padding, it has no more images than the data set.
     packed = torch.full((count, most, 6), math.nan)
     packed[:, 0, 5] = -1.0  # the position in the data set; -1: no image
-    for row, (one, place) in enumerate(zip(found, places.tolist(), strict=True)):
+    for row, (one, index) in enumerate(zip(detections, indices.tolist(), strict=True)):
         packed[row, : len(one["boxes"]), :4] = one["boxes"]
         packed[row, : len(one["scores"]), 4] = one["scores"]
-        packed[row, 0, 5] = place
+        packed[row, 0, 5] = index
     shares = [torch.empty_like(packed, device=fabric.device) for _ in range(fabric.world_size)]
     torch.distributed.all_gather(shares, packed.to(fabric.device))
     everyone = torch.cat(shares).cpu()

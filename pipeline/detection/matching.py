@@ -125,8 +125,8 @@ def _match_image(
     overlaps = _overlaps(levels, areas, boxes, background)
     for start, near, iou in overlaps:
         best, row = iou.max(0)
-        found = (best >= background).nonzero().flatten()
-        matched[start + found] = torch.where(best[found] >= foreground, rows[near[row[found]]], IGNORED)
+        near_box = (best >= background).nonzero().flatten()
+        matched[start + near_box] = torch.where(best[near_box] >= foreground, rows[near[row[near_box]]], IGNORED)
         best_of_box[near] = torch.maximum(best_of_box[near], iou.amax(1))
     if low_quality:
         # A box that no level suits may overlap any anchor most, so it is compared with all anchors.
@@ -147,15 +147,15 @@ def _overlaps(levels: Sequence[Tensor], areas: Tensor, boxes: Tensor, least: flo
     The IoU of two boxes is at most the ratio of their areas.
     """
     area = _area(boxes)
-    found = []
+    overlaps = []
     start = 0
     for level, (smallest, largest) in zip(levels, areas, strict=True):
         # A little more than needed, to make up for rounding errors.
         near = ((area * 1.001 >= least * smallest) & (least * area <= largest * 1.001)).nonzero().flatten()
         if len(near):
-            found.append((start, near, pairwise_iou(boxes[near], level)))
+            overlaps.append((start, near, pairwise_iou(boxes[near], level)))
         start += len(level)
-    return found
+    return overlaps
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ class NotFiniteError(ValueError):
     """An error for outputs with a NaN or an infinity: a NaN passes no threshold, and must not read as "nothing found".
 
     Attributes:
-        places: positions of the images in their batch.
+        indices: positions of the images in their batch.
     """
 
-    def __init__(self, places: list[int]) -> None:
+    def __init__(self, indices: list[int]) -> None:
         super().__init__("the outputs of the model are not finite")
-        self.places = places
+        self.indices = indices
 
 
 def detect(model: RetinaNet, images: Tensor, post_processing: PostProcessing) -> list[Detections]:
@@ -105,9 +105,9 @@ def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, post_processing: Po
     boxes, labels = boxes[keep][order], labels[keep][order]
     match post_processing.suppression:
         case "nms":
-            found = nms(boxes, scores, labels, post_processing.nms_thresh, post_processing.detections_per_img)
+            kept = nms(boxes, scores, labels, post_processing.nms_thresh, post_processing.detections_per_img)
         case "soft_nms":
-            found = soft_nms(
+            kept = soft_nms(
                 boxes,
                 scores,
                 labels,
@@ -116,12 +116,12 @@ def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, post_processing: Po
                 post_processing.detections_per_img,
             )
         case "weighted_fusion":
-            found = weighted_boxes_fusion(
+            kept = weighted_boxes_fusion(
                 boxes, scores, labels, post_processing.nms_thresh, views, post_processing.detections_per_img
             )
         case never:
             assert_never(never)
-    return {"boxes": shrink(found[0], post_processing.box_shrink), "scores": found[1], "labels": found[2]}
+    return {"boxes": shrink(kept[0], post_processing.box_shrink), "scores": kept[1], "labels": kept[2]}
 
 
 def shrink(boxes: Tensor, share: float) -> Tensor:

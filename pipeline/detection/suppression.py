@@ -60,17 +60,17 @@ def weighted_boxes_fusion(
     """
     clusters: list[list[int]] = []
     means, kinds = boxes[:0], labels[:0]
-    for place in range(len(boxes)):
-        overlap = box_iou(boxes[place : place + 1], means)[0]
-        near = ((overlap > iou_thresh) & (kinds == labels[place])).nonzero()
+    for candidate in range(len(boxes)):
+        overlap = box_iou(boxes[candidate : candidate + 1], means)[0]
+        near = ((overlap > iou_thresh) & (kinds == labels[candidate])).nonzero()
         if len(near):
             number = int(near[0])
-            clusters[number].append(place)
+            clusters[number].append(candidate)
             means[number] = _mean_box(boxes, scores, clusters[number])
         else:
-            clusters.append([place])
-            means = torch.cat([means, boxes[place : place + 1]])
-            kinds = torch.cat([kinds, labels[place : place + 1]])
+            clusters.append([candidate])
+            means = torch.cat([means, boxes[candidate : candidate + 1]])
+            kinds = torch.cat([kinds, labels[candidate : candidate + 1]])
     if not clusters:
         return boxes, scores, labels
     fused = torch.stack([scores[cluster].mean() * min(len(cluster), views) / views for cluster in clusters])

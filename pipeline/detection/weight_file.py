@@ -62,21 +62,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def require_finite(weights: Mapping[str, Tensor], place: str) -> None:
+def require_finite(weights: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights with a NaN or an infinity, because they make a model that silently finds nothing.
 
     Raises:
-        UserError: there are such weights; the message names the first such tensor, after ``place``.
+        UserError: there are such weights; the message names the first such tensor, after ``source``.
     """
     for name, value in weights.items():
         # The sum is not finite if a value is not, and costs less; it can also overflow, so a second check follows.
         if value.is_floating_point() and not value.sum().isfinite():
             bad = int((~value.isfinite()).sum())
             if bad:
-                raise UserError(f"{place}: {one_line(name)} has {bad} of {value.numel()} values that are not finite")
+                raise UserError(f"{source}: {one_line(name)} has {bad} of {value.numel()} values that are not finite")
 
 
-def require_layouts(found: Mapping[str, Layout], model: torch.nn.Module, place: str) -> None:
+def require_layouts(stored: Mapping[str, Layout], model: torch.nn.Module, source: str) -> None:
     """Refuse weights that are not exactly those of ``model``.
 
     Raises:
@@ -84,13 +84,13 @@ def require_layouts(found: Mapping[str, Layout], model: torch.nn.Module, place: 
     """
     wanted = {name: Layout(value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()}
     for name, layout in wanted.items():
-        if name not in found:
-            raise UserError(f"{place}: {name} ({layout}) is missing")
-        if found[name] != layout:
-            raise UserError(f"{place}: {name} is {found[name]}, must be {layout}")
-    for name in found:
+        if name not in stored:
+            raise UserError(f"{source}: {name} ({layout}) is missing")
+        if stored[name] != layout:
+            raise UserError(f"{source}: {name} is {stored[name]}, must be {layout}")
+    for name in stored:
         if name not in wanted:
-            raise UserError(f"{place}: {one_line(name)} is no part of the model")
+            raise UserError(f"{source}: {one_line(name)} is not in the model")
 
 
 @contextmanager
@@ -98,4 +98,4 @@ def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged, or no safetensors file: {one_line(str(error))}") from None
+        raise UserError(f"{path}: damaged, or not a safetensors file: {one_line(str(error))}") from None

@@ -137,7 +137,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
         name for name in own if name.startswith(_CLASS_LAYER) and name in state and state[name].shape != own[name].shape
     ]
     if fresh:
-        logger.info("%s: made for other classes; the last layer of the class subnet starts afresh", source)
+        logger.info("%s: trained for other classes; the last layer of the class subnet starts untrained", source)
     kept = {name: value for name, value in state.items() if name not in fresh}
     wrong = [name for name in own if name not in fresh and (name not in kept or kept[name].shape != own[name].shape)]
     if wrong:

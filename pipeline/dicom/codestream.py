@@ -93,13 +93,13 @@ def read_jpeg(frame: bytes) -> Jpeg:
     """
     if frame[:2] != _START:
         raise BadStudyError("the compressed image is not of the kind that the header says")
-    image, view, place = Jpeg(), memoryview(frame), 2
+    image, view, position = Jpeg(), memoryview(frame), 2
     try:
-        while (marker := _marker(frame, place)) != _EOI:
-            place = _take(image, marker, frame, view, _skip_fill(frame, place))
+        while (marker := _marker(frame, position)) != _EOI:
+            position = _take(image, marker, frame, view, _skip_fill(frame, position))
     except (struct.error, IndexError):
         raise BadStudyError("the JPEG image is truncated") from None
-    image.length = _skip_fill(frame, place) + 2
+    image.length = _skip_fill(frame, position) + 2
     if not image.scans or frame[image.length :].lstrip(b"\0")[:3] == b"\xff\xd8\xff":
         raise BadStudyError("the JPEG data must be one image")
     return image
@@ -114,27 +114,27 @@ def rebuilt(image: Jpeg, segments: list[bytes | memoryview], *, is_ycc: bool) ->
     return b"".join([_START, adobe if len(image.components) == 3 else b"", *segments, _END])
 
 
-def _marker(frame: bytes, place: int) -> int:
-    if frame[place] != 0xFF:
+def _marker(frame: bytes, position: int) -> int:
+    if frame[position] != 0xFF:
         raise BadStudyError("the JPEG data are damaged: a marker is missing")
-    return frame[_skip_fill(frame, place) + 1]
+    return frame[_skip_fill(frame, position) + 1]
 
 
-def _skip_fill(frame: bytes, place: int) -> int:
-    """Return the place of the marker's own byte FF, which any number of fill bytes FF may precede."""
-    while frame[place + 1] == 0xFF:
-        place += 1
-    return place
+def _skip_fill(frame: bytes, position: int) -> int:
+    """Return the position of the marker's own byte FF, which any number of fill bytes FF may precede."""
+    while frame[position + 1] == 0xFF:
+        position += 1
+    return position
 
 
-def _take(image: Jpeg, marker: int, frame: bytes, view: memoryview, place: int) -> int:
-    """Read the segment at ``place`` and return the place of the next one."""
-    end = place + 2 + int(struct.unpack_from(">H", frame, place + 2)[0])
-    body = frame[place + 4 : end]
+def _take(image: Jpeg, marker: int, frame: bytes, view: memoryview, position: int) -> int:
+    """Read the segment at ``position`` and return the position of the next one."""
+    end = position + 2 + int(struct.unpack_from(">H", frame, position + 2)[0])
+    body = frame[position + 4 : end]
     if end > len(frame):
         raise IndexError
     if marker == _SOS:
-        return _take_scan(image, frame, view, (place, end), body)
+        return _take_scan(image, frame, view, (position, end), body)
     if marker in _FRAME_MARKERS:
         _take_frame(image, marker, body)
     elif marker == _DHT:
@@ -146,7 +146,7 @@ def _take(image: Jpeg, marker: int, frame: bytes, view: memoryview, place: int) 
         return end
     elif marker not in (_DQT, _LSE):
         raise BadStudyError(f"the JPEG data are damaged: marker {marker:02X}")
-    image.segments.append(view[place:end])
+    image.segments.append(view[position:end])
     return end
 
 
@@ -164,24 +164,24 @@ def _take_frame(image: Jpeg, marker: int, body: bytes) -> None:
 
 
 def _take_scan(image: Jpeg, frame: bytes, view: memoryview, header: tuple[int, int], body: bytes) -> int:
-    count, place = body[0], header[1]
+    count, position = body[0], header[1]
     identifiers = [part.identifier for part in image.components]
     parts = [body[1 + 2 * number : 3 + 2 * number] for number in range(count)]
     chosen = tuple(identifiers.index(part[0]) for part in parts if part[0] in identifiers)
     if not 1 <= count == len(set(chosen)) or len(body) != 4 + 2 * count or len(image.scans) == _MOST_SCANS:
-        raise BadStudyError("the JPEG data are damaged, or of more scans than are accepted")
-    found = (_NEXT_MARKER_LS if image.process == JPEG_LS else _NEXT_MARKER).search(frame, place)
-    if found is None:
+        raise BadStudyError("the JPEG data are damaged, or have more scans than are accepted")
+    next_marker = (_NEXT_MARKER_LS if image.process == JPEG_LS else _NEXT_MARKER).search(frame, position)
+    if next_marker is None:
         raise BadStudyError("the JPEG image is truncated")
     first, last, approximation = body[-3:]
     tables = tuple((part[1] >> 4, part[1] & 15) for part in parts)
-    data = view[place : found.start()]
+    data = view[position : next_marker.start()]
     shift = (approximation >> 4, approximation & 15)
     image.scans.append(Scan(chosen, tables, image.huffman, (first, last), shift, image.interval, data))
     # Some encoders write arbitrary numbers here, but a sequential image allows only these.
     ends = bytes((0, 63, 0)) if image.process in SEQUENTIAL else body[-3:]
     image.segments += [view[header[0] : header[1] - 3], ends, data]
-    return found.start()
+    return next_marker.start()
 
 
 def _huffman_tables(body: bytes) -> dict[int, bytes]:

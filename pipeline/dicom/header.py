@@ -85,16 +85,16 @@ def numbers(dataset: pydicom.Dataset, keyword: str) -> list[float]:
     value = optional(dataset, keyword)
     values = [] if value is None else value if isinstance(value, (list, pydicom.multival.MultiValue)) else [value]
     try:
-        found = [float(one) for one in values]
+        values_read = [float(one) for one in values]
     except (TypeError, ValueError):
         return []
-    return found if all(math.isfinite(one) for one in found) else []
+    return values_read if all(math.isfinite(one) for one in values_read) else []
 
 
 def whole_number(dataset: pydicom.Dataset, keyword: str) -> int | None:
     """Return the only whole number of an optional element; None if there is none, or more than one."""
-    found = numbers(dataset, keyword)
-    return int(found[0]) if len(found) == 1 and found[0] == int(found[0]) else None
+    values = numbers(dataset, keyword)
+    return int(values[0]) if len(values) == 1 and values[0] == int(values[0]) else None
 
 
 def items(dataset: pydicom.Dataset, keyword: str) -> list[pydicom.Dataset]:

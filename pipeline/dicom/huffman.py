@@ -45,7 +45,7 @@ def require_sound_codes(image: Jpeg) -> None:
 def _units(image: Jpeg, scan: Scan) -> int:
     """Count the coded units (MCUs) of a scan: samples or blocks of one component, or interleaved ones of several."""
     side = 1 if image.process == LOSSLESS else 8
-    parts = [image.components[place] for place in scan.components]
+    parts = [image.components[index] for index in scan.components]
     high, wide = max(part.vertical for part in image.components), max(part.horizontal for part in image.components)
     if len(parts) > 1:
         return -(-image.rows // (side * high)) * -(-image.columns // (side * wide))
@@ -56,14 +56,14 @@ def _units(image: Jpeg, scan: Scan) -> int:
 def _code_tables(image: Jpeg, scan: Scan) -> list[tuple[Table, ...]]:
     """Return the tables of each block of a coded unit; the next 16 bits are the index into a table."""
     tables: list[tuple[Table, ...]] = []
-    for place, (dc, ac) in zip(scan.components, scan.tables, strict=True):
+    for index, (dc, ac) in zip(scan.components, scan.tables, strict=True):
         try:
             own: tuple[Table, ...] = (_dc_table(scan.huffman[dc]),)
             if image.process != LOSSLESS:
                 own += _ac_tables(scan.huffman[16 + ac])
         except KeyError:
             raise BadStudyError("the JPEG data are damaged: a Huffman table is missing") from None
-        part = image.components[place]
+        part = image.components[index]
         tables += [own] * (part.horizontal * part.vertical if len(scan.components) > 1 else 1)
     return tables
 
@@ -84,13 +84,13 @@ def _ac_tables(table: bytes) -> tuple[Table, Table]:
 def _codes(table: bytes) -> tuple[Table, Table]:
     """Return length and symbol of the code that the next 16 bits begin with; the length is 0 if there is no code."""
     lengths, symbols = np.zeros(2**16, np.uint8), np.zeros(2**16, np.uint8)
-    place, taken = 0, 16
+    code, taken = 0, 16
     for length in range(1, 17):
         for _ in range(table[length - 1]):
-            end = place + 2 ** (16 - length)
-            lengths[place:end], symbols[place:end] = length, table[taken]
-            place, taken = end, taken + 1
-    if place > 2**16:
+            end = code + 2 ** (16 - length)
+            lengths[code:end], symbols[code:end] = length, table[taken]
+            code, taken = end, taken + 1
+    if code > 2**16:
         raise BadStudyError("the JPEG data are damaged: Huffman table")
     return lengths, symbols
 
@@ -121,10 +121,10 @@ def _by_position(data: bytes, start: int, tables: list[tuple[Table, ...]]) -> li
     steps = [[np.empty((len(words), 8), np.uint8) for _ in own] for own in tables]
     for bit in range(8):
         windows = (words >> (8 - bit)) & 0xFFFF
-        for own, found in zip(tables, steps, strict=True):
-            for table, step in zip(own, found, strict=True):
+        for own, own_steps in zip(tables, steps, strict=True):
+            for table, step in zip(own, own_steps, strict=True):
                 step[:, bit] = table[windows]
-    return [[step.tobytes() for step in found] for found in steps]
+    return [[step.tobytes() for step in own_steps] for own_steps in steps]
 
 
 def _walk_samples(steps: Sequence[Sequence[bytes]], position: int, limit: int, count: int) -> tuple[int, int]:
@@ -160,12 +160,12 @@ def _walk_fast(lengths: bytes, position: int, limit: int, count: int) -> tuple[i
 def _walk_blocks(steps: Sequence[Sequence[bytes]], position: int, limit: int, count: int) -> tuple[int, int]:
     while count and position < limit:
         for dc, ac, runs in steps:
-            length, place = dc[position], 0
+            length, coefficient = dc[position], 0
             position += length
-            while place < 63:
-                place += runs[position]
+            while coefficient < 63:
+                coefficient += runs[position]
                 position += ac[position]
-            if not length or (place != 63 and not _END_OF_BLOCK <= place < _END_OF_BLOCK + 63):
+            if not length or (coefficient != 63 and not _END_OF_BLOCK <= coefficient < _END_OF_BLOCK + 63):
                 raise BadStudyError("the JPEG data are damaged: a code that no table has, or a block too long")
         count -= 1
     return position, count

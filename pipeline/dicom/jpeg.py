@@ -83,7 +83,7 @@ def _decode_8_bits(image: Jpeg, *, is_ycc: bool) -> np.ndarray:
 
 
 def _require_each_component_once(image: Jpeg) -> None:
-    if sorted(place for scan in image.scans for place in scan.components) != list(range(len(image.components))):
+    if sorted(component for scan in image.scans for component in scan.components) != list(range(len(image.components))):
         raise BadStudyError("the JPEG data are damaged: each component must be in one scan")
 
 
@@ -91,8 +91,8 @@ def _require_all_coefficients(image: Jpeg) -> None:
     """Require all bits of all coefficients, because a progressive image cut off between two scans is only blurred."""
     bits_left = np.full((len(image.components), 64), 255)
     for scan in image.scans:
-        for place in scan.components:
-            bits_left[place, scan.selection[0] : scan.selection[1] + 1] = scan.approximation[1]
+        for component in scan.components:
+            bits_left[component, scan.selection[0] : scan.selection[1] + 1] = scan.approximation[1]
     if bits_left.any():
         raise BadStudyError("the JPEG image is truncated: scans are missing")
 

@@ -82,22 +82,26 @@ def decode_jpeg_2000(frame: bytes, size: tuple[int, int, int]) -> tuple[np.ndarr
 
 def _unboxed(frame: bytes) -> bytes:
     """Return a JP2 file's only codestream (annex I). A box of length 0 reaches to the end; 1 means a long length."""
-    place, found = 0, None
+    position, codestream = 0, None
     for _ in range(_MOST_BOXES):
-        if place + 8 > len(frame):
+        if position + 8 > len(frame):
             break
-        length, kind, begin = struct.unpack_from(">I", frame, place)[0], frame[place + 4 : place + 8], place + 8
+        length, kind, begin = (
+            struct.unpack_from(">I", frame, position)[0],
+            frame[position + 4 : position + 8],
+            position + 8,
+        )
         if length == 1:
-            length, begin = struct.unpack_from(">Q", frame.ljust(place + 16), begin)[0], place + 16
-        end = len(frame) if length == 0 else place + length
-        if end < begin or end > len(frame) or (kind == b"jp2c" and found is not None):
+            length, begin = struct.unpack_from(">Q", frame.ljust(position + 16), begin)[0], position + 16
+        end = len(frame) if length == 0 else position + length
+        if end < begin or end > len(frame) or (kind == b"jp2c" and codestream is not None):
             break
         if kind == b"jp2h" and b"pclr" in frame[begin:end]:
             raise BadStudyError("JPEG 2000 with a palette: not accepted")
-        found, place = frame[begin:end] if kind == b"jp2c" else found, end
-    if found is None:
+        codestream, position = frame[begin:end] if kind == b"jp2c" else codestream, end
+    if codestream is None:
         raise BadStudyError("the JP2 file has no image, or its boxes are damaged")
-    return found
+    return codestream
 
 
 def _read(content: bytes, size: tuple[int, int, int]) -> Codestream:
@@ -109,14 +113,14 @@ def _read(content: bytes, size: tuple[int, int, int]) -> Codestream:
         raise BadStudyError(
             f"the compressed image measures {stream.size}, the header says {size} (rows, columns, samples)"
         )
-    place = 2
-    while content[place : place + 2] != b"\xff\x90":
-        place = _take_segment(content, place, stream.coding, stream)
+    position = 2
+    while content[position : position + 2] != b"\xff\x90":
+        position = _take_segment(content, position, stream.coding, stream)
     if len(stream.coding) != stream.components:
         raise BadStudyError("the JPEG 2000 data are damaged: coding style")
-    while content[place : place + 2] != b"\xff\xd9":
-        place = _take_tile_part(content, place, stream)
-    stream.length = place + 2
+    while content[position : position + 2] != b"\xff\xd9":
+        position = _take_tile_part(content, position, stream)
+    stream.length = position + 2
     _require_whole(stream)
     return stream
 
@@ -127,7 +131,7 @@ def _read_size(content: bytes) -> Codestream:
     width, height, tile_left, tile_top = tile
     kinds = {content[42 + 3 * number : 45 + 3 * number] for number in range(count)}
     if count not in (1, 3) or len(kinds) != 1:
-        raise BadStudyError("JPEG 2000 of a kind that is not accepted: components that differ, or not 1 or 3 of them")
+        raise BadStudyError("JPEG 2000 of a kind that is not accepted: its components differ, or are neither 1 nor 3")
     depth, *sampling = kinds.pop()
     if sampling != [1, 1] or depth & 127 > 15:
         raise BadStudyError("JPEG 2000 of a kind that is not accepted: subsampled, or of more than 16 bits")
@@ -147,12 +151,12 @@ def _budget(stream: Codestream) -> int:
     return 2 * rows * columns * samples + _BASE_BYTES
 
 
-def _take_segment(content: bytes, place: int, coding: dict[int, Coding], stream: Codestream) -> int:
-    """Read a segment of the main header or a tile-part's header, and return the place of the next one."""
-    if place == 2:
+def _take_segment(content: bytes, position: int, coding: dict[int, Coding], stream: Codestream) -> int:
+    """Read a segment of the main header or a tile-part's header, and return the position of the next one."""
+    if position == 2:
         return 4 + int(struct.unpack_from(">H", content, 4)[0])
-    marker, length = (int(word) for word in struct.unpack_from(">HH", content, place))
-    body = content[place + 4 : place + 2 + length]
+    marker, length = (int(word) for word in struct.unpack_from(">HH", content, position))
+    body = content[position + 4 : position + 2 + length]
     if len(body) != length - 2:
         raise IndexError
     if marker == 0xFF00 + _COD:
@@ -162,27 +166,27 @@ def _take_segment(content: bytes, place: int, coding: dict[int, Coding], stream:
         coding[body[0]] = read_coding(style, order, body[2:])
     elif marker - 0xFF00 not in _KNOWN:
         raise BadStudyError(f"JPEG 2000 of a kind that is not accepted (marker {marker:04X})")
-    return place + 2 + length
+    return position + 2 + length
 
 
-def _take_tile_part(content: bytes, place: int, stream: Codestream) -> int:
-    """Read SOT, the tile-part's header and its packets (A.4.2), and return the place of the next tile-part."""
-    marker, length, number, size, part, _ = (int(word) for word in struct.unpack_from(">HHHIBB", content, place))
+def _take_tile_part(content: bytes, position: int, stream: Codestream) -> int:
+    """Read SOT, the tile-part's header and its packets (A.4.2), and return the position of the next tile-part."""
+    marker, length, number, size, part, _ = (int(word) for word in struct.unpack_from(">HHHIBB", content, position))
     rows, columns = stream.grid()
     if marker != 0xFF00 + _SOT or length != 10 or number >= rows * columns:
         raise BadStudyError("the JPEG 2000 data are damaged: a tile is missing")
-    end = place + size if size else content.rfind(b"\xff\xd9")
-    if not place + 14 <= end <= len(content) - 2:
+    end = position + size if size else content.rfind(b"\xff\xd9")
+    if not position + 14 <= end <= len(content) - 2:
         raise BadStudyError("the JPEG 2000 image is truncated")
     tile = stream.tiles.setdefault(number, Tile(dict(stream.coding)))
     if part != len(tile.parts):
         raise BadStudyError("the JPEG 2000 data are damaged: a tile-part is missing")
-    place += 12
-    while content[place : place + 2] != b"\xff\x93":
-        place = _take_segment(content, place, tile.coding, stream)
-        if place > end - 2:
+    position += 12
+    while content[position : position + 2] != b"\xff\x93":
+        position = _take_segment(content, position, tile.coding, stream)
+        if position > end - 2:
             raise BadStudyError("the JPEG 2000 data are damaged: tile-part header")
-    tile.parts.append(memoryview(content)[place + 2 : end])
+    tile.parts.append(memoryview(content)[position + 2 : end])
     return end
 
 

@@ -77,11 +77,11 @@ def _signed(bits: int, size: int) -> int:
 
 def _codes(table: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield length, code and symbol, in the order of the codes (T.81 annex C)."""
-    code, place = 0, 16
+    code, position = 0, 16
     for length in range(1, 17):
         for _ in range(table[length - 1]):
-            yield length, code, table[place]
-            code, place = code + 1, place + 1
+            yield length, code, table[position]
+            code, position = code + 1, position + 1
         code <<= 1
 
 

@@ -69,8 +69,8 @@ def _look_up(dataset: pydicom.Dataset, item: pydicom.Dataset, values: npt.NDArra
     entries = _entries(item.LUTData, count, dataset.file_meta.TransferSyntaxUID.is_little_endian)
     signed = bool(whole_number(dataset, "PixelRepresentation")) or bool(values.min() < 0)
     first = _first_value(first, count, signed, float(values.min()), float(values.max()))
-    places = np.clip(np.round(values).astype(np.int64) - first, 0, count - 1)
-    return entries[places], entries
+    positions = np.clip(np.round(values).astype(np.int64) - first, 0, count - 1)
+    return entries[positions], entries
 
 
 def _first_value(first: int, count: int, signed: bool, low: float, high: float) -> int:

@@ -54,8 +54,8 @@ class TagTree:
 class _Bits:
     """The bits of a packet header; the byte after a byte FF has only seven (B.10.1)."""
 
-    def __init__(self, data: memoryview, place: int) -> None:
-        self.data, self.place = data, place
+    def __init__(self, data: memoryview, position: int) -> None:
+        self.data, self.position = data, position
         self.byte = self.left = 0
 
     def read(self, count: int) -> int:
@@ -63,40 +63,40 @@ class _Bits:
         for _ in range(count):
             if not self.left:
                 self.left = 7 if self.byte == 0xFF else 8
-                self.byte = self.data[self.place]
-                self.place += 1
+                self.byte = self.data[self.position]
+                self.position += 1
             self.left -= 1
             value = value << 1 | self.byte >> self.left & 1
         return value
 
     def end(self) -> int:
-        """Return the place after the header; a last byte FF is followed by one without bits."""
-        return self.place + (self.byte == 0xFF)
+        """Return the position after the header; a last byte FF is followed by one without bits."""
+        return self.position + (self.byte == 0xFF)
 
 
-def read_packet(data: memoryview, place: int, bands: list[Blocks], layer: int, passes: int, style: int) -> int:
-    """Walk over one packet at ``place`` and return the place of the next one.
+def read_packet(data: memoryview, position: int, bands: list[Blocks], layer: int, passes: int, style: int) -> int:
+    """Walk over one packet at ``position`` and return the position of the next one.
 
     Raises:
         BadStudyError: the data end before the packet does, or the header is not valid.
     """
-    if data[place : place + 4] == _SOP:
-        place += 6
-    bits, length = _Bits(data, place), 0
+    if data[position : position + 4] == _SOP:
+        position += 6
+    bits, length = _Bits(data, position), 0
     try:
         if bits.read(1):
             length = sum(_block_length(bits, band, number, layer, passes)
                          for band in bands for number in range(band.count))  # fmt: skip
     except IndexError:
         raise BadStudyError("the JPEG 2000 image is truncated") from None
-    place = bits.end()
+    position = bits.end()
     if style & _EPH_STYLE:
-        if data[place : place + 2] != _EPH:
+        if data[position : position + 2] != _EPH:
             raise BadStudyError("the JPEG 2000 data are damaged: a packet header has no end")
-        place += 2
-    if place + length > len(data):
+        position += 2
+    if position + length > len(data):
         raise BadStudyError("the JPEG 2000 image is truncated")
-    return place + length
+    return position + length
 
 
 def _block_length(bits: _Bits, band: Blocks, number: int, layer: int, style: int) -> int:

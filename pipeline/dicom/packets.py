@@ -81,11 +81,11 @@ def require_whole_tile(tile: Tile, box: Box, most_blocks: int) -> int:
     blocks = sum(grid.blocks() for grid in grids)
     if blocks > most_blocks:
         raise BadStudyError("the JPEG 2000 image has more code blocks than are accepted")
-    place = 0
+    position = 0
     for precinct, layer in _in_order([precinct for grid in grids for precinct in grid.precincts()], first):
         style = tile.coding[precinct.component]
-        place = read_packet(data, place, precinct.bands, layer, style.passes, style.style)
-    if place < len(data):
+        position = read_packet(data, position, precinct.bands, layer, style.passes, style.style)
+    if position < len(data):
         raise BadStudyError("the JPEG 2000 data are damaged: data behind the last packet")
     return blocks
 

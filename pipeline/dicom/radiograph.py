@@ -122,7 +122,7 @@ def _read_file(path: Path) -> bytes:
 def _read_accepted(content: bytes) -> pydicom.Dataset:
     """Read the data set of a file; its transfer syntax and its image must be of an accepted kind."""
     if len(content) > MAX_FILE_BYTES:
-        raise BadStudyError(f"more than {MAX_FILE_BYTES} bytes, which is all that is accepted")
+        raise BadStudyError(f"more than {MAX_FILE_BYTES} bytes; larger files are not accepted")
     if not is_dicom(content[:HEAD_BYTES]):
         raise BadStudyError(f"not a DICOM file but {file_kind(content[:HEAD_BYTES])}")
     syntax = transfer_syntax(content)
@@ -137,7 +137,7 @@ def _read_accepted(content: bytes) -> pydicom.Dataset:
 def _require_accepted(dataset: pydicom.Dataset) -> None:
     for keyword in _NEEDED:
         if dataset.get(keyword) is None:
-            raise BadStudyError(f"no image in it: {keyword} is missing")
+            raise BadStudyError(f"contains no image: {keyword} is missing")
     rows, columns, samples, allocated, stored = (_needed_number(dataset, keyword) for keyword in _NUMBERS)
     if rows * columns > MAX_PIXELS:
         raise BadStudyError(f"{rows} x {columns} pixels; at most {MAX_PIXELS} are accepted")

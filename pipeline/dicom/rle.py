@@ -45,23 +45,23 @@ def _segments(frame: bytes, wanted: int) -> list[bytes]:
 
 def _unpacked(segment: bytes, length: int) -> npt.NDArray[np.uint8]:
     """Unpack PackBits (a control byte, then bytes to copy or one to repeat) until the plane's last byte."""
-    plane, place = bytearray(), 0
+    plane, position = bytearray(), 0
     try:
         while len(plane) < length:
-            control = segment[place]
+            control = segment[position]
             if control < 128:
-                plane += segment[place + 1 : place + 2 + control]
-                place += control + 2
+                plane += segment[position + 1 : position + 2 + control]
+                position += control + 2
             elif control > 128:
-                plane += segment[place + 1 : place + 2] * (257 - control)
-                place += 2
+                plane += segment[position + 1 : position + 2] * (257 - control)
+                position += 2
             else:
-                place += 1
+                position += 1
     except IndexError:
         raise BadStudyError("the run-length coded image is truncated") from None
     # A padding byte may follow, which makes the segment's length even.
-    if place > len(segment):
+    if position > len(segment):
         raise BadStudyError("the run-length coded image is truncated")
-    if len(plane) > length + 1 or segment[place:].strip(b"\0"):
+    if len(plane) > length + 1 or segment[position:].strip(b"\0"):
         raise BadStudyError("the run-length coded image is larger than the header says")
     return np.frombuffer(plane, np.uint8)[:length]

@@ -36,19 +36,19 @@ def compare(
     """Compare two models, each given by its results and its score threshold, on ``studies`` (see `subgroup_table`)."""
     groups = []
     for kind, group, chosen in subgroups(studies):
-        places = [int(place) for place in np.flatnonzero(chosen)]
-        if not places:
+        indices = [int(index) for index in np.flatnonzero(chosen)]
+        if not indices:
             continue
-        ones = np.ones((1, len(places)))
-        parts = [([model[0][place] for place in places], model[1]) for model in (challenger, champion)]
+        ones = np.ones((1, len(indices)))
+        parts = [([model[0][index] for index in indices], model[1]) for model in (challenger, champion)]
         mine, theirs = (Metrics(*part).draws(ones) for part in parts)
         differences = {key: known(mine[key][0] - theirs[key][0]) for key in mine}
         positives = sum(len(result.truth) > 0 for result in parts[0][0])
-        named: dict[str, object] = {"kind": kind, "group": group, "images": len(places)}
-        groups.append(named | {"small": is_small(len(places), positives)} | differences)
+        named: dict[str, object] = {"kind": kind, "group": group, "images": len(indices)}
+        groups.append(named | {"small": is_small(len(indices), positives)} | differences)
     patients = studies["groupId"].to_list()
-    found = paired_difference(Metrics(*challenger), Metrics(*champion), patients, draws, seed)
-    return Comparison(len(patients), {key: (known(v), known(a), known(b)) for key, (v, a, b) in found.items()}, groups)
+    paired = paired_difference(Metrics(*challenger), Metrics(*champion), patients, draws, seed)
+    return Comparison(len(patients), {key: (known(v), known(a), known(b)) for key, (v, a, b) in paired.items()}, groups)
 
 
 def known(value: float) -> float | None:

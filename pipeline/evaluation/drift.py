@@ -41,17 +41,17 @@ def measure_drift(reference: pd.DataFrame, new: pd.DataFrame, psi_limit: float, 
     ``p_limit``: with few studies the index alone is large by chance. A kind is past its limits when
     its index is above ``psi_limit`` and larger than chance would usually make it.
     """
-    found = []
+    drifts = []
     for name in NUMBERS:
         old, now = (table[name].dropna().to_numpy(np.float64) for table in (reference, new))
         index, test = psi(*binned(old, now)), ks_2samp(old, now)
         past = index > psi_limit and float(test.pvalue) < p_limit
-        found.append(Drift(name, index, float(test.statistic), float(test.pvalue), past))
+        drifts.append(Drift(name, index, float(test.statistic), float(test.pvalue), past))
     for name in KINDS:
         old_counts, new_counts = counts(reference[name], new[name])
         index = psi(old_counts, new_counts)
-        found.append(Drift(name, index, None, None, index > max(psi_limit, chance(old_counts, new_counts))))
-    return found
+        drifts.append(Drift(name, index, None, None, index > max(psi_limit, chance(old_counts, new_counts))))
+    return drifts
 
 
 def psi(reference: Floats, new: Floats) -> float:

@@ -43,10 +43,10 @@ def subgroup_table(
     """
     rows: list[dict[str, object]] = []
     for kind, group, chosen in subgroups(studies):
-        places = np.flatnonzero(chosen)
-        if not len(places):
+        indices = np.flatnonzero(chosen)
+        if not len(indices):
             continue
-        part, patients = [results[int(place)] for place in places], studies["groupId"].iloc[places].to_list()
+        part, patients = [results[int(index)] for index in indices], studies["groupId"].iloc[indices].to_list()
         positives = sum(len(result.truth) > 0 for result in part)
         row = _counts(kind, group, len(part), len(set(patients)), positives)
         row["small"] = is_small(len(part), positives)
@@ -97,7 +97,7 @@ def _box_sizes(
         # Half-open, so that no box belongs to two sizes.
         ranges = [((side * limits[0]) ** 2, np.nextafter((side * limits[1]) ** 2, 0)) for side in sides]
         matches = [match(result, area) for result, area in zip(reported, ranges, strict=True)]
-        found = np.array([one.hit[0].sum() for one in matches], np.float64)
+        hits = np.array([one.hit[0].sum() for one in matches], np.float64)
         boxes = np.array([one.truths for one in matches], np.float64)
         some = np.flatnonzero(boxes)
         if not len(some):
@@ -106,7 +106,7 @@ def _box_sizes(
         row = _counts("box size", name, len(some), groups.iloc[some].nunique(), int(boxes.sum()))
         row["small"] = boxes.sum() < SMALL_IMAGES
         with np.errstate(invalid="ignore"):
-            shares = (weights @ found[some]) / (weights @ boxes[some])
+            shares = (weights @ hits[some]) / (weights @ boxes[some])
         row |= dict(zip(("sensitivity", "sensitivity_low", "sensitivity_high"),
-                        (found.sum() / boxes.sum(), *interval(shares)), strict=True))  # fmt: skip
+                        (hits.sum() / boxes.sum(), *interval(shares)), strict=True))  # fmt: skip
         yield row

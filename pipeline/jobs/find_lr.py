@@ -37,12 +37,12 @@ def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> t
     trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], out)
     rates, losses = _run(trainer, np.geomspace(low, high, steps).tolist())
     smooth = smoothed(losses)
-    found = steepest(rates, smooth)
+    suggested = steepest(rates, smooth)
     lines = [f"{rate},{loss},{value}" for rate, loss, value in zip(rates, losses, smooth, strict=True)]
     write_text(out / "learning_rate.csv", "\n".join(["lr,loss,smoothed", *lines]) + "\n")
-    picture = plot_learning_rates(rates, losses, smooth, found)
+    picture = plot_learning_rates(rates, losses, smooth, suggested)
     write_atomic(out / "learning_rate.png", lambda path: path.write_bytes(picture))
-    return found
+    return suggested
 
 
 def _run(trainer: Trainer, rates: list[float]) -> tuple[list[float], list[float]]:

@@ -46,16 +46,16 @@ def monitor(params: Params, scored: Path, out: Path) -> Monitored:
         raise UserError("no registered model has the alias champion; run `pneumoflow promote` first")
     new = _new_studies(scored / SCORED, section.last)
     if len(new) < section.least:
-        raise UserError(f"{scored / SCORED}: {len(new)} studies; monitor.least asks for {section.least}")
+        raise UserError(f"{scored / SCORED}: {len(new)} new studies; monitor.least requires {section.least}")
     with temporary_folder() as folder:
         reference = _read(download_artifact(champion.run_id, REFERENCE, folder))
     drifts = measure_drift(reference, new, section.psi_limit, section.p_limit)
-    found = Monitored(len(new), any(one.past for one in drifts), drifts)
+    monitored = Monitored(len(new), any(one.past for one in drifts), drifts)
     limits = (section.psi_limit, section.p_limit)
     page = render_drift_page(drifts, reference, new, f"version {champion.version}", limits)
     write_text(out / DRIFT_PAGE, page)
-    write_json(out / DRIFT, asdict(found))
-    return found
+    write_json(out / DRIFT, asdict(monitored))
+    return monitored
 
 
 def _new_studies(path: Path, last: int) -> pd.DataFrame:

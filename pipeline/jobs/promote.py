@@ -126,12 +126,12 @@ def _judge(params: Params, against: AgainstChampion) -> tuple[bool, list[str]]:
 
 def _own_results(test: SplitData, models: Path, reports: Path) -> tuple[list[ImageResult], ModelConfig]:
     """Read the detections that the evaluation found with this model, and its configuration."""
-    found = read_submission(reports / DETECTIONS)
-    lacking = [key for key in test.index["patientId"] if key not in found]
+    submission = read_submission(reports / DETECTIONS)
+    lacking = [key for key in test.index["patientId"] if key not in submission]
     if lacking:
         raise UserError(f"{reports / DETECTIONS}: lacks study {lacking[0]}; run `dvc repro evaluate`")
     pairs = zip(test.index["patientId"], test.boxes, strict=True)
-    return [image_result(*found[key], truth) for key, truth in pairs], load_model(models)[1]
+    return [image_result(*submission[key], truth) for key, truth in pairs], load_model(models)[1]
 
 
 def main() -> None:

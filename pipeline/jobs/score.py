@@ -40,10 +40,10 @@ class Scored:
     truth: Annotations
     note: str
 
-    def results(self, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[ImageResult]:
+    def results(self, submission: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[ImageResult]:
         """Pair the detections with the true boxes."""
         boxes = self.truth.boxes_of(self.keys)
-        return [image_result(*found[key], xyxy(truth)) for key, truth in zip(self.keys, boxes, strict=True)]
+        return [image_result(*submission[key], xyxy(truth)) for key, truth in zip(self.keys, boxes, strict=True)]
 
 
 def score_submission(
@@ -63,9 +63,9 @@ def score_submission(
     Raises:
         UserError: a file is malformed, or the submission names a study that has no label.
     """
-    found = read_submission(predictions)
-    scored = _scored(predictions, list(found), labels, split)
-    return summarize(scored.results(found), scored.groups, score_thresh, draws, seed), scored.note
+    submission = read_submission(predictions)
+    scored = _scored(predictions, list(submission), labels, split)
+    return summarize(scored.results(submission), scored.groups, score_thresh, draws, seed), scored.note
 
 
 def compare_submissions(
@@ -87,7 +87,7 @@ def compare_submissions(
         odd = next(iter(first.keys() ^ second.keys()))
         raise UserError(f"{other}: {quoted(odd)} is in only one of the two files; both must name the same studies")
     scored = _scored(predictions, list(first), labels, split)
-    mine, theirs = (Metrics(scored.results(found), score_thresh) for found in (first, second))
+    mine, theirs = (Metrics(scored.results(submission), score_thresh) for submission in (first, second))
     differences = paired_difference(mine, theirs, scored.groups, draws, seed)
     table = {
         key: dict(zip(("difference", "low", "high"), (known(value) for value in values), strict=True))

@@ -116,10 +116,10 @@ def suggest(trial: BaseTrial, base: Params) -> Params:
     values = base.model_dump()
     for key, rule in base.sweep.space.items():
         section, name = key.rsplit(".", 1)
-        place: Any = values
+        level: Any = values
         for part in section.split("."):
-            place = place[part]
-        place[name] = _value(trial, key, rule)
+            level = level[part]
+        level[name] = _value(trial, key, rule)
     values["train"]["epochs"] = base.sweep.epochs
     return Params.model_validate(values)
 

@@ -49,20 +49,20 @@ class Metrics:
         precision = average_precision(everything, weights)  # (D, T)
         sensitivity = froc(everything, weights)  # (D, rates)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = {"rsna_score": (weights @ np.nan_to_num(self._rsna)) / (weights @ counted)}
-            found["sensitivity"] = (weights @ (self._positive & self._alarm)) / (weights @ self._positive)
-            found["specificity"] = (weights @ ~(self._positive | self._alarm)) / (weights @ ~self._positive)
-        found |= {"map": precision.mean(1), "map_50": precision[:, 0], "map_75": precision[:, 5]}
+            metrics = {"rsna_score": (weights @ np.nan_to_num(self._rsna)) / (weights @ counted)}
+            metrics["sensitivity"] = (weights @ (self._positive & self._alarm)) / (weights @ self._positive)
+            metrics["specificity"] = (weights @ ~(self._positive | self._alarm)) / (weights @ ~self._positive)
+        metrics |= {"map": precision.mean(1), "map_50": precision[:, 0], "map_75": precision[:, 5]}
         for area in ("small", "medium", "large"):
             ranking = self._rankings.get(area)
             each = average_precision(ranking, weights).mean(1) if ranking else np.full(len(weights), np.nan)
-            found[f"map_{area}"] = each
-        found |= {f"mar_{most}": average_recall(everything, weights, most) for most in (1, 10, MAX_DETECTIONS)}
-        found["auroc"] = auroc(self._scores, self._positive, weights)
-        found["average_precision"] = image_average_precision(self._scores, self._positive, weights)
-        found["calibration_error"] = calibration_error(self._scores, self._positive, weights)
-        found |= {f"froc_{rate:g}": sensitivity[:, column] for column, rate in enumerate(FROC_RATES)}
-        return found | {"froc_mean": sensitivity.mean(1)}
+            metrics[f"map_{area}"] = each
+        metrics |= {f"mar_{most}": average_recall(everything, weights, most) for most in (1, 10, MAX_DETECTIONS)}
+        metrics["auroc"] = auroc(self._scores, self._positive, weights)
+        metrics["average_precision"] = image_average_precision(self._scores, self._positive, weights)
+        metrics["calibration_error"] = calibration_error(self._scores, self._positive, weights)
+        metrics |= {f"froc_{rate:g}": sensitivity[:, column] for column, rate in enumerate(FROC_RATES)}
+        return metrics | {"froc_mean": sensitivity.mean(1)}
 
 
 def paired_difference(

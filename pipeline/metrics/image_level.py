@@ -60,5 +60,5 @@ def _probabilities(scores: Floats) -> Floats:
 
 def _bins(scores: Floats) -> Floats:
     """Return the bin of each score as a one-hot row, ``[I, bins]``."""
-    place = np.clip((scores * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
-    return np.asarray(np.eye(CALIBRATION_BINS)[place])
+    number = np.clip((scores * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+    return np.asarray(np.eye(CALIBRATION_BINS)[number])

@@ -26,7 +26,7 @@ class Ranking:
     Attributes:
         scores: ``[N]``.
         image: index of each detection's image, ``[N]``.
-        rank: place of each detection among those of its image, ``[N]``.
+        rank: rank of each detection among those of its image, ``[N]``.
         hit: whether it matches a box at each COCO IoU threshold, ``[T, N]``.
         miss: whether it is a false positive, ``[T, N]``; a detection that is neither does not count.
         truths: number of true boxes of each image, ``[I]``.
@@ -60,33 +60,33 @@ def rank_detections(results: Sequence[ImageResult], area: str = "all") -> Rankin
 def average_precision(ranking: Ranking, weights: Floats) -> Floats:
     """Return COCO's 101-point average precision at each IoU threshold, ``[D, T]``; NaN in draws without a true box."""
     positives = weights @ ranking.truths  # (D,)
-    found = np.zeros((len(weights), len(ranking.hit)))
+    averages = np.zeros((len(weights), len(ranking.hit)))
     # Only detections up to the last hit matter.
     last = np.flatnonzero(ranking.hit.any(0))[-1:].sum()
     detections = _running(ranking, slice(last + 1), weights)  # (N, D)
     for column, (hit, miss) in enumerate(zip(ranking.hit, ranking.miss, strict=True)):
-        places = np.flatnonzero(hit)
-        if not len(places):
+        hits = np.flatnonzero(hit)
+        if not len(hits):
             continue
         # Only hits are evaluated, because recall rises and precision peaks at hits.
-        true_positives = _running(ranking, places, weights)  # (P, D)
-        uncounted = _sum_before(ranking, np.flatnonzero(~hit & ~miss), places, weights)
-        precision = true_positives / np.maximum(detections[places] - uncounted, np.spacing(1))
+        true_positives = _running(ranking, hits, weights)  # (P, D)
+        uncounted = _sum_before(ranking, np.flatnonzero(~hit & ~miss), hits, weights)
+        precision = true_positives / np.maximum(detections[hits] - uncounted, np.spacing(1))
         # The envelope: the best precision at this recall or a higher one.
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        found[:, column] = _mean_at_recalls((true_positives / np.maximum(positives, 1)).T, envelope.T)
-    found[positives == 0] = np.nan
-    return found
+        averages[:, column] = _mean_at_recalls((true_positives / np.maximum(positives, 1)).T, envelope.T)
+    averages[positives == 0] = np.nan
+    return averages
 
 
 def _sum_before(
-    ranking: Ranking, which: npt.NDArray[np.int64], places: npt.NDArray[np.int64], weights: Floats
+    ranking: Ranking, which: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], weights: Floats
 ) -> Floats | float:
-    """Sum the weights of the detections ``which`` that come before each of ``places``, ``[P, D]``."""
+    """Sum the weights of the detections ``which`` that come before each of ``positions``, ``[P, D]``."""
     if not len(which):
         return 0.0
     padded = np.pad(_running(ranking, which, weights), ((1, 0), (0, 0)))
-    return np.asarray(padded[np.searchsorted(which, places)])
+    return np.asarray(padded[np.searchsorted(which, positions)])
 
 
 def _running(ranking: Ranking, which: npt.NDArray[np.int64] | slice, weights: Floats) -> npt.NDArray[np.float32]:
@@ -122,10 +122,10 @@ def froc(ranking: Ranking, weights: Floats) -> Floats:
     false_positives = np.ascontiguousarray(_running(ranking, miss, weights).T)
     allowed = np.asarray(FROC_RATES) * weights.sum(1)[:, None]  # (D, rates)
     positives = weights @ ranking.truths
-    found = np.full(allowed.shape, np.nan)
+    sensitivities = np.full(allowed.shape, np.nan)
     for row in np.flatnonzero(positives):
         # All hits before the first false positive beyond the allowed number.
         first = np.searchsorted(false_positives[row], allowed[row], side="right")
         before = np.searchsorted(hit, np.append(miss, len(ranking.image))[first])
-        found[row] = true_positives[row, before] / positives[row]
-    return found
+        sensitivities[row] = true_positives[row, before] / positives[row]
+    return sensitivities

@@ -25,13 +25,13 @@ def plot_ablation(table: pd.DataFrame) -> bytes:
     )
     for axes, name in zip(panels[0], names, strict=True):
         rows = table[table["table"] == name]
-        places = np.arange(len(rows))
-        axes.bar(places, rows["map"], color="tab:blue")
-        axes.set_xticks(places, rows["arm"], rotation=60, ha="right", fontsize=8)
+        positions = np.arange(len(rows))
+        axes.bar(positions, rows["map"], color="tab:blue")
+        axes.set_xticks(positions, rows["arm"], rotation=60, ha="right", fontsize=8)
         axes.set(title=_TITLES.get(name, name), ylabel="ours: mAP on val (bars)")
         if rows["paper_ap"].notna().any():
             paper = axes.twinx()
-            paper.plot(places, rows["paper_ap"], "o", color="tab:orange")
+            paper.plot(positions, rows["paper_ap"], "o", color="tab:orange")
             paper.set(ylabel="paper: AP on COCO, % (dots)", ylim=(0, 40))
     return png(figure)
 

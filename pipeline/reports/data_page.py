@@ -35,25 +35,25 @@ class Bar:
     share: float
 
 
-def render_data_page(found: Examination, study_seconds: float) -> str:
+def render_data_page(examination: Examination, study_seconds: float) -> str:
     """Render the page as HTML; the same data give the same page, whichever command asks for it.
 
     Args:
-        found: the examined data set.
+        examination: the examined data set.
         study_seconds: the worst studies are read again for their pictures; a study that takes longer has none.
     """
-    rows = found.rows
+    rows = examination.rows
     return render(
         _TEMPLATE,
-        found=found,
-        issues=by_rule(found.issues),
+        examination=examination,
+        issues=by_rule(examination.issues),
         examples=_EXAMPLES,
         listed=_LISTED,
         balance=_balance(rows),
-        charts=_charts(found) if len(rows) else {},
-        heat_map=_heat_map(found) if len(rows) else "",
+        charts=_charts(examination) if len(rows) else {},
+        heat_map=_heat_map(examination) if len(rows) else "",
         greys=_grey_lines(rows) if len(rows) else {},
-        worst=_worst(found, study_seconds) if len(rows) else [],
+        worst=_worst(examination, study_seconds) if len(rows) else [],
     )
 
 
@@ -64,11 +64,11 @@ def _balance(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.crosstab(rows["class"], rows["view"].replace("", "unknown"), margins=True, margins_name="all")
 
 
-def _charts(found: Examination) -> dict[str, list[Bar]]:
-    rows, boxes = found.rows, found.annotations.boxes
+def _charts(examination: Examination) -> dict[str, list[Bar]]:
+    rows, boxes = examination.rows, examination.annotations.boxes
     per_study = boxes["patientId"].value_counts()
     counts = rows["patientId"].map(per_study).fillna(0).astype(int)
-    sides = _relative_boxes(found)
+    sides = _relative_boxes(examination)
     size = np.sqrt(sides[:, 2] * sides[:, 3])
     return {
         "Boxes of a study": _bars(counts.astype(str)),
@@ -95,18 +95,18 @@ def _histogram(values: npt.NDArray[np.float64], edges: np.ndarray) -> list[Bar]:
     return [Bar(f"{low} to {high}", int(count), count / max(1, counts.max())) for low, high, count in spans]
 
 
-def _relative_boxes(found: Examination) -> npt.NDArray[np.float64]:
+def _relative_boxes(examination: Examination) -> npt.NDArray[np.float64]:
     """Return the boxes of the decoded studies in fractions of their image, ``[N, 4]`` x, y, width, height."""
-    images = found.rows[["patientId", "width", "height"]]
-    boxes = found.annotations.boxes.merge(images, on="patientId", suffixes=("", "_image"))
+    images = examination.rows[["patientId", "width", "height"]]
+    boxes = examination.annotations.boxes.merge(images, on="patientId", suffixes=("", "_image"))
     sides = np.tile(boxes[["width_image", "height_image"]].to_numpy(np.float64), 2)
     return np.asarray(boxes[BOX].to_numpy(np.float64) / sides)
 
 
-def _heat_map(found: Examination) -> str:
+def _heat_map(examination: Examination) -> str:
     """Draw how many boxes cover each place of the image; brighter is more."""
     cover = np.zeros((_HEAT_CELLS, _HEAT_CELLS), np.float64)
-    for x, y, width, height in np.round(_relative_boxes(found) * _HEAT_CELLS).astype(int):
+    for x, y, width, height in np.round(_relative_boxes(examination) * _HEAT_CELLS).astype(int):
         cover[y : y + height, x : x + width] += 1
     grey = np.asarray(np.round(255 * cover / max(1, cover.max())), np.uint8)
     large = cv2.resize(grey, (320, 320), interpolation=cv2.INTER_LINEAR)
@@ -133,9 +133,9 @@ class Thumbnail:
     caption: str
 
 
-def _worst(found: Examination, study_seconds: float) -> list[Thumbnail]:
-    captions = _suspects(found)
-    paths = [found.files[key] for key in captions]
+def _worst(examination: Examination, study_seconds: float) -> list[Thumbnail]:
+    captions = _suspects(examination)
+    paths = [examination.files[key] for key in captions]
     with Reader(reading_processes(), study_seconds) as reader:
         return [
             Thumbnail(key, _thumbnail(radiograph), caption)
@@ -149,24 +149,24 @@ def _thumbnail(radiograph: Radiograph) -> str:
     return data_uri(np.asarray(cv2.cvtColor(small, cv2.COLOR_GRAY2BGR), np.uint8))
 
 
-def _suspects(found: Examination) -> dict[str, str]:
+def _suspects(examination: Examination) -> dict[str, str]:
     """Pick the readable studies with a warning, then those with the most unusual grey levels; study -> reason."""
-    rows = found.rows
+    rows = examination.rows
     readable = set(rows["patientId"])
-    warned: list[DataIssue] = [one for one in found.issues if one.rule.severity is Severity.WARNING]
+    warned: list[DataIssue] = [one for one in examination.issues if one.rule.severity is Severity.WARNING]
     captions = {one.study: one.reason() for one in warned if one.study in readable}
     scores = (rows[["mean", "deviation"]] - rows[["mean", "deviation"]].median()).abs()
     scores /= scores.median().clip(lower=1e-6)
-    for place in scores.max(axis=1).sort_values(ascending=False, kind="stable").index[:_THUMBNAILS]:
-        row = rows.loc[place]
+    for index in scores.max(axis=1).sort_values(ascending=False, kind="stable").index[:_THUMBNAILS]:
+        row = rows.loc[index]
         captions.setdefault(row["patientId"], f"mean {row['mean']:.0f}, deviation {row['deviation']:.0f}")
     return dict(list(captions.items())[:_THUMBNAILS])
 
 
-def issues_text(found: Examination, shown: int) -> Sequence[str]:
+def issues_text(examination: Examination, shown: int) -> Sequence[str]:
     """Return the issues as lines for a terminal: each rule with its count and advice, then its first studies."""
     lines = []
-    for rule, cases in by_rule(found.issues).items():
+    for rule, cases in by_rule(examination.issues).items():
         lines.append(f"{rule.severity}: {rule.title}: {len(cases)}; {rule.advice}")
         lines += [f"  {case.study}: {case.reason()}" for case in cases[:shown]]
         if len(cases) > shown:

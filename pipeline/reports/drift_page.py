@@ -12,12 +12,12 @@ from pipeline.reports.render import render
 
 
 def render_drift_page(
-    found: Sequence[Drift], reference: pd.DataFrame, new: pd.DataFrame, model: str, limits: tuple[float, float]
+    drifts: Sequence[Drift], reference: pd.DataFrame, new: pd.DataFrame, model: str, limits: tuple[float, float]
 ) -> str:
     """Render the page as HTML that needs no other file and no network."""
     picture = "data:image/png;base64," + base64.b64encode(_plot(reference, new)).decode()
     studies = (len(reference), len(new))
-    return render("drift.html.jinja", found=found, picture=picture, studies=studies, model=model, limits=limits)
+    return render("drift.html.jinja", drifts=drifts, picture=picture, studies=studies, model=model, limits=limits)
 
 
 def _plot(reference: pd.DataFrame, new: pd.DataFrame) -> bytes:
@@ -32,11 +32,11 @@ def _plot(reference: pd.DataFrame, new: pd.DataFrame) -> bytes:
                 axes.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.55, label=label)
         else:
             kinds = sorted(set(reference[name].fillna("").astype(str)) | set(new[name].fillna("").astype(str)))
-            places = np.arange(len(kinds))
+            positions = np.arange(len(kinds))
             shares = [part / part.sum() for part in counts(reference[name], new[name])]
             for shift, share, label in ((-0.2, shares[0], "reference"), (0.2, shares[1], "new")):
-                axes.bar(places + shift, share, 0.4, alpha=0.7, label=label)
-            axes.set_xticks(places, [kind or "not known" for kind in kinds])
+                axes.bar(positions + shift, share, 0.4, alpha=0.7, label=label)
+            axes.set_xticks(positions, [kind or "not known" for kind in kinds])
         axes.set(title=name.replace("_", " "), ylabel="share")
     panels[0].legend()
     return png(figure)

@@ -16,8 +16,8 @@ def pick_examples(results: Sequence[ImageResult], score_thresh: float, count: in
     have a reported detection, the highest scores first.
     """
     scores, image_score, positive = rsna_scores(results, score_thresh), image_scores(results), has_truth(results)
-    places = np.flatnonzero(positive)
-    ranked = places[np.argsort(-scores[places], kind="stable")]
+    candidates = np.flatnonzero(positive)
+    ranked = candidates[np.argsort(-scores[candidates], kind="stable")]
     half = max(0, (len(ranked) - count) // 2)
     missed = np.flatnonzero(positive & (image_score <= score_thresh))
     alarms = np.flatnonzero(~positive & (image_score > score_thresh))

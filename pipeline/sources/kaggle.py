@@ -121,12 +121,12 @@ def _require_plausible(archive: Path, members: list[zipfile.ZipInfo], folder: Pa
             )
     size = archive.stat().st_size
     if not all(0 <= member.header_offset < size for member in members):
-        raise UserError(f"{archive}: broken: its index names places outside of it")
+        raise UserError(f"{archive}: broken: its index points outside the file")
     if sum(member.compress_size for member in members) > size:
         raise UserError(f"{archive}: its members overlap, or are larger than the archive")
     total = sum(member.file_size for member in members)
     if total > _MAX_BYTES:
-        raise UserError(f"{archive}: would fill more than {_MAX_BYTES} bytes")
+        raise UserError(f"{archive}: would need more than {_MAX_BYTES} bytes")
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if total > free:

@@ -173,7 +173,7 @@ def _draw_groups(count: int, rng: np.random.Generator) -> list[str]:
         extra = 0 if rng.random() < _SINGLE_SHARE else int(rng.geometric(1 / 3.5))
         sizes.append(min(1 + extra, cap, count - sum(sizes)))
     groups = [f"p{patient:05d}" for patient, images in enumerate(sizes) for _ in range(images)]
-    return [groups[place] for place in rng.permutation(count)]
+    return [groups[index] for index in rng.permutation(count)]
 
 
 def _plan(drawn: tables.Annotations, seed: int) -> list[SampleStudy]:

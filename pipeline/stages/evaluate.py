@@ -49,21 +49,21 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
     with tracked_run(model_run_id(models), run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
         config = load_model(models)[1]
-        found = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)
-        metrics = _metrics(params, found, splits, config)
+        results = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)
+        metrics = _metrics(params, results, splits, config)
         write_json(reports / "metrics.json", metrics)
-        subgroups = _write_tables(params, found, splits, config, reports)
+        subgroups = _write_tables(params, results, splits, config, reports)
         champion, threshold = champion_to_compare(), config.operating_threshold
-        against = champion and compare_with_champion(params, splits["test"], found["test"], threshold, champion)
+        against = champion and compare_with_champion(params, splits["test"], results["test"], threshold, champion)
         write_json(reports / "comparison.json", asdict(against) if against else None)
         training = training_curves(run, params, len(splits["train"].index))
-        evaluated = {name: found[name] for name in EVALUATED}
+        evaluated = {name: results[name] for name in EVALUATED}
         page = Page(
             metrics,
             (against.champion, against.comparison) if against else None,
             subgroups[subgroups["split"] == "test"],
             write_plots(reports / "plots", evaluated, splits["test"], config, training),
-            example_pictures(found["test"], splits["test"], config),
+            example_pictures(results["test"], splits["test"], config),
             data_card(splits),
             origin(run, config, params.data.dir),
             params_text(params),
@@ -74,12 +74,12 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
 
 
 def _metrics(
-    params: Params, found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig
+    params: Params, results_of: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig
 ) -> dict[str, Summary]:
     threshold, draws = config.operating_threshold, params.evaluate.bootstrap_draws
     metrics = {
         name: summarize(results, splits[name].index["groupId"].to_list(), threshold, draws, params.seed)
-        for name, results in found.items()
+        for name, results in results_of.items()
     }
     if LEAKED in metrics:
         metrics[LEAKED] |= inflation(metrics[LEAKED], metrics["val"])
@@ -88,16 +88,16 @@ def _metrics(
 
 def _write_tables(
     params: Params,
-    found: Mapping[str, list[ImageResult]],
+    results: Mapping[str, list[ImageResult]],
     splits: Mapping[str, SplitData],
     config: ModelConfig,
     reports: Path,
 ) -> pd.DataFrame:
     """Write the predictions, the reference for monitoring, and the subgroups; return the subgroups."""
-    write_text(reports / "predictions.csv", _predictions(found, splits, config))
-    reference = reference_table(params, splits["val"], found["val"], config.operating_threshold)
+    write_text(reports / "predictions.csv", _predictions(results, splits, config))
+    reference = reference_table(params, splits["val"], results["val"], config.operating_threshold)
     write_text(reports / REFERENCE, reference.to_csv(index=False))
-    subgroups = pd.concat([_subgroups(params, found[name], splits[name], config, name) for name in EVALUATED])
+    subgroups = pd.concat([_subgroups(params, results[name], splits[name], config, name) for name in EVALUATED])
     write_text(reports / "subgroups.csv", safe_table(subgroups.round(6)).to_csv(index=False))
     return subgroups
 
@@ -110,23 +110,23 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
     results = {}
     for name in (name for name in (*EVALUATED, LEAKED) if name in splits):
         data = splits[name]
-        found = predict(fabric, model, data.dataset(None, 0), params.train.batch_size, config.postprocessing)
+        detections = predict(fabric, model, data.dataset(None, 0), params.train.batch_size, config.postprocessing)
         sizes = zip(data.index["height"], data.index["width"], strict=True)
         results[name] = [
             image_result(
                 to_original(one["boxes"].double().numpy(), height, width, data.image_size), one["scores"].numpy(), truth
             )
-            for one, truth, (height, width) in zip(found, data.boxes, sizes, strict=True)
+            for one, truth, (height, width) in zip(detections, data.boxes, sizes, strict=True)
         ]
     return results
 
 
 def _through_the_file(
-    found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], path: Path
+    results_of: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], path: Path
 ) -> dict[str, list[ImageResult]]:
     """Write all detections to one file and return those read back from it: the file alone gives the same numbers."""
-    keys = [key for name in found for key in splits[name].index["patientId"]]
-    results = [result for part in found.values() for result in part]
+    keys = [key for name in results_of for key in splits[name].index["patientId"]]
+    results = [result for part in results_of.values() for result in part]
     boxes, scores = [result.boxes for result in results], [result.scores for result in results]
     write_text(path, submission_table(keys, boxes, scores, digits=(6, 3)))
     read = read_submission(path)
@@ -135,7 +135,7 @@ def _through_the_file(
             image_result(*read[key], result.truth)
             for key, result in zip(splits[name].index["patientId"], part, strict=True)
         ]
-        for name, part in found.items()
+        for name, part in results_of.items()
     }
 
 
@@ -148,9 +148,11 @@ def _subgroups(
     return table
 
 
-def _predictions(found: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig) -> str:
+def _predictions(
+    results_of: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig
+) -> str:
     """Return the detections of val and test above the operating threshold, as one file in the challenge's format."""
-    results = [result for name in EVALUATED for result in found[name]]
+    results = [result for name in EVALUATED for result in results_of[name]]
     keys = [key for name in EVALUATED for key in splits[name].index["patientId"]]
     kept = [result.scores > config.operating_threshold for result in results]
     boxes = [result.boxes[keep] for result, keep in zip(results, kept, strict=True)]

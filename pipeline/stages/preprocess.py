@@ -46,25 +46,25 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
     waiting.mkdir(parents=True, exist_ok=True)
     jobs = _jobs(params, inventory, waiting)
     results = preprocess_shards(list(jobs.values()), workers, "Preprocessing")
-    found = examine(inventory, results)
-    write_text(reports / QUARANTINE.name, _quarantine_table(found.problems))
-    total = len(found.annotations.studies)
-    place = f"all are listed in {reports / QUARANTINE.name}"
-    require_few_problems(list(found.problems.values()), total, params.data.max_bad_fraction, place)
+    examination = examine(inventory, results)
+    write_text(reports / QUARANTINE.name, _quarantine_table(examination.problems))
+    total = len(examination.annotations.studies)
+    listed = f"all are listed in {reports / QUARANTINE.name}"
+    require_few_problems(list(examination.problems.values()), total, params.data.max_bad_fraction, listed)
     with directory_atomic(prepared) as folder:
-        _assemble(folder, jobs, results, found)
-    write_text(reports / DATA_PAGE.name, render_data_page(found, params.data.study_seconds))
+        _assemble(folder, jobs, results, examination)
+    write_text(reports / DATA_PAGE.name, render_data_page(examination, params.data.study_seconds))
     shutil.rmtree(waiting)
-    logger.info("prepared %d studies, quarantined %d", len(found.rows), len(found.problems))
+    logger.info("prepared %d studies, quarantined %d", len(examination.rows), len(examination.problems))
 
 
 def _jobs(params: Params, inventory: Inventory, folder: Path) -> dict[int, ShardJob]:
     """Return a job per shard, by its number in the label table; a digest of all that decides it names its file."""
     settings, size = preprocessing_of(params), params.preprocess.shard_size
-    place = {key: number // size for number, key in enumerate(inventory.annotations.studies["patientId"])}
+    shard_of = {key: number // size for number, key in enumerate(inventory.annotations.studies["patientId"])}
     shards: dict[int, list[Study]] = {}
     for study in inventory.studies:
-        shards.setdefault(place[study.patient_id], []).append(study)
+        shards.setdefault(shard_of[study.patient_id], []).append(study)
     code = provenance.fingerprint({}, provenance.code_files(_CODE))
     # Absolute paths, because a worker on another machine has another working directory.
     return {
@@ -84,7 +84,7 @@ def _key(code: str, settings: Preprocessing, studies: list[Study]) -> str:
     return provenance.fingerprint({"code": code, "rules": repr(settings), "files": files, "boxes": boxes}, [])
 
 
-def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult], found: Examination) -> None:
+def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult], examination: Examination) -> None:
     names: dict[str, str] = {}
     for (number, job), result in zip(jobs.items(), results, strict=True):
         name = f"images-{number:05d}.npy"
@@ -92,10 +92,12 @@ def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult
         if result.rows and job.target:
             _link(job.target, folder / name)
     index = (
-        found.rows.assign(shard=found.rows["patientId"].map(names)) if names else pd.DataFrame(columns=INDEX_COLUMNS)
+        examination.rows.assign(shard=examination.rows["patientId"].map(names))
+        if names
+        else pd.DataFrame(columns=INDEX_COLUMNS)
     )
     safe_table(index[INDEX_COLUMNS]).to_csv(folder / INDEX, index=False)
-    _boxes(index, found.annotations).to_csv(folder / BOXES, index=False)
+    _boxes(index, examination.annotations).to_csv(folder / BOXES, index=False)
     write_manifest(folder)
 
 

@@ -63,7 +63,9 @@ def _former_parts(target: Path, index: pd.DataFrame, rule: dict[str, float]) -> 
         return {}
     table = read_splits_table(target)
     if list(table.columns) != COLUMNS or _rule_of(table, target) != rule:
-        logger.warning("%s: of another seed, other shares or another version; all patients are assigned anew", target)
+        logger.warning(
+            "%s: made with another seed, other shares or another version; all patients are assigned anew", target
+        )
         return {}
     by_study = dict(zip(table["patientId"], table["part"], strict=True))
     by_patient = dict(zip(table["groupId"], table["part"], strict=True))
@@ -73,7 +75,7 @@ def _former_parts(target: Path, index: pd.DataFrame, rule: dict[str, float]) -> 
         part = by_study.get(str(row.patientId)) or by_patient.get(str(row.groupId))
         moved += part is not None and parts.setdefault(str(row.cluster), part) != part
     if moved:
-        logger.warning("%d studies change their split: they turned out to be of a patient in another one", moved)
+        logger.warning("%d studies change their split: they belong to a patient in another one", moved)
     new = index["cluster"].nunique() - len(parts)
     logger.info("%d patients stay in their splits, %d are new", len(parts), new)
     return parts
@@ -86,13 +88,13 @@ def _rule_of(table: pd.DataFrame, path: Path) -> dict[str, float]:
         UserError: the table is damaged. If all were assigned anew, patients could silently move from test to train.
     """
     if table["rule"].nunique() != 1:
-        raise UserError(f"{path}: damaged: its lines are not of one rule; {AGAIN}")
+        raise UserError(f"{path}: damaged: its lines do not name one rule; {AGAIN}")
     rule = parse_json(table["rule"].iloc[0], f"{path} line 2: rule")
     if not isinstance(rule, dict):
         raise UserError(f"{path} line 2: rule {shown(rule)}: must be a JSON object; {AGAIN}")
     studies = rule.pop(_STUDIES, len(table))  # tables of older versions do not have it
     if studies != len(table):
-        raise UserError(f"{path}: damaged: has {len(table)} studies of {shown(studies)}; {AGAIN}")
+        raise UserError(f"{path}: damaged: has {len(table)} of {shown(studies)} studies; {AGAIN}")
     return rule
 
 

@@ -39,7 +39,9 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     splits = read_inputs(params.preprocess)
     for name in ("train", "val"):
         if not sum(len(boxes) for boxes in splits[name].boxes):
-            raise UserError(f"{SPLITS_FILE}: no study of {name} has a box; training needs some, and so does choosing")
+            raise UserError(
+                f"{SPLITS_FILE}: no study of {name} has a box; training and the choice of the threshold need some"
+            )
     folder = checkpoints / training_fingerprint(params)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
     architecture = architecture_of(params, splits["train"])
@@ -49,7 +51,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     run_file = folder / RUN_FILE
     drop_ended(checkpoints, except_for=folder)
     if not folder.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
-        logger.info("%s: of other params, data or code; this run starts afresh", checkpoints)
+        logger.info("%s: made with other params, data or code; this run starts afresh", checkpoints)
     former = read_run_id(run_file) if run_file.exists() else None
     require_registry()
     # The tag says which precision is used; the params say which one was asked for.
@@ -69,7 +71,7 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         chosen = {"nms_thresh": rules.nms_thresh, "box_shrink": rules.box_shrink}
         chosen["operating_threshold"] = config.operating_threshold
         chosen_values = {f"val/{name}": value for name, value in chosen.items()}
-        run.log_metrics(chosen_values, step=params.train.epochs, again=True)  # other candidates may give others
+        run.log_metrics(chosen_values, step=params.train.epochs, correct=True)  # other candidates may give others
         save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
         write_json(models / RUN_FILE, {"run_id": run.run_id})
     write_json(folder / ENDED, {})
@@ -84,7 +86,9 @@ def _say_where(trainer: Trainer, folder: Path, params: Params) -> None:
             folder,
         )
         return
-    logger.info("going on with step %d of epoch %d of %d", trainer.position + 1, trainer.epoch + 1, params.train.epochs)
+    logger.info(
+        "continuing with step %d of epoch %d of %d", trainer.position + 1, trainer.epoch + 1, params.train.epochs
+    )
 
 
 def _train_along(

@@ -8,7 +8,7 @@ from pipeline.tables.cells import as_number
 from pipeline.tables.dialect import Record
 
 
-def align(place: str, header: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
+def align(table: str, header: Sequence[str], records: Sequence[Record]) -> list[list[str]]:
     """Return the cells of each record, as many as the header has names.
 
     R's ``write.table`` gives each row a name, but the header has no name for that column. Such row names are unique,
@@ -19,15 +19,15 @@ def align(place: str, header: Sequence[str], records: Sequence[Record]) -> list[
     """
     width = max((at for at, name in enumerate(header, start=1) if name), default=0)
     rows = [row for _, row in records]
-    if _has_row_names(place, width, records):
+    if _has_row_names(table, width, records):
         rows = [row[1:] for row in rows]
     for (line, row), kept in zip(records, rows, strict=True):
         if len(kept) < width or any(kept[width:]):
-            raise UserError(f"{place} line {line}: {len(row)} values, but the header names {width} columns")
+            raise UserError(f"{table} line {line}: {len(row)} values, but the header names {width} columns")
     return [[*row[: len(header)], *[""] * (len(header) - len(row))] for row in rows]
 
 
-def _has_row_names(place: str, width: int, records: Sequence[Record]) -> bool:
+def _has_row_names(name: str, width: int, records: Sequence[Record]) -> bool:
     rows = [row for _, row in records]
     if not rows or width < 2 or any(len(row) <= width for row in rows) or any(any(row[width + 1 :]) for row in rows):
         return False
@@ -39,7 +39,7 @@ def _has_row_names(place: str, width: int, records: Sequence[Record]) -> bool:
     # Either all rows end with a separator, or the table has row names and its last column is empty.
     if all(second) and len(set(second)) == len(second) and all(math.isnan(as_number(cell)) for cell in second):
         raise UserError(
-            f"{place} line {records[0][0]}: {len(rows[0])} values, but the header names {width} columns: the first"
+            f"{name} line {records[0][0]}: {len(rows[0])} values, but the header names {width} columns: the first"
             " may be a row's name, or the last may be empty; give each column a name"
         )
     return False

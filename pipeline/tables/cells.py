@@ -25,13 +25,13 @@ def as_number(cell: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def plain_numbers(place: str, column: str, cells: Mapping[int, str], commas: Sequence[str]) -> list[str]:
+def plain_numbers(name: str, column: str, cells: Mapping[int, str], commas: Sequence[str]) -> list[str]:
     """Return the cells of a column of numbers with decimal points, and empty cells for missing values.
 
     Cells that are neither stay as they are.
 
     Args:
-        place: the file, for the error.
+        name: the file, for the error.
         column: the column's name, for the error.
         cells: line -> cell.
         commas: all cells with a comma in the table's number columns; one such as ``10,5`` shows what commas mean.
@@ -44,7 +44,7 @@ def plain_numbers(place: str, column: str, cells: Mapping[int, str], commas: Seq
     for line, cell in cells.items():
         if not decimal and _THOUSANDS.fullmatch(cell):
             raise UserError(
-                f"{place} line {line}, column {column!r}: {quoted(cell, 40)}: the comma may be a decimal comma or"
+                f"{name} line {line}, column {column!r}: {quoted(cell, 40)}: the comma may be a decimal comma or"
                 " part thousands; write a decimal point, or no comma"
             )
         decimal_comma = decimal and _DECIMAL_COMMA.fullmatch(cell)

@@ -22,7 +22,7 @@ _HEAD = 2**16
 Record = tuple[int, list[str]]
 
 
-def read_records(place: str, text: str, columns: Sequence[str]) -> Iterator[Record]:
+def read_records(name: str, text: str, columns: Sequence[str]) -> Iterator[Record]:
     """Yield each record of a table that has any value: the number of its first line, and its stripped cells.
 
     A ``sep=`` line states the separator; otherwise it is the one with which the first record names most of ``columns``.
@@ -36,7 +36,7 @@ def read_records(place: str, text: str, columns: Sequence[str]) -> Iterator[Reco
         text, start, separators = text[told.end() :], 2, [told[1]]
     with _long_cells():
         separator = max(separators, key=lambda one: _named(text[:_HEAD], one, columns))
-        yield from _records(place, text, separator, start)
+        yield from _records(name, text, separator, start)
 
 
 def _named(head: str, separator: str, columns: Sequence[str]) -> int:
@@ -46,26 +46,26 @@ def _named(head: str, separator: str, columns: Sequence[str]) -> int:
     return len({name.strip().casefold() for name in first} & {column.casefold() for column in columns})
 
 
-def _records(place: str, text: str, separator: str, start: int) -> Iterator[Record]:
-    lines = itertools.chain(_lines(place, text, start), [_END])
+def _records(name: str, text: str, separator: str, start: int) -> Iterator[Record]:
+    lines = itertools.chain(_lines(name, text, start), [_END])
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     offset = start
     for row in reader:
         if row == [_END]:
             return
         if row and row[-1].endswith(_END):
-            raise UserError(f'{place} line {offset}: a quote (") is opened and never closed')
+            raise UserError(f'{name} line {offset}: a quote (") is opened and never closed')
         cells = [cell.strip() for cell in row]
         if any(cells):
             yield offset, cells
         offset = start + reader.line_num
 
 
-def _lines(place: str, text: str, start: int) -> Iterator[str]:
+def _lines(name: str, text: str, start: int) -> Iterator[str]:
     """Yield the lines unchanged; a line ends with LF, CR or both."""
     for number, line in enumerate(io.StringIO(text, newline=""), start):
         if len(line) > _LONGEST_LINE:
-            raise UserError(f"{place} line {number}: {len(line)} characters; a line may have {_LONGEST_LINE}")
+            raise UserError(f"{name} line {number}: {len(line)} characters; a line may have at most {_LONGEST_LINE}")
         yield line
 
 

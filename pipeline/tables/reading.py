@@ -33,46 +33,48 @@ def read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) 
     except FileNotFoundError:
         needed = f"a table with the columns {', '.join(columns)} is needed"
         raise UserError(f"{printable(path)}: no such file; {needed}") from None
-    place = printable(file)
-    records = _bounded(place, read_records(place, text, columns))
+    name = printable(file)
+    records = _bounded(name, read_records(name, text, columns))
     if not records:
-        raise UserError(f"{place}: not a CSV table: it is empty; needs the columns {', '.join(columns)}")
+        raise UserError(f"{name}: not a CSV table: it is empty; needs the columns {', '.join(columns)}")
     (header_line, header), *records = records
-    places = [_places(f"{place} line {header_line}", column, header, columns) for column in columns]
-    rows = align(place, header, records)
+    positions = [_positions(f"{name} line {header_line}", column, header, columns) for column in columns]
+    rows = align(name, header, records)
     lines = [line for line, _ in records]
-    cells = {column: _column(place, column, at, lines, rows) for column, at in zip(columns, places, strict=True)}
+    cells = {column: _column(name, column, at, lines, rows) for column, at in zip(columns, positions, strict=True)}
     commas = [cell for column in numbers for cell in cells[column] if "," in cell]
     for column in numbers:
-        cells[column] = plain_numbers(place, column, dict(zip(lines, cells[column], strict=True)), commas)
+        cells[column] = plain_numbers(name, column, dict(zip(lines, cells[column], strict=True)), commas)
     return pd.DataFrame(cells, index=pd.Index(lines, name=LINE, dtype="int64"), dtype=str)
 
 
-def _bounded(place: str, records: Iterable[Record]) -> list[Record]:
+def _bounded(name: str, records: Iterable[Record]) -> list[Record]:
     kept = []
     for record in records:
         kept.append(record)
         if len(kept) > MAX_ROWS + 1:
-            raise UserError(f"{place} line {record[0]}: more than {MAX_ROWS} rows; a table may have so many")
+            raise UserError(f"{name} line {record[0]}: more than {MAX_ROWS} rows, the most that a table may have")
     return kept
 
 
-def _places(place: str, column: str, header: Sequence[str], columns: Sequence[str]) -> list[int]:
+def _positions(table: str, column: str, header: Sequence[str], columns: Sequence[str]) -> list[int]:
     """Return the positions of the column in the header: several if its name occurs several times."""
-    found = [at for at, name in enumerate(header) if name.casefold() == column.casefold()]
-    if not found:
+    positions = [at for at, name in enumerate(header) if name.casefold() == column.casefold()]
+    if not positions:
         names = ", ".join(quoted(name, 40) for name in header[:12])
-        raise UserError(f"{place}: column {column!r} is missing; needs {', '.join(columns)}; found {names}")
-    return found
+        raise UserError(f"{table}: column {column!r} is missing; needs {', '.join(columns)}; found {names}")
+    return positions
 
 
-def _column(place: str, column: str, places: Sequence[int], lines: Sequence[int], rows: list[list[str]]) -> list[str]:
-    first, *others = places
+def _column(
+    name: str, column: str, occurrences: Sequence[int], lines: Sequence[int], rows: list[list[str]]
+) -> list[str]:
+    first, *others = occurrences
     for other in others:
         for line, row in zip(lines, rows, strict=True):
             if row[first] != row[other]:
                 raise UserError(
-                    f"{place} line {line}: column {column!r} is there {len(places)} times, here with"
+                    f"{name} line {line}: column {column!r} is there {len(occurrences)} times, here with"
                     f" {quoted(row[first], 40)} and {quoted(row[other], 40)}; keep one of them"
                 )
     return [row[first] for row in rows]

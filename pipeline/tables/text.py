@@ -39,9 +39,9 @@ def table_text(path: Path) -> tuple[Path, str]:
     if kind not in _TEXT_KINDS:
         raise UserError(f"{printable(file)}: not a CSV table but {kind}")
     text = _decoded(content)
-    place = text.find("\0")
-    if place >= 0:
-        line = text.count("\n", 0, place) + 1
+    position = text.find("\0")
+    if position >= 0:
+        line = text.count("\n", 0, position) + 1
         raise UserError(f"{printable(file)} line {line}: not a CSV table: it has a zero byte, which no text has")
     return file, text
 
@@ -65,7 +65,7 @@ def _bounded(file: Path) -> bytes:
 
 def _not_more(file: Path, content: bytes) -> bytes:
     if len(content) > MAX_BYTES:
-        raise UserError(f"{printable(file)}: more than {MAX_BYTES} bytes of text; a table may have so many")
+        raise UserError(f"{printable(file)}: more than {MAX_BYTES} bytes of text, the most that a table may have")
     return content
 
 

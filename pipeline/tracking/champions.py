@@ -47,15 +47,15 @@ def registered_champion() -> Registered | None:
         if former:
             raise _gone(former[-1]["version"])
         return None
-    found = read_version(number)
-    if found is None:
+    version = read_version(number)
+    if version is None:
         raise _gone(number)
-    return found
+    return version
 
 
 def _gone(number: str) -> ChampionGoneError:
     return ChampionGoneError(
-        f"{shown_uri()}: version {number} of {MODEL_NAME} was the champion, and was deleted or has lost the alias;"
+        f"{shown_uri()}: version {number} of {MODEL_NAME} was the champion, but it was deleted or has lost the alias;"
         " `pneumoflow promote --rollback` makes the champion before it the champion again,"
         " `pneumoflow promote --force REASON` the newest model"
     )
@@ -106,7 +106,7 @@ def roll_back() -> tuple[str, str]:
         champions = _history(read_model())
         earlier = champions[:-1]
         while earlier and read_version(earlier[-1]["version"]) is None:
-            logger.warning("version %s was deleted, and is passed over", earlier.pop()["version"])
+            logger.warning("version %s was deleted, and is skipped", earlier.pop()["version"])
         if not earlier:
             raise UserError(
                 f"{shown_uri()}: {MODEL_NAME} has had {len(champions)} champions; there is none to go back to"

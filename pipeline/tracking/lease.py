@@ -80,7 +80,9 @@ def _acquire(mark: str) -> Lease:
         time.sleep(settling)
         if lease.held():
             return lease
-    raise UserError(f"{shown_uri()}: other promotions are at work for {3 * _DEAD_SECONDS:g} seconds; try again later")
+    raise UserError(
+        f"{shown_uri()}: other promotions have been at work for {3 * _DEAD_SECONDS:g} seconds; try again later"
+    )
 
 
 def _release(lease: Lease) -> None:

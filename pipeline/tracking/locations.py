@@ -56,7 +56,7 @@ def require_location(uri: str, experiment: str, location: str) -> None:
             return
     raise UserError(
         f"{database}: experiment {experiment} keeps its files in {path}, which is not there (not mounted, moved, or"
-        f" a copy that is gone?); `pneumoflow doctor --relocate` makes {database.parent / FILES} their place"
+        f" a copy that is gone?); `pneumoflow doctor --relocate` sets {database.parent / FILES} as their place"
     )
 
 
@@ -75,7 +75,9 @@ def relocate(uri: str) -> int:
         UserError: the store is not an SQLite file.
     """
     if database_file(uri) is None:
-        raise UserError(f"MLFLOW_TRACKING_URI = {redact(uri)}: only an SQLite file's places can be set from here")
+        raise UserError(
+            f"MLFLOW_TRACKING_URI = {redact(uri)}: only an SQLite store's file locations can be set from here"
+        )
     return _relocate(uri, only_what_is_here=False)
 
 
@@ -140,8 +142,8 @@ def _replace(connection: sqlite3.Connection, old: str, new: str) -> int:
         statement = (
             f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR substr({column}, 1, ?) = ?"  # noqa: S608
         )
-        found = connection.execute(statement, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
-        count += found.rowcount
+        cursor = connection.execute(statement, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
+        count += cursor.rowcount
     return count
 
 

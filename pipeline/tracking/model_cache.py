@@ -75,17 +75,17 @@ def download_model(uri: str, folder: Path | None = None) -> Path:
 
 def _resolve(uri: str) -> _Version | None:
     """Return the version that a registry URI means now; None for a URI of no version, or of one that may change."""
-    found = resolve_version(uri)
-    if found is None:
+    version = resolve_version(uri)
+    if version is None:
         return None
-    return _Version(f"models:/{found.name}/{found.version}", _key(str(found.name), found))
+    return _Version(f"models:/{version.name}/{version.version}", _key(str(version.name), version))
 
 
-def _key(name: str, found: ModelVersion) -> str:
+def _key(name: str, version: ModelVersion) -> str:
     """Return the name of a version's folder; its number alone means another model in another store."""
-    identity = json.dumps([name, found.version, found.run_id, found.source, found.creation_timestamp])
+    identity = json.dumps([name, version.version, version.run_id, version.source, version.creation_timestamp])
     plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:60]
-    return f"{plain}-{found.version}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return f"{plain}-{version.version}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _open_cache() -> Path | None:
@@ -96,7 +96,7 @@ def _open_cache() -> Path | None:
         with FileLock(CACHE / _LOCK):
             return CACHE.resolve()
     except OSError as error:
-        logger.warning("%s: no cache of models here (%s); they are fetched at each use", CACHE, error.strerror)
+        logger.warning("%s: models cannot be cached here (%s); they are fetched at each use", CACHE, error.strerror)
         return None
 
 

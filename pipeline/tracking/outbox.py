@@ -64,14 +64,14 @@ class Outbox:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def last_steps(self) -> dict[str, int]:
-        """Return metric -> its last step in this outbox."""
-        steps: dict[str, int] = {}
+    def last_values(self) -> dict[str, tuple[int, float]]:
+        """Return metric -> its last step in this outbox and the value there; of two values, the one noted later."""
+        last: dict[str, tuple[int, float]] = {}
         for line in self._path.read_bytes().splitlines():
             entry = _entry(line)
-            if entry and "key" in entry:
-                steps[entry["key"]] = max(steps.get(entry["key"], -1), entry["step"])
-        return steps
+            if entry and "key" in entry and entry["step"] >= last.get(entry["key"], (-1, 0.0))[0]:
+                last[entry["key"]] = entry["step"], float(entry["value"])
+        return last
 
     @property
     def waiting(self) -> int:
@@ -98,26 +98,26 @@ class Outbox:
         return count
 
     def _batches(self) -> Iterator[tuple[list[Entry], int]]:
-        place = self._delivered()
+        offset = self._delivered()
         with self._path.open("rb") as file:
-            file.seek(place)
+            file.seek(offset)
             while True:
                 lines = [line for line in (file.readline() for _ in range(_BATCH)) if line.endswith(b"\n")]
                 if not lines:
                     return
-                place += sum(len(line) for line in lines)
+                offset += sum(len(line) for line in lines)
                 entries = [_entry(line) for line in lines]
                 if damaged := [line for line, entry in zip(lines, entries, strict=True) if entry is None]:
-                    self.put_aside(damaged, "is no entry")
-                yield [entry for entry in entries if entry is not None], place
-                file.seek(place)
+                    self.put_aside(damaged, "are damaged")
+                yield [entry for entry in entries if entry is not None], offset
+                file.seek(offset)
 
     def put_aside(self, lines: list[bytes], why: str) -> None:
         """Keep lines that cannot be delivered, and log a warning."""
         path = self._folder / _DAMAGED
         with path.open("ab") as file:
             file.writelines(line.rstrip(b"\n") + b"\n" for line in lines)
-        logger.warning("%s: what MLflow run %s noted %s in %d places; put aside", path, self.run_id, why, len(lines))
+        logger.warning("%s: %d entries of MLflow run %s %s; they are kept there", path, len(lines), self.run_id, why)
 
     def _delivered(self) -> int:
         try:

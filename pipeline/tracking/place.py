@@ -52,9 +52,9 @@ def shown_uri() -> str:
 def project_folder() -> Path:
     """Return the working folder; in a copy that `dvc exp run` has made of a project, the project's own folder."""
     here = Path.cwd()
-    for place in range(len(here.parts) - len(_EXPERIMENTS)):
-        if here.parts[place : place + len(_EXPERIMENTS)] == _EXPERIMENTS:
-            return Path(*here.parts[:place])
+    for depth in range(len(here.parts) - len(_EXPERIMENTS)):
+        if here.parts[depth : depth + len(_EXPERIMENTS)] == _EXPERIMENTS:
+            return Path(*here.parts[:depth])
     return here
 
 

@@ -84,20 +84,20 @@ def log_model(run_id: str, model: LoggedModel) -> Registered:
         UserError: the store cannot be queried, or does not accept the model.
     """
     require_registry()
-    found = tell("registering the model", lambda: _find_or_log(run_id, model))
+    version = tell("registering the model", lambda: _find_or_log(run_id, model))
     client, text = open_client(), redact(model.description)
-    tell("describing the model", lambda: client.update_model_version(MODEL_NAME, found.version, text))
-    tell("naming the challenger", lambda: client.set_registered_model_alias(MODEL_NAME, CHALLENGER, found.version))
-    return found
+    tell("describing the model", lambda: client.update_model_version(MODEL_NAME, version.version, text))
+    tell("naming the challenger", lambda: client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version.version))
+    return version
 
 
 def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
     # After a kill, or a lost answer, the model may be registered already.
-    found = find_version(model.identity.weights_sha256, model.identity.results_run, model.identity.package)
-    if found is not None:
+    version = find_version(model.identity.weights_sha256, model.identity.results_run, model.identity.package)
+    if version is not None:
         if not _known_metrics(model).keys() <= open_client().get_run(run_id).data.metrics.keys():
             _log_metrics(run_id, model, None)
-        return found
+        return version
     code = Path(__file__).resolve().parents[1]
     # Like mlflow.pyfunc.log_model, which takes the run only from `with start_run`; that block would end the run.
     info = Model.log(
@@ -141,10 +141,10 @@ def fetch_model(uri: str, folder: Path) -> Path:
         local = Path(ask(f"fetching {uri}", fetch))
     except MissingError as error:
         raise UserError(f"{uri}: no such model in {shown_uri()}: {error}") from None
-    found = sorted(local.rglob("model.json"))
-    if not found:
+    configurations = sorted(local.rglob("model.json"))
+    if not configurations:
         raise UserError(f"{uri}: not a model of this pipeline; it has no model.json")
-    return found[0].parent
+    return configurations[0].parent
 
 
 def serving_config(uri: str) -> dict[str, object]:

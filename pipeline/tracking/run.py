@@ -51,9 +51,10 @@ class TrackedRun:
         self._outbox, self._uploader, self._heartbeat = outbox, Uploader(client, outbox), Heartbeat(client, run)
         self._params = dict(run.data.params)
         # A resumed run repeats the steps since its last checkpoint; those are noted already.
-        stored = {key: _last_step(client, run.info.run_id, key) for key in run.data.metrics}
-        noted = outbox.last_steps()
-        self._logged = {key: max(stored.get(key, -1), noted.get(key, -1)) for key in stored.keys() | noted.keys()}
+        stored = {key: _last_value(client, run.info.run_id, key) for key in run.data.metrics}
+        self._logged = stored | {
+            key: last for key, last in outbox.last_values().items() if key not in stored or last[0] >= stored[key][0]
+        }
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log nested values under dotted keys; params that the run has already are left alone."""
@@ -61,21 +62,29 @@ class TrackedRun:
         new = [Param(key, value) for key, value in flat.items() if key not in self._params]
         self._write("params", lambda: self._client.log_batch(self.run_id, params=new))
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int, *, again: bool = False) -> None:
-        """Note metrics, which are sent soon. None values and, unless ``again``, steps noted before are passed over."""
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int, *, correct: bool = False) -> None:
+        """Note metrics, which are sent soon. None values and steps that were noted before are passed over.
+
+        With ``correct``, another value for the last step that was noted is noted too, and MLflow shows it instead.
+        """
         now = int(time.time() * 1000)
-        entries = [
-            {"key": key, "value": float(value), "timestamp": now, "step": step}
-            for key, value in metrics.items()
-            if value is not None and (again or step > self._logged.get(key, -1))
-        ]
-        self._logged |= {str(entry["key"]): step for entry in entries}
-        self._outbox.append(entries)
+        values = {key: float(value) for key, value in metrics.items() if value is not None}
+        new = {
+            key: value
+            for key, value in values.items()
+            if step > self._last_step(key)
+            or (correct and step == self._last_step(key) and value != self._logged[key][1])
+        }
+        self._logged |= {key: (step, value) for key, value in new.items()}
+        self._outbox.append([{"key": key, "value": new[key], "timestamp": now, "step": step} for key in new])
+
+    def _last_step(self, key: str) -> int:
+        return self._logged[key][0] if key in self._logged else -1
 
     def history(self, key: str) -> list[tuple[int, float]]:
         """Return the values of a metric that have arrived at the store: pairs of step and value, in order."""
-        found = tell(f"the history of {key}", lambda: self._client.get_metric_history(self.run_id, key))
-        return sorted((metric.step, metric.value) for metric in found)
+        values = tell(f"the history of {key}", lambda: self._client.get_metric_history(self.run_id, key))
+        return sorted((metric.step, metric.value) for metric in values)
 
     def flush(self) -> None:
         """Make sure that the noted entries survive a power failure."""
@@ -125,11 +134,11 @@ class TrackedRun:
             try:
                 self._client.log_artifacts(self.run_id, str(folder))
             except (MlflowException, OSError) as error:
-                logger.warning("MLflow does not take %s (%s)", ", ".join(pictures), type(error).__name__)
+                logger.warning("MLflow does not accept %s (%s)", ", ".join(pictures), type(error).__name__)
 
     def system_metrics(self) -> AbstractContextManager[None]:
         """Log load and memory of CPU and GPU inside the block, every ten seconds, as ``system/...``."""
-        first = 1 + max((step for key, step in self._logged.items() if key.startswith("system/")), default=-1)
+        first = 1 + max((step for key, (step, _) in self._logged.items() if key.startswith("system/")), default=-1)
         return measure_system(self.run_id, self.log_metrics, first)
 
     def log_dataset(self, version: DataVersion, contexts: Mapping[str, int]) -> None:
@@ -203,8 +212,9 @@ def open_run(client: mlflow.MlflowClient, experiment: str, run_id: str | None) -
     return tell("making a run", lambda: client.create_run(experiment, tags=identity()))
 
 
-def _last_step(client: mlflow.MlflowClient, run_id: str, key: str) -> int:
-    return max(metric.step for metric in client.get_metric_history(run_id, key))
+def _last_value(client: mlflow.MlflowClient, run_id: str, key: str) -> tuple[int, float]:
+    last = max(client.get_metric_history(run_id, key), key=lambda metric: (metric.step, metric.timestamp))
+    return last.step, last.value
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

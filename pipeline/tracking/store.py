@@ -53,30 +53,30 @@ def open_experiment(client: mlflow.MlflowClient) -> str:
         UserError: the store cannot be used, or the experiment was deleted.
     """
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    found = tell("looking for the experiment", lambda: _find_or_make(client, name))
-    if found.lifecycle_stage != "active":
+    experiment = tell("looking for the experiment", lambda: _find_or_make(client, name))
+    if experiment.lifecycle_stage != "active":
         raise UserError(
             f"{shown_uri()}: experiment {name} was deleted there; `mlflow experiments restore --experiment-id"
-            f" {found.experiment_id}` brings it back, and MLFLOW_EXPERIMENT_NAME names another one"
+            f" {experiment.experiment_id}` brings it back, and MLFLOW_EXPERIMENT_NAME names another one"
         )
-    require_location(tracking_uri(), name, str(found.artifact_location))
-    tell("looking for the experiment", lambda: mlflow.set_experiment(experiment_id=found.experiment_id))
-    return str(found.experiment_id)
+    require_location(tracking_uri(), name, str(experiment.artifact_location))
+    tell("looking for the experiment", lambda: mlflow.set_experiment(experiment_id=experiment.experiment_id))
+    return str(experiment.experiment_id)
 
 
 def _find_or_make(client: mlflow.MlflowClient, name: str) -> Experiment:
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             made = client.create_experiment(name, new_location(tracking_uri(), name), _EXPERIMENT_TAGS)
-            found = client.get_experiment(made)
+            experiment = client.get_experiment(made)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another process was faster
-    if found is None or found.name != name:
-        raise BrokenAnswerError(f"an answer without the experiment {name}")
-    return found
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+    if experiment is None or experiment.name != name:
+        raise BrokenAnswerError(f"the answer does not name experiment {name}")
+    return experiment
 
 
 def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:
@@ -88,15 +88,15 @@ def find_run(client: mlflow.MlflowClient, run_id: str) -> Run:
     """
 
     def call() -> Run:
-        found = client.get_run(run_id)
-        if found.info.run_id != run_id:
-            raise BrokenAnswerError(f"an answer without the run {run_id}")
-        return found
+        run = client.get_run(run_id)
+        if run.info.run_id != run_id:
+            raise BrokenAnswerError(f"the answer does not name run {run_id}")
+        return run
 
-    found = ask(f"looking for run {run_id}", call)
-    if found.info.lifecycle_stage != "active":
+    run = ask(f"looking for run {run_id}", call)
+    if run.info.lifecycle_stage != "active":
         raise MissingError(f"run {run_id} was deleted")
-    return found
+    return run
 
 
 def run_place(run_id: str) -> str:

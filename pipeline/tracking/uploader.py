@@ -46,7 +46,7 @@ def _send(client: mlflow.MlflowClient, outbox: Outbox, run_id: str, entries: lis
                 for entry in part:
                     _send(client, outbox, run_id, [entry])
             else:
-                outbox.put_aside([json.dumps(part[0]).encode()], "is refused by the store")
+                outbox.put_aside([json.dumps(part[0]).encode()], "are refused by the store")
 
 
 def _send_alike(client: mlflow.MlflowClient, run_id: str, entries: list[Entry], *, is_metric: bool) -> None:
@@ -79,7 +79,7 @@ class Uploader:
                     return
             except (MlflowException, OSError) as error:
                 if pause == _PAUSE_SECONDS:
-                    logger.warning("MLflow does not take metrics (%s); they wait on disk", type(error).__name__)
+                    logger.warning("MLflow does not accept metrics (%s); they wait on disk", type(error).__name__)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 if ending:
                     time.sleep(_PAUSE_SECONDS)

@@ -67,10 +67,10 @@ def read_model(name: str = MODEL_NAME) -> RegisteredModel | None:
     """
 
     def call() -> RegisteredModel:
-        found = open_client().get_registered_model(name)
-        if found.name != name:
-            raise BrokenAnswerError(f"an answer without the model {name}")
-        return found
+        model = open_client().get_registered_model(name)
+        if model.name != name:
+            raise BrokenAnswerError(f"the answer does not name model {name}")
+        return model
 
     try:
         return ask(f"looking for the model {name}", call)
@@ -92,10 +92,10 @@ def resolve_version(uri: str) -> ModelVersion | None:
         # MLflow answers "bad request" for a missing alias; the model's own list distinguishes it from other errors.
         model = read_model(name)
         number = str(model.aliases.get(match["alias"], "")) if model else ""
-    found = _read(name, number) if number else None
-    if found is None:
+    version = _read(name, number) if number else None
+    if version is None:
         raise UserError(f"{uri}: no such model in {shown_uri()}")
-    return found
+    return version
 
 
 def read_version(number: str) -> Registered | None:
@@ -104,16 +104,16 @@ def read_version(number: str) -> Registered | None:
     Raises:
         UserError: the store cannot be queried.
     """
-    found = _read(MODEL_NAME, number)
-    return _registered(found) if found else None
+    version = _read(MODEL_NAME, number)
+    return _registered(version) if version else None
 
 
 def _read(name: str, number: str) -> ModelVersion | None:
     def call() -> ModelVersion:
-        found = open_client().get_model_version(name, number)
-        if (found.name, str(found.version)) != (name, number):
-            raise BrokenAnswerError(f"an answer without version {number}")
-        return found
+        version = open_client().get_model_version(name, number)
+        if (version.name, str(version.version)) != (name, number):
+            raise BrokenAnswerError(f"the answer does not name version {number}")
+        return version
 
     try:
         return ask(f"looking for version {number} of {name}", call)
@@ -133,8 +133,8 @@ def find_version(weights_sha256: str, run_id: str, package: str | None = None) -
     if read_model() is None:
         return None
     condition = f"name = '{MODEL_NAME}' and tags.`{WEIGHTS}` = '{weights_sha256}'"
-    found = ask("looking for versions", lambda: list(open_client().search_model_versions(condition)))
-    ours = [one for one in found if _belongs(one.tags, weights_sha256, str(one.run_id), run_id, package)]
+    versions = ask("looking for versions", lambda: list(open_client().search_model_versions(condition)))
+    ours = [one for one in versions if _belongs(one.tags, weights_sha256, str(one.run_id), run_id, package)]
     return _registered(max(ours, key=lambda one: int(one.version))) if ours else None
 
 
@@ -146,5 +146,5 @@ def _belongs(tags: Mapping[str, str], weights_sha256: str, its_run: str, run_id:
     )
 
 
-def _registered(found: ModelVersion) -> Registered:
-    return Registered(str(found.version), str(found.run_id), found.tags.get(WEIGHTS, ""))
+def _registered(version: ModelVersion) -> Registered:
+    return Registered(str(version.version), str(version.run_id), version.tags.get(WEIGHTS, ""))

@@ -36,14 +36,14 @@ class ResumableBatches:
         while group := list(islice(batches, self._settings.accumulate)):
             yield group
 
-    def _batches(self, epoch: int, place: int) -> Iterator[Batch]:
-        """Yield batches from ``place`` on; a loader whose worker dies is started again, once."""
+    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Yield batches from ``first`` on; a loader whose worker dies is started again, once."""
         failed = False
         while True:
-            self._order.start_at(epoch, place)
+            self._order.start_at(epoch, first)
             try:
                 for batch in self._loader:
-                    place += 1
+                    first += 1
                     yield cast(Batch, batch)
                 return
             except RuntimeError as error:
@@ -52,7 +52,7 @@ class ResumableBatches:
                 reason = " ".join(str(error).split())[:120]
                 if failed:
                     raise UserError(
-                        f"train.workers = {self._settings.workers}: a loader died twice: {reason}"
+                        f"train.workers = {self._settings.workers}: a data loader's worker died twice: {reason}"
                     ) from None
                 failed = True
                 logger.warning("a data loader's worker died (%s); starting it again", reason)

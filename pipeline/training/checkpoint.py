@@ -76,7 +76,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             epoch = state["best"]["epoch"]
             best = load_best(folder, epoch) if epoch >= 0 else {}
         except DamagedCheckpointError as error:
-            logger.warning("%s: %s; trying the one before", path, error)
+            logger.warning("%s: %s; trying the checkpoint before it", path, error)
             continue
         logger.info("resuming from %s", path)
         return Checkpoint(weights, state, best)
@@ -126,7 +126,7 @@ def _require_whole(folder: Path, manifest: Path) -> None:
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(f"{manifest.name} or a file that it names cannot be read ({error})") from None
     if wrong:
-        raise DamagedCheckpointError(f"{wrong[0]} is not as it was written (SHA-256)")
+        raise DamagedCheckpointError(f"{wrong[0]} differs from the file that was written (SHA-256)")
 
 
 def _plain(weights: Weights) -> Weights:

@@ -26,7 +26,7 @@ class _Step(NamedTuple):
     epoch: int
     step: int
     lr: float
-    studies: list[Tensor]  # places in the data set; the images are not kept
+    studies: list[Tensor]  # positions in the data set; the images are not kept
 
 
 class NonFiniteGuard:

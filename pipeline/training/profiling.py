@@ -23,12 +23,12 @@ def profiled(steps: int, folder: Path) -> Iterator[Callable[[], None]]:
         return
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
-    def write(found: profile) -> None:
+    def write(profiled_steps: profile) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        table = found.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=_ROWS)
+        table = profiled_steps.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=_ROWS)
         (folder / "operators.txt").write_text(table, encoding="utf-8")
-        found.export_chrome_trace(str(folder / "trace.json"))
+        profiled_steps.export_chrome_trace(str(folder / "trace.json"))
 
     with profile(
         activities=activities, schedule=schedule(wait=1, warmup=1, active=steps, repeat=1), on_trace_ready=write

@@ -105,15 +105,15 @@ class Trainer:
         Raises:
             UserError: there are checkpoints, and all are damaged.
         """
-        found = load_checkpoint(self.checkpoints)
-        if found is None:
+        checkpoint = load_checkpoint(self.checkpoints)
+        if checkpoint is None:
             return False
-        self.train_step.load(found.weights, found.state)
-        self.guard.load(found.state["guard"])
-        self.epoch, self.position = found.state["epoch"], found.state["position"]
-        best = found.state["best"]
-        self.best = Best(best["epoch"], best["score"], found.best)
-        _set_random_state(found.state["random"])
+        self.train_step.load(checkpoint.weights, checkpoint.state)
+        self.guard.load(checkpoint.state["guard"])
+        self.epoch, self.position = checkpoint.state["epoch"], checkpoint.state["position"]
+        best = checkpoint.state["best"]
+        self.best = Best(best["epoch"], best["score"], checkpoint.best)
+        _set_random_state(checkpoint.state["random"])
         return True
 
     def checkpoint(self, hooks: Hooks) -> None:
@@ -153,10 +153,10 @@ class Trainer:
     def _end_epoch(self, hooks: Hooks) -> None:
         """Validate the averaged weights, and keep them if they are the best."""
         stop = lambda: self._stop_if_asked(hooks)  # noqa: E731
-        found = predict(
+        detections = predict(
             self.fabric, self.train_step.averaged, self.val_data, self.settings.batch_size, self.post_processing, stop
         )
-        own = hooks.on_epoch(found, self.epoch) if self.fabric.is_global_zero else 0.0
+        own = hooks.on_epoch(detections, self.epoch) if self.fabric.is_global_zero else 0.0
         score = self.train_step.over_processes(torch.tensor(own, dtype=torch.float64)).item()
         # The later of two equal epochs is better: a first epoch that finds nothing must not win at 0.
         former = self.best.epoch
@@ -225,7 +225,7 @@ class Trainer:
         # All processes stop, or none: otherwise some would wait for a step that never comes.
         if self.train_step.over_processes(torch.tensor(float(hooks.stop_requested()))):
             self.checkpoint(hooks)
-            raise Killed(f"asked to stop; step {self.step} is kept in {self.checkpoints}")
+            raise Killed(f"asked to stop; step {self.step} is saved in {self.checkpoints}")
 
 
 def _random_state() -> dict[str, Any]:

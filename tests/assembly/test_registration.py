@@ -52,7 +52,7 @@ def test_the_same_number_in_another_store_is_another_model(client, params):
     first = enter(client, result(b"mine", "0" * 32))
     digest = result(b"theirs", "f" * 32, version=first[0])
     with pytest.raises(
-        NotRegisteredError, match=f"of run {'f' * 32} with the weights {digest[:12]}.*`pneumoflow register`"
+        NotRegisteredError, match=f"belong to run {'f' * 32} with the weights {digest[:12]}.*`pneumoflow register`"
     ):
         promote(params)
     assert "champion" not in client.get_registered_model(MODEL_NAME).aliases
@@ -87,7 +87,7 @@ def test_a_model_is_found_under_another_number(client, params):
 def test_results_of_other_weights(client):
     result(b"a", "f" * 32)
     (MODELS / "model.safetensors").write_bytes(b"b")
-    with pytest.raises(UserError, match="of other weights than models/model.safetensors; `dvc repro evaluate`"):
+    with pytest.raises(UserError, match="belong to other weights than models/model.safetensors; `dvc repro evaluate`"):
         own_version(MODELS, REPORTS)
 
 
@@ -95,7 +95,7 @@ def test_results_of_other_weights(client):
 def test_a_damaged_file_is_one_line(client, text):
     result(b"a", "f" * 32)
     (REPORTS / "registered.json").write_text(text)
-    rule = "not JSON|must be a JSON object|does not say which model"
+    rule = "not JSON|must be a JSON object|does not name its model"
     with pytest.raises(UserError, match=rf"^reports/registered.json: ({rule})[^\n]*$"):
         own_version(MODELS, REPORTS)
 

@@ -180,12 +180,12 @@ def test_linked_files_and_folders_are_followed(tmp_path, one):
 
 
 def test_a_folder_without_any_says_what_is_there(tmp_path):
-    with pytest.raises(UserError, match="no DICOM files; what is there: nothing"):
+    with pytest.raises(UserError, match="no DICOM files; the folder contains: nothing"):
         dicom_files(tmp_path)
     for number in range(3):
         (tmp_path / f"{number}.dcm").write_text("<html>sign in</html>")
     (tmp_path / "x.png").write_bytes(png())
-    with pytest.raises(UserError, match="no DICOM files; what is there: 3 times an HTML page, a PNG image"):
+    with pytest.raises(UserError, match="no DICOM files; the folder contains: 3 times an HTML page, a PNG image"):
         dicom_files(tmp_path)
 
 

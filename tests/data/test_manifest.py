@@ -162,7 +162,7 @@ def forge(folder, name, column, row, value):
 
 
 FORGED = {
-    "row beyond": (INDEX, "row", "16", "asks for row 16"),
+    "row beyond": (INDEX, "row", "16", "names row 16"),
     "row far beyond": (INDEX, "row", "9" * 30, "not a table"),
     "row below": (INDEX, "row", "-1", "line 2: row = -1: must be at least 0"),
     "row of another": (INDEX, "row", "1", "must be that of one study"),
@@ -253,10 +253,10 @@ def test_a_cut_off_table_of_splits_does_not_move_patients(prepared, tmp_path, sm
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     for content, rule in (
-        (cut_in_split(whole), "its lines are not of one rule"),
+        (cut_in_split(whole), "its lines do not name one rule"),
         (whole[:-20], "not a table"),
-        ("".join(lines[:3]), f"has 2 studies of {len(lines) - 1}"),
-        (lines[0], "its lines are not of one rule"),
+        ("".join(lines[:3]), f"has 2 of {len(lines) - 1} studies"),
+        (lines[0], "its lines do not name one rule"),
         (lines[0] + 's,g,train,train,"[17, 1]"\n', r"rule \[17, 1\]: must be a JSON object"),
         (lines[0] + "s,g,train,train,x\n", "rule: not JSON"),
     ):

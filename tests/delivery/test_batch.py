@@ -89,12 +89,12 @@ def test_files_are_found_by_content(folder, tmp_path, caplog):
     empty = tmp_path / "pages"
     empty.mkdir()
     (empty / "a.dcm").write_text("<html>")
-    with pytest.raises(UserError, match="no DICOM files; what is there: an HTML page"):
+    with pytest.raises(UserError, match="no DICOM files; the folder contains: an HTML page"):
         list_files([empty])
     assert list_files([empty, folder]) == found
-    assert f"passed over {empty}: no DICOM files; what is there: an HTML page" in caplog.text
+    assert f"passed over {empty}: no DICOM files; the folder contains: an HTML page" in caplog.text
     (folder / first).write_bytes((folder / f"{first}.DCM").read_bytes())
-    with pytest.raises(UserError, match="has the name of"):
+    with pytest.raises(UserError, match="has the same name as"):
         list_files([folder])
 
 

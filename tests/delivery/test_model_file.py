@@ -98,7 +98,7 @@ def halve(tensors):
     ("change", "message"),
     [
         (rename, "class_head.last.bias .* is missing"),
-        (add, "more is no part of the model"),
+        (add, "more is not in the model"),
         (reshape, r"class_head.last.bias is float32 \[1, 9\], must be float32 \[9\]"),
         (halve, r"class_head.last.bias is float16 \[9\], must be float32 \[9\]"),
     ],

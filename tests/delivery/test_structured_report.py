@@ -165,7 +165,7 @@ def test_without_its_ids_an_image_has_no_report(report_on, keyword):
         assert report is None
         assert next(iter(writer.problems.values())) in (f"{keyword} is not a UID", f"{keyword} is missing")
     writer, _ = report_on(lambda dataset: put(dataset, "SOPClassUID", b"1.2.3.4"))
-    assert list(writer.problems.values()) == ["SOPClassUID is none of the standard's"]
+    assert list(writer.problems.values()) == ["SOPClassUID is not one that the standard defines"]
 
 
 def test_only_the_owner_reads_reports(report_on, tmp_path):

@@ -41,7 +41,7 @@ def test_more_memory_than_allowed(hungry):
 
 
 def test_other_errors_pass():
-    for error in (BadStudyError("no image in it"), OSError("gone"), KeyError("bug")):
+    for error in (BadStudyError("contains no image"), OSError("gone"), KeyError("bug")):
         with pytest.raises(type(error)) as caught, study_limits(60):
             raise error
         assert caught.value is error

@@ -83,6 +83,6 @@ def test_too_few_studies_are_one_line(trained, scored, call):
     few = scored(lambda table: table.drop(table.index[10:], inplace=True))
     done = call(folder, "pipeline.cli", "monitor", few)
     assert done.returncode == 1
-    assert "10 studies; monitor.least asks for 50" in done.stderr
+    assert "10 new studies; monitor.least requires 50" in done.stderr
     done = call(folder, "pipeline.cli", "monitor", "nowhere")
     assert "nowhere/scored.csv: no such file" in done.stderr

@@ -34,6 +34,6 @@ def test_a_run_that_ends_while_the_server_is_away_is_completed_when_it_is_back(s
     (run,) = site.runs()
     assert (run["state_type"], run["name"] in (tmp_path / "site.log").read_text()) == ("COMPLETED", True)
     said = (tmp_path / "site.log").read_text()
-    assert len(re.findall("does not take what would be shown", said)) == 1
+    assert len(re.findall("does not accept this run's progress and artifacts", said)) == 1
     assert len(re.findall("Prefect at .* does not answer", said)) == 1
     assert "Traceback" not in said

@@ -70,7 +70,7 @@ def test_what_only_shows_fails_with_one_warning_for_an_outage(caplog):
     assert show(refused) is None
     assert len(calls) == 1  # for a while, the server is not asked again
     assert [record.message for record in caplog.records] == [
-        "Prefect does not take what would be shown (ConnectError: refused)"
+        "Prefect does not accept this run's progress and artifacts (ConnectError: refused)"
     ]
     showing._quiet_until = time.monotonic() - 1
     assert show(lambda: 7) == 7

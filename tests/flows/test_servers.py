@@ -52,7 +52,7 @@ def test_a_full_disk_is_one_line_and_harmless(small_disk):
     _, error = start(small_disk, Family()).communicate(timeout=200)
     said = error.splitlines()[-1]
     assert "database or disk is full" in said
-    assert said.endswith(f"(its database is {small_disk}/prefect.db)")
+    assert f"(its database is {small_disk}/prefect.db, its temporary files are in " in said
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     out, error = start(small_disk, Family()).communicate(timeout=200)
     assert out == "answers\n", error

@@ -87,7 +87,7 @@ def test_a_training_ends_and_goes_on_at_the_next_start(terminal, copy, edit, req
         return
     again = terminal(*module("training"))
     again.wait(280)
-    assert "going on with step" in again.text
+    assert "continuing with step" in again.text
     assert training_run(copy).info.status == "FINISHED"
     assert not started_training(copy)
 

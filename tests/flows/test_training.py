@@ -212,7 +212,7 @@ def test_nothing_survives_a_signal_and_the_run_goes_on(copy, edit, tmp_path, num
         return
     done = call(copy, "flows.training")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on with step" in done.stdout + done.stderr
+    assert "continuing with step" in done.stdout + done.stderr
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]

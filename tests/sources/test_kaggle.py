@@ -176,7 +176,7 @@ def test_members_are_streamed(tmp_path):
 def test_more_than_fits_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     path = make(tmp_path / "c.zip", [(BIG, bytes(1000))])
     monkeypatch.setattr(download, "_MAX_BYTES", 900)
-    with pytest.raises(UserError, match="would fill more than 900 bytes"):
+    with pytest.raises(UserError, match="would need more than 900 bytes"):
         extract_challenge(path, tmp_path / "out")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -107,7 +107,7 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(start, tmp_path)
 
     main = start("restarted", devices=2, epochs=6, restarts=1)
     processes_of(tmp_path / "restarted", main, 2)[1].send_signal(signal.SIGKILL)
-    assert "going on with step" in finish(main)
+    assert "continuing with step" in finish(main)
     finish(start("whole", devices=2, epochs=6))
     assert_same(tmp_path / "restarted", tmp_path / "whole")
 

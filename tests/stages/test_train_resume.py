@@ -78,9 +78,7 @@ def test_other_candidates_choose_anew_without_training(small_params, rsna, tmp_p
     assert "epoch 1/" not in messages
     assert "has ended before: its best epoch is used" in messages
     assert (same_folder, same_model) == (folder, model)
-    again = history(tmp_path)
-    chosen = {key for key in trained if key.startswith("val/") and trained[key] != again[key]}
-    assert chosen == {"val/nms_thresh", "val/box_shrink", "val/operating_threshold"}  # noted a second time
+    assert history(tmp_path) == trained
     # Another post-processing may make another epoch the best one: that is another training.
     messages, other_folder, _ = train(detections_per_img=7)
     assert other_folder != folder

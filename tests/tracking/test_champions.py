@@ -142,7 +142,7 @@ def test_back_to_a_version_that_was_deleted(client, version, caplog):
     make_champion(third, "better", second)
     client.delete_model_version(MODEL_NAME, "2")
     assert roll_back() == ("3", "1")
-    assert "version 2 was deleted, and is passed over" in caplog.text
+    assert "version 2 was deleted, and is skipped" in caplog.text
     make_champion(third, "again", first)
     client.delete_model_version(MODEL_NAME, "1")
     with pytest.raises(UserError, match="there is none to go back to"):

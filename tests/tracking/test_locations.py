@@ -146,7 +146,7 @@ def test_files_on_a_disk_that_is_not_there_are_not_made_anew(project, tmp_path, 
     shutil.rmtree(disk)
     done = run_command("pipeline.cli", "doctor", "--relocate", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "places were set" in done.stdout
+    assert "file locations were set" in done.stdout
     assert "champion: none yet" in done.stdout
     assert relocate(tracking_uri()) == 0
     write_run()
@@ -155,7 +155,7 @@ def test_files_on_a_disk_that_is_not_there_are_not_made_anew(project, tmp_path, 
 
 
 def test_only_a_file_can_be_relocated():
-    with pytest.raises(UserError, match="only an SQLite file") as caught:
+    with pytest.raises(UserError, match="only an SQLite store's file") as caught:
         relocate("http://me:GeHeim1@localhost")
     assert "GeHeim1" not in str(caught.value)
 

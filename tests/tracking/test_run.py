@@ -198,7 +198,7 @@ def test_what_a_run_could_not_deliver_is_delivered_by_sync(server, client, run, 
     assert client.get_run(tracked.run_id).info.status == "RUNNING"
     done = run("pipeline.cli", "sync", cwd=tmp_path)
     assert done.returncode == 1
-    assert "could not be delivered; it waits on" in done.stderr
+    assert "could not be delivered and wait on this disk" in done.stderr
     assert "Traceback" not in done.stderr
     with server():
         done = run("pipeline.cli", "sync", cwd=tmp_path)
@@ -207,6 +207,23 @@ def test_what_a_run_could_not_deliver_is_delivered_by_sync(server, client, run, 
         assert "0 entries delivered" in run("pipeline.cli", "sync", cwd=tmp_path).stdout
     assert steps_of(client, tracked.run_id) == [(step, step) for step in range(20)]
     assert client.get_run(tracked.run_id).info.status == "FINISHED"
+
+
+def test_a_corrected_value_replaces_the_noted_one_and_an_equal_one_is_not_noted_again(client):
+    with tracked_run(None, {}) as run:
+        run.log_metrics({"val/nms_thresh": 0.3, "val/box_shrink": 0.1}, 12)
+    for shrink in (0.1, 0.2):
+        with tracked_run(run.run_id, {}) as again:
+            again.log_metrics({"val/nms_thresh": 0.3, "val/box_shrink": shrink}, 12, correct=True)
+            again.log_metrics({"val/nms_thresh": 0.9}, 3, correct=True)  # an earlier step stays
+    assert values_of(client, run.run_id, "val/nms_thresh") == [(12, 0.3)]
+    assert values_of(client, run.run_id, "val/box_shrink") == [(12, 0.1), (12, 0.2)]
+    assert client.get_run(run.run_id).data.metrics["val/box_shrink"] == 0.2
+
+
+def values_of(client, run_id, key):
+    history = client.get_metric_history(run_id, key)
+    return [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.timestamp)]
 
 
 def test_a_store_that_got_a_batch_twice_has_each_metric_once(client):
@@ -235,7 +252,7 @@ def test_what_a_store_refuses_for_good_is_put_aside(client, caplog):
     stored = client.get_run(run.run_id)
     assert stored.data.metrics == {"a": 1.0, "b": 1.0}
     assert stored.info.status == "FAILED"
-    assert "is refused by the store" in caplog.text
+    assert "are refused by the store" in caplog.text
     assert b"no" in (Path(".pneumoflow/spool") / run.run_id / "damaged.jsonl").read_bytes()
     with tracked_run(None, {}):
         pass

@@ -51,7 +51,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, caplog, dam
     assert load_checkpoint(tmp_path).state["epoch"] == 5
     assert f"{tmp_path}/step-00000010: " in caplog.text
     assert (name if damage is not tamper or name != "manifest.json" else "SHA-256") in caplog.text
-    assert "trying the one before" in caplog.text
+    assert "trying the checkpoint before it" in caplog.text
 
 
 def test_one_whose_best_weights_are_damaged_is_passed_over(tmp_path, caplog):

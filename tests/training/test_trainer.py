@@ -325,7 +325,7 @@ def test_a_loader_that_dies_is_started_again_once(build, squares, tmp_path, capl
     assert [metrics["train/loss"] for _, metrics in steps] == [metrics["train/loss"] for _, metrics in plain]
     for mark in marks.iterdir():
         mark.unlink()
-    with pytest.raises(UserError, match="train.workers = 1: a loader died twice"):
+    with pytest.raises(UserError, match="train.workers = 1: a data loader's worker died twice"):
         build("c", data=DiesOnce(squares, marks, 2), epochs=1, workers=1).fit(silent())
 
 
