@@ -62,7 +62,7 @@ class Uploader:
 
     def __init__(self, client: mlflow.MlflowClient, outbox: Outbox) -> None:
         self._client, self._outbox = client, outbox
-        self._ending = threading.Event()
+        self._ending, self._given_up = threading.Event(), threading.Event()
         self._arrived = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -71,6 +71,8 @@ class Uploader:
         pause = _PAUSE_SECONDS
         while True:
             ending = self._ending.wait(pause)
+            if self._given_up.is_set():
+                return  # from now on, whoever opens the outbox delivers it
             try:
                 deliver(self._client, self._outbox)
                 pause = _PAUSE_SECONDS
@@ -85,9 +87,10 @@ class Uploader:
                     time.sleep(_PAUSE_SECONDS)
 
     def finish(self, seconds: float) -> bool:
-        """Deliver all remaining entries within ``seconds``; return whether they arrived."""
+        """Deliver all remaining entries within ``seconds``, or give up; return whether they arrived."""
         self._ending.set()
         self._thread.join(seconds)
+        self._given_up.set()
         return self._arrived
 
 

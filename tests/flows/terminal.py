@@ -90,5 +90,6 @@ def _take_terminal():
 
 
 def started_training(folder):
-    """Return whether a training in ``folder`` has written a checkpoint."""
-    return any(Path(folder, "checkpoints").glob("*/step-*"))
+    """Return whether a training in ``folder`` that has not ended has written a checkpoint."""
+    checkpoints = Path(folder, "checkpoints").glob("*/step-*")
+    return any(not (path.parent / "ended").exists() and path.parent.suffix != ".removed" for path in checkpoints)

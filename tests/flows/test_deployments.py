@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import project_environment
 from tests.flows.conftest import free_port, wait_for
+from tests.flows.terminal import started_training
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +118,7 @@ def test_cancelling_a_run_of_a_worker_leaves_nothing_alive(copy, edit, prefect_i
     try:
         prefect_in(copy, "deployment", "run", "training/nightly")
         deadline = time.monotonic() + 150
-        while not any((copy / "checkpoints").glob("*/step-*")):
+        while not started_training(copy):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         family = psutil.Process(worker.pid).children(recursive=True)
@@ -132,7 +133,7 @@ def test_cancelling_a_run_of_a_worker_leaves_nothing_alive(copy, edit, prefect_i
     client = mlflow.MlflowClient(f"sqlite:///{copy}/mlflow.db")
     (run,) = client.search_runs(["1"])
     assert run.info.status == "KILLED"
-    assert any((copy / "checkpoints").glob("*/step-*"))
+    assert started_training(copy)
 
 
 @pytest.mark.long

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from pipeline.sources.sample import make_sample
 from tests.conftest import project_environment
+from tests.flows.terminal import started_training
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +184,7 @@ def start(folder, tmp_path, server):
         stderr=log,
     )
     deadline = time.monotonic() + 120
-    while not any((folder / "checkpoints").glob("*/step-*")):
+    while not started_training(folder):
         assert process.poll() is None, (tmp_path / "flow.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2)
