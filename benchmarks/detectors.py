@@ -59,6 +59,7 @@ LOSS = LossSettings(
     box="l1",
     box_beta=1 / 9,
     box_weight=1.0,
+    matching="iou",
     fg_iou_thresh=0.5,
     bg_iou_thresh=0.4,
     low_quality_matches=True,

@@ -327,10 +327,10 @@ def ablate(
     out: Annotated[Path, typer.Option(help="Folder for results; arms that are in it are not trained again.")] = Path(
         "ablation"
     ),
-    tables: Annotated[str, typer.Option(help="Tables to make, separated by commas: a, b, d, clahe.")] = "a,b,d,clahe",
+    tables: Annotated[str, typer.Option(help="Tables to make, separated by commas.")] = "a,b,d,clahe,matching",
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each arm, instead of train.epochs.")] = None,
 ) -> None:
-    """Repeat the focal loss paper's comparisons, and compare CLAHE on and off, on your prepared data."""
+    """Repeat the focal loss paper's comparisons, and compare CLAHE on and off and ways to match, on your data."""
     from pipeline.jobs.ablate import TABLES
     from pipeline.jobs.ablate import ablate as run_ablation
     from pipeline.params import load_params

@@ -49,15 +49,18 @@ class Anchors(NamedTuple):
         levels: anchors of each pyramid level, ``[A_l, 4]``.
         boxes: anchors of all levels, ``[A, 4]``.
         sides: the same as ``[4, A]``: each coordinate is contiguous in memory, which vector loops need.
+        centres: centre of each cell of each level, ``[C_l, 2]``; all anchors of a cell share it, and follow each other.
     """
 
     levels: tuple[Tensor, ...]
     boxes: Tensor
     sides: Tensor
+    centres: tuple[Tensor, ...]
 
     def to(self, device: torch.device) -> "Anchors":
         """Return the anchors on ``device``."""
-        return Anchors(tuple(level.to(device) for level in self.levels), self.boxes.to(device), self.sides.to(device))
+        levels, centres = (tuple(part.to(device) for part in parts) for parts in (self.levels, self.centres))
+        return Anchors(levels, self.boxes.to(device), self.sides.to(device), centres)
 
 
 def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> Anchors:
@@ -73,7 +76,7 @@ def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> Anchors:
         the first anchor is centred on the corner (0, 0), the corners of shapes are rounded, and if
         a level's stride does not divide the image, its anchors stand closer than its stride.
     """
-    levels = []
+    levels, centres = [], []
     for stride in LEVEL_STRIDES:
         half = (anchor_sizes(stride, shapes) / 2).to(torch.float32)
         corners = torch.cat([-half, half], 1).round()  # (S, 4)
@@ -83,8 +86,9 @@ def make_anchors(height: int, width: int, shapes: Sequence[Shape]) -> Anchors:
         shift_y, shift_x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], -1).reshape(-1, 1, 4)
         levels.append((shifts + corners).reshape(-1, 4))
+        centres.append(shifts[:, 0, :2].to(torch.float32))
     boxes = torch.cat(levels)
-    return Anchors(tuple(levels), boxes, boxes.t().contiguous())
+    return Anchors(tuple(levels), boxes, boxes.t().contiguous(), tuple(centres))
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:

@@ -72,6 +72,21 @@ def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return shared / (areas[0] + areas[1] - shared + _EPS)
 
 
+@torch.no_grad()
+def matched_iou(deltas: Tensor, boxes: Tensor, anchors: Tensor, matched: Tensor) -> Tensor:
+    """Return the IoU of each anchor's predicted box with its own true box, ``[B, A]``; 0 for anchors without one.
+
+    Args:
+        deltas: predicted offsets ``[B, A, 4]``.
+        boxes: ``[B, M, 4]``.
+        anchors: ``[A, 4]``.
+        matched: ``[B, A]``, see `match_anchors`.
+    """
+    own_box = boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))
+    iou = _paired_iou(decode_boxes(bounded(deltas, MAX_SHIFT), anchors), own_box)
+    return torch.where(matched > BACKGROUND, iou.clamp(0, 1), 0.0)
+
+
 def positive_box_loss(
     deltas: Tensor, boxes: Tensor, anchors: Tensor, matched: Tensor, kind: str, beta: float
 ) -> Tensor:

@@ -43,11 +43,6 @@ class Batch(NamedTuple):
     image_classes: Tensor
     indices: Tensor
 
-    @property
-    def real(self) -> int:
-        """Return the number of images that count: all, or none in a batch of padding."""
-        return 0 if int(self.indices[0]) == PADDING_INDEX else len(self.indices)
-
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on ``device``; the indices stay where they are, since nothing there needs them."""
         images, boxes, labels, classes = (part.to(device, non_blocking=True) for part in self[:4])
@@ -97,12 +92,17 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     In a run of several processes, each takes its part: together their batches are those of one
     process with larger batches. If the last studies do not suffice for all processes, a process gets
     a copy of another one's study, as index ``-1 - index``: padding, which counts for nothing.
+
+    With ``multiple``, an epoch is filled up with its own first studies to a multiple of so many: a step on a rest of
+    one or two images would move the weights as far as a step on a whole batch.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self._length, self._size, self._seed, self._shuffle = length, batch_size, seed, shuffle
+        self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1,
+        multiple: int = 1,
+    ) -> None:  # fmt: skip
+        self._studies, self._size, self._seed, self._shuffle = length, batch_size, seed, shuffle
+        self._length = math.ceil(length / multiple) * multiple
         self._rank, self._world_size = rank, world_size
         self._epoch, self._first = 0, 0
 
@@ -114,9 +114,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return math.ceil(self._length / (self._size * self._world_size)) - self._first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self._length)
+        order = np.arange(self._studies)
         if self._shuffle:
             np.random.default_rng([self._seed, self._epoch]).shuffle(order)
+        order = np.resize(order, self._length)  # repeats it from its beginning
         step = self._size * self._world_size
         for start in range(self._first * step, self._length, step):
             shared = order[start : start + step]

@@ -11,9 +11,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pipeline.detection.anchors import Anchors
+from pipeline.detection.atss import select_samples
 from pipeline.detection.bounded import LOGIT_LIMIT
-from pipeline.detection.box_losses import every_box_loss, positive_box_loss
+from pipeline.detection.box_losses import every_box_loss, matched_iou, positive_box_loss
 from pipeline.detection.matching import BACKGROUND, IGNORED, match_anchors
+from pipeline.detection.quality_losses import quality_focal_loss, varifocal_loss
 from pipeline.detection.settings import LossSettings
 
 EMA_MOMENTUM, EMA_START = 0.9, 100.0
@@ -147,6 +149,8 @@ class DetectionLoss(nn.Module):
 
     def _match(self, anchors: Anchors, boxes: Tensor, labels: Tensor) -> Tensor:
         settings = self.settings
+        if settings.matching == "atss":
+            return select_samples(anchors, boxes, labels)
         return match_anchors(
             anchors, boxes, labels, settings.fg_iou_thresh, settings.bg_iou_thresh, settings.low_quality_matches
         )
@@ -177,7 +181,11 @@ class DetectionLoss(nn.Module):
         positive = matched > BACKGROUND  # (B, A)
         targets = _targets(matched, positive, labels, logits.shape[2])
         counted = (matched != IGNORED)[..., None].expand_as(targets)
-        elements = self._classification(logits, targets, counted)
+        if settings.classification in ("quality_focal", "varifocal"):
+            quality = matched_iou(deltas, boxes, anchors.boxes, matched)[..., None] * targets
+            elements = self._soft_classification(logits, quality)
+        else:
+            elements = self._classification(logits, targets, counted)
         if settings.sampling == "ohem":
             counted = targets | hardest_negatives(elements, counted & ~targets, settings.ohem_ratio * targets.sum())
         classification = torch.where(counted, elements, 0.0).sum((1, 2))  # (B,)
@@ -207,6 +215,12 @@ class DetectionLoss(nn.Module):
             case "frequency_balanced_cross_entropy":
                 return frequency_balanced_cross_entropy_loss(logits, targets, counted)
         raise ValueError(f"Invalid classification loss: {settings.classification!r}")
+
+    def _soft_classification(self, logits: Tensor, quality: Tensor) -> Tensor:
+        settings = self.settings
+        if settings.classification == "quality_focal":
+            return quality_focal_loss(logits, quality, settings.gamma)
+        return varifocal_loss(logits, quality, settings.alpha, settings.gamma)
 
     def _divisor(self, positives: Tensor, totals: Totals) -> Tensor:
         """Return the divisor of the images' loss sums ``[B]``; the quotients then add up to the step's loss."""

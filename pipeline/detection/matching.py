@@ -19,11 +19,11 @@ PADDING = -1  # the label of a row that only pads a batch's box tensor
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the IoU of every box with every anchor, ``[..., 4]`` and ``[A, 4]`` -> ``[..., A]``, xyxy."""
-    return _iou(boxes, anchors.unbind(-1))
+    return iou_with_sides(boxes, anchors.unbind(-1))
 
 
-def _iou(boxes: Tensor, anchors: Sequence[Tensor]) -> Tensor:
-    """Compute `pairwise_iou` for anchors given as x0, y0, x1, y1 ``[A]``."""
+def iou_with_sides(boxes: Tensor, anchors: Sequence[Tensor]) -> Tensor:
+    """Compute `pairwise_iou` for anchors given as x0, y0, x1, y1: ``[A]``, or ``[..., A]`` if each box has its own."""
     x0, y0, x1, y1 = (side[..., None] for side in boxes.unbind(-1))
     ax0, ay0, ax1, ay1 = anchors
     width = (torch.minimum(x1, ax1) - torch.maximum(x0, ax0)).clamp(min=0)
@@ -95,7 +95,7 @@ def _match_everything(
     forced = torch.zeros_like(best, dtype=torch.bool)
     # Box by box: one pass over the anchors each, and no tensor [B, M, A] is kept.
     for row in range(boxes.shape[1]):
-        iou = _iou(boxes[:, row], sides.unbind())  # (B, A)
+        iou = iou_with_sides(boxes[:, row], sides.unbind())  # (B, A)
         index = torch.where(iou > best, float(row), index)
         best = torch.maximum(best, iou)
         if low_quality:

@@ -113,6 +113,8 @@ class LossSettings:
         "balanced_cross_entropy",
         "weighted_cross_entropy",
         "frequency_balanced_cross_entropy",
+        "quality_focal",
+        "varifocal",
     ]
     alpha: Fraction
     gamma: NotNegative
@@ -121,6 +123,7 @@ class LossSettings:
     box: Literal["smooth_l1", "l1", "giou", "ciou"]
     box_beta: Positive
     box_weight: Positive
+    matching: Literal["iou", "atss"]
     fg_iou_thresh: OpenFraction
     bg_iou_thresh: OpenFraction
     low_quality_matches: bool

@@ -28,7 +28,7 @@ from pipeline.tracking import tracked_run
 
 logger = logging.getLogger(__name__)
 
-TABLES = ("a", "b", "d", "clahe")
+TABLES = ("a", "b", "d", "clahe", "matching")
 RESULTS = "results.json"
 _MEASURED = ("map", "map_50", "rsna_score")
 
@@ -38,7 +38,7 @@ class Arm:
     """One training run of the comparison.
 
     Attributes:
-        table: table of the paper (a, b, d), or ``clahe``.
+        table: table of the paper (a, b, d), or ``clahe`` or ``matching``.
         name: the row's label; it names the setting that is varied.
         changes: params section -> key -> value.
         paper_ap: AP that Lin et al. 2017 measured on COCO; None if they did not.
@@ -52,7 +52,7 @@ class Arm:
     def params(self, base: Params, epochs: int | None) -> Params:
         """Return the user's params with this arm's changes."""
         values = base.model_dump()
-        values["loss"] |= {"classification": "focal", "alpha": 0.25, "gamma": 2.0, "sampling": "all"}
+        values["loss"] |= {"classification": "focal", "alpha": 0.25, "gamma": 2.0, "sampling": "all", "matching": "iou"}
         if values["loss"]["normalizer"] == "per_image":
             # Without focusing, the loss of an image without boxes would be a thousand times too large.
             values["loss"]["normalizer"] = "batch"
@@ -72,6 +72,7 @@ def arms(base: Params) -> list[Arm]:
     )  # fmt: skip
     balanced = {"classification": "balanced_cross_entropy"}
     ohem = {"classification": "cross_entropy", "sampling": "ohem", "ohem_ratio": 3.0}
+    atss = {"matching": "atss"}
     clahe = base.preprocess.clahe.model_dump()
     on = clahe | {"clip_limit": clahe["clip_limit"] or 2.0}
     return [
@@ -84,6 +85,11 @@ def arms(base: Params) -> list[Arm]:
         Arm("d", "FL", {}, 36.0),
         Arm("clahe", "without CLAHE", {"preprocess": {"clahe": clahe | {"clip_limit": 0.0}}}, None),
         Arm("clahe", "with CLAHE", {"preprocess": {"clahe": on}}, None),
+        Arm("matching", "IoU thresholds, FL", {}, None),
+        Arm("matching", "ATSS, FL", {"loss": atss}, None),
+        Arm("matching", "IoU thresholds, quality FL", {"loss": {"classification": "quality_focal"}}, None),
+        Arm("matching", "ATSS, quality FL", {"loss": atss | {"classification": "quality_focal"}}, None),
+        Arm("matching", "ATSS, varifocal", {"loss": atss | {"classification": "varifocal", "alpha": 0.75}}, None),
     ]
 
 

@@ -10,6 +10,7 @@ _TITLES = {
     "b": "b: focal loss",
     "d": "d: hard examples",
     "clahe": "CLAHE",
+    "matching": "Matching and soft targets",
 }
 
 

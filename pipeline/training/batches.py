@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 class ResumableBatches:
     """Groups of ``accumulate`` batches, one group for each step of the optimizer.
 
-    In a run of several processes, each gets its own part of every batch.
+    In a run of several processes, each gets its own part of every batch. All steps have the same number of images.
     """
 
     def __init__(self, data: DetectionDataset, settings: TrainSettings, seed: int, rank: int, world_size: int) -> None:
         self.data, self._settings = data, settings
-        self._order = EpochBatches(len(data), settings.batch_size, seed, True, rank, world_size)
+        images = settings.batch_size * world_size * settings.accumulate  # of one step
+        self._order = EpochBatches(len(data), settings.batch_size, seed, True, rank, world_size, images)
         self._loader = make_loader(data, self._order, settings.workers)
-        batches = math.ceil(len(data) / (settings.batch_size * world_size))
-        self.steps_per_epoch = math.ceil(batches / settings.accumulate)
+        self.steps_per_epoch = math.ceil(len(data) / images)
 
     def groups(self, epoch: int, position: int) -> Iterator[list[Batch]]:
         """Yield the groups of ``epoch`` that are left after ``position`` steps.

@@ -117,33 +117,29 @@ class TrainStep:
     def _totals(self, batches: list[Batch]) -> Totals:
         """Count images and positives before any of the batches' losses, because these are divided by the counts."""
         anchors = self.model.anchors_for(batches[0].images)
-        real = [batch for batch in batches if batch.real]
         # full(), not tensor(): the device fills in the value, so there is no copy to wait for.
-        images = torch.full((), sum(batch.real for batch in real), device=self.fabric.device)
-        counts = [self.loss.count(anchors, batch.boxes, batch.labels) for batch in real]
-        positives = sum(counts, torch.zeros_like(images))
+        images = torch.full((), sum(len(batch.images) for batch in batches), device=self.fabric.device)
+        positives = torch.stack([self.loss.count(anchors, batch.boxes, batch.labels) for batch in batches]).sum()
         totals = Totals(*self.over_processes(torch.stack([images, positives])))
         self.loss.observe(totals.positives)
         return totals
 
     def _backward(self, batch: Batch, totals: Totals | None) -> Values:
         """Add a batch's gradients; return its share of the step's losses, which are the sum of the shares."""
-        share = 1.0 if totals is None else batch.real / totals.images
-        # A batch of padding only needs its backward pass, for which the other processes wait.
-        weight = self.fabric.world_size if batch.real else 0  # DDP averages over the processes
+        share = 1.0 if totals is None else len(batch.images) / totals.images
         outputs = self._model(batch.images)
         anchors = self.model.anchors_for(batch.images)
         losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels, totals)
         extra = self._extra(outputs, batch.boxes, batch.labels, batch.image_classes)
         extra = {name: value * share for name, value in extra.items()}
         total = losses.classification + losses.box + sum(extra.values())
-        self.fabric.backward(total * weight if weight != 1 else total)
-        real = float(weight > 0)
+        world_size = self.fabric.world_size
+        self.fabric.backward(total * world_size if world_size > 1 else total)  # DDP averages over the processes
         return {
-            "train/loss": total.detach() * real,
-            "train/loss_classification": losses.classification.detach() * real,
-            "train/loss_box": losses.box.detach() * real,
-            **{f"train/loss_{name}": value.detach() * real for name, value in extra.items()},
+            "train/loss": total.detach(),
+            "train/loss_classification": losses.classification.detach(),
+            "train/loss_box": losses.box.detach(),
+            **{f"train/loss_{name}": value.detach() for name, value in extra.items()},
             "train/positives_per_image": losses.positives * share,
         }
 

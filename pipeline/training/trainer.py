@@ -181,7 +181,7 @@ class Trainer:
                 values, lr = self._take_step([batch.to(self.fabric.device) for batch in group])
                 self.position += 1
                 note_step()
-                watch.images += sum(batch.real for batch in group) * self.fabric.world_size
+                watch.images += sum(len(batch.images) for batch in group) * self.fabric.world_size
                 self._report(values, lr, watch, hooks, shown)
                 if self.settings.checkpoint_steps and self.step % self.settings.checkpoint_steps == 0:
                     self.checkpoint(hooks)

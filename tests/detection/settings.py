@@ -7,8 +7,8 @@ from pipeline.detection.settings import Architecture, AugmentSettings, LossSetti
 
 LOSS = LossSettings(
     classification="focal", alpha=0.25, gamma=2.0, beta=1.0, normalizer="batch",
-    box="smooth_l1", box_beta=1 / 9, box_weight=1.0, fg_iou_thresh=0.5, bg_iou_thresh=0.4, low_quality_matches=True,
-    sampling="all", ohem_ratio=3.0,
+    box="smooth_l1", box_beta=1 / 9, box_weight=1.0, matching="iou", fg_iou_thresh=0.5, bg_iou_thresh=0.4,
+    low_quality_matches=True, sampling="all", ohem_ratio=3.0,
 )  # fmt: skip
 # Every kind of change applies to some images.
 AUGMENT = AugmentSettings(

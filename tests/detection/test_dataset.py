@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pipeline.detection.augment import Augmenter
-from pipeline.detection.dataset import DetectionDataset, EpochBatches, collate, make_loader
+from pipeline.detection.dataset import PADDING_INDEX, DetectionDataset, EpochBatches, collate, make_loader
 from tests.detection.settings import AUGMENT
 
 
@@ -72,9 +72,24 @@ def test_processes_share_the_batches_of_a_larger_one(length, size, world_size):
     assert list(later) == shares[0][1:]
 
 
-def test_padding_counts_for_nothing(squares):
+def test_padding_is_marked(squares):
     dataset = DetectionDataset(*squares, None, 0)
     batch = collate([dataset[0, -1 - 3]])
-    assert batch.real == 0
+    assert batch.indices.tolist() == [PADDING_INDEX]
     np.testing.assert_array_equal(batch.images[0, 0], squares[0][3])
-    assert collate([dataset[0, 3], dataset[0, 4]]).real == 2
+
+
+@pytest.mark.parametrize(("length", "size", "accumulate", "world_size"), [(37, 4, 1, 1), (37, 4, 3, 2), (3, 4, 2, 2)])
+def test_an_epoch_is_filled_up_to_whole_steps(length, size, accumulate, world_size):
+    images = size * accumulate * world_size
+    shares = []
+    for rank in range(world_size):
+        batches = EpochBatches(length, size, 7, True, rank, world_size, images)
+        batches.start_at(1, 0)
+        shares.append([[index for _, index in batch] for batch in batches])
+        assert all(len(batch) == size for batch in shares[-1])
+        assert len(shares[-1]) % accumulate == 0
+    order = [index for batches in zip(*shares, strict=True) for batch in batches for index in batch]
+    assert sorted(order[:length]) == list(range(length))  # every study once, and then the first ones again
+    assert order[length:] == (order[:length] * images)[: len(order) - length]
+    assert len(order) - length < images

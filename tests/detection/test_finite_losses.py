@@ -126,22 +126,29 @@ def test_an_offset_beyond_the_limit_still_learns():
 
 
 CLASS_LOSSES = ("focal", "cross_entropy", "balanced_cross_entropy", "weighted_cross_entropy",
-                "frequency_balanced_cross_entropy")  # fmt: skip
+                "frequency_balanced_cross_entropy", "quality_focal", "varifocal")  # fmt: skip
 
 
 @pytest.mark.parametrize("normalizer", ["per_image", "batch", "ema"])
 @pytest.mark.parametrize("sampling", ["all", "ohem"])
 @pytest.mark.parametrize("kind", CLASS_LOSSES)
 @settings(max_examples=10, deadline=None)
-@given(st.lists(numbers, min_size=8, max_size=8), st.sampled_from([0.0, 0.5, 2.0, 5.0]), st.sampled_from(KINDS))
-def test_the_whole_detection_loss(kind, sampling, normalizer, rows, gamma, box):
+@given(
+    st.lists(numbers, min_size=8, max_size=8),
+    st.sampled_from([0.0, 0.5, 2.0, 5.0]),
+    st.sampled_from(KINDS),
+    st.sampled_from(["iou", "atss"]),
+)
+def test_the_whole_detection_loss(kind, sampling, normalizer, rows, gamma, box, matching):
     anchors = make_anchors(128, 128, [(1.0, 1.0)])
     count = len(anchors.boxes)
     values = torch.tensor(rows, dtype=torch.float32).repeat(count)[: 2 * count].reshape(2, count, 1).requires_grad_()
     deltas = torch.tensor(rows, dtype=torch.float32).repeat(count)[: 8 * count].reshape(2, count, 4).requires_grad_()
     boxes = torch.tensor([[[20.0, 20.0, 60.0, 80.0]], [[0.0, 0.0, 1.0, 1.0]]])
-    rules = replace(LOSS, classification=kind, gamma=gamma, beta=3.0, normalizer=normalizer, box=box, sampling=sampling)
-    losses = DetectionLoss(rules)(values, deltas, anchors, boxes, torch.tensor([[0], [-1]]))
+    own = {"classification": kind, "gamma": gamma, "normalizer": normalizer, "box": box, "sampling": sampling}
+    losses = DetectionLoss(replace(LOSS, beta=3.0, matching=matching, **own))(
+        values, deltas, anchors, boxes, torch.tensor([[0], [-1]])
+    )
     is_finite(losses.classification + losses.box, values)
     assert torch.isfinite(deltas.grad).all()
 

@@ -26,7 +26,7 @@ def test_the_arms_are_the_papers(small_params):
 
 
 def test_an_unknown_table(run, tmp_path, one_line_error):
-    one_line_error(run("pipeline.cli", "ablate", "--tables", "a,z", cwd=tmp_path), "'z'", "a, b, d, clahe")
+    one_line_error(run("pipeline.cli", "ablate", "--tables", "a,z", cwd=tmp_path), "'z'", "a, b, d, clahe, matching")
 
 
 def test_loss_curves_are_the_formula():
