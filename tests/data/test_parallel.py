@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.data.parallel import Workers, map_jobs
 from pipeline.errors import UserError
+from tests.waiting import wait_until
 
 
 def double(number):
@@ -61,7 +62,7 @@ def test_no_process_survives_the_main_one(tmp_path, repository, number):
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     main = subprocess.Popen([sys.executable, "main.py"], cwd=tmp_path, env=environment, start_new_session=True)
     try:
-        wait_for(lambda: len(psutil.Process(main.pid).children(True)) >= 4)
+        wait_until(lambda: len(psutil.Process(main.pid).children(True)) >= 4)
         workers = psutil.Process(main.pid).children(True)
         main.send_signal(number)
         main.wait(20)
@@ -69,15 +70,6 @@ def test_no_process_survives_the_main_one(tmp_path, repository, number):
         assert not alive
     finally:
         main.kill()
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it never happened")
 
 
 def test_dask_that_is_not_there():

@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import psutil
@@ -18,6 +17,7 @@ from pipeline.data.reader import Reader
 from pipeline.dicom.radiograph import Radiograph, read_radiograph
 from pipeline.errors import BadStudyError
 from tests.dicom.odd_decoders import CRASHING, HUNG_IN_C, HUNGRY, REFUSED, SLOW, decode
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +103,21 @@ def test_many_threads_share_a_reader(reader, files):
     assert len(found) == 12
 
 
-def test_closing_ends_what_is_at_work(files):
+def test_closing_ends_what_is_at_work(files, tmp_path):
     others = psutil.Process().children()
     reader = Reader(1, 60, decode=decode)
     errors = []
 
     def read():
         try:
-            reader.read(SLOW)
+            reader.read(SLOW + bytes(tmp_path / "begun"))
         except Exception as error:
             errors.append(error)
 
     thread = threading.Thread(target=read)
     thread.start()
-    children = wait_for(lambda: set(psutil.Process().children()) - set(others))
-    time.sleep(0.5)
+    children = wait_until(lambda: set(psutil.Process().children()) - set(others))
+    wait_until((tmp_path / "begun").exists)
     reader.close()
     thread.join(10)
     assert not thread.is_alive()
@@ -159,7 +159,8 @@ from pipeline.data.reader import Reader
 from tests.dicom.odd_decoders import decode
 reader = Reader(2, 4, decode=decode)
 print("started", flush=True)
-for found in reader.read_each([bytes([one]) for one in Path("kinds").read_bytes()]):
+kinds = Path("kinds").read_bytes()
+for found in reader.read_each([bytes([kind]) + bytes(Path(f"begun-{n}").resolve()) for n, kind in enumerate(kinds)]):
     print(repr(found), flush=True)
 """
 
@@ -181,20 +182,11 @@ def test_no_process_survives_the_main_one(tmp_path, repository, number, kind):
     with main:
         try:
             assert main.stdout.readline() == "started\n"
-            children = wait_for(lambda: len(found := psutil.Process(main.pid).children(True)) == 2 and found)
-            time.sleep(1.5)
+            children = wait_until(lambda: len(found := psutil.Process(main.pid).children(True)) == 2 and found)
+            wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
             main.send_signal(number)
             main.wait(30)
             assert not psutil.wait_procs(children, 30)[1]
             assert main.stdout.read() == ""
         finally:
             main.kill()
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it never happened")

@@ -31,6 +31,7 @@ from pipeline.submission import prediction_string
 from tests.conftest import REPOSITORY, project_environment
 from tests.detection.settings import POST_PROCESSING, TINY
 from tests.dicom.odd_decoders import CRASHING, HUNGRY, SLOW, decode
+from tests.waiting import wait_until
 
 SECRET = "Lovelace"
 JSON, CSV = "application/json", "text/csv"
@@ -75,7 +76,7 @@ def server(model, tmp_path_factory):
         stderr=(folder / "log").open("w"),
     )
     try:
-        wait_for(lambda: ping(port) == 200)
+        wait_until(lambda: ping(port) == 200)
         yield port, process
     finally:
         process.terminate()
@@ -89,15 +90,6 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def wait_for(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it never happened")
 
 
 def ping(port):
@@ -231,7 +223,7 @@ def serving(served):
     port = free_port()
     # A thread cannot handle signals; the server ends with the test's process.
     threading.Thread(target=serve, args=(served, "127.0.0.1", port), daemon=True).start()
-    wait_for(lambda: ping(port) == 200)
+    wait_until(lambda: ping(port) == 200)
     yield port
 
 
@@ -345,7 +337,7 @@ def test_a_killed_server_leaves_nothing(model, study, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: ping(port) == 200)
+        wait_until(lambda: ping(port) == 200)
         assert ask(port, split("dicom", encode(study.read_bytes())))[0] == 200
         children = psutil.Process(process.pid).children(recursive=True)
         assert children

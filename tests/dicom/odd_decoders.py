@@ -1,9 +1,13 @@
-"""A decoder that misbehaves as real ones do; a file's first byte selects how. It runs in the reader's processes."""
+"""A decoder that misbehaves as real ones do; a file's first byte selects how. It runs in the reader's processes.
+
+A file may go on with a path: an empty file appears there when a decoder begins to hang.
+"""
 
 import ctypes
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +19,8 @@ SLOW, HUNGRY, CRASHING, REFUSED, HUNG_IN_C = b"s", b"h", b"c", b"r", b"l"
 
 def decode(content):
     kind = content[:1]
+    if kind in (SLOW, HUNG_IN_C) and content[1:]:
+        Path(content[1:].decode()).touch()
     if kind == SLOW:
         time.sleep(600)
     if kind == HUNGRY:

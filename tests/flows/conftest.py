@@ -20,7 +20,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def wait_for(url, process, seconds=120):
+def wait_for_server(url, process, seconds=120):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, f"{url}: the server ended"
@@ -44,7 +44,7 @@ def prefect_server(tmp_path_factory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(f"http://127.0.0.1:{port}/api/health", process)
+    wait_for_server(f"http://127.0.0.1:{port}/api/health", process)
     yield f"http://127.0.0.1:{port}/api"
     process.terminate()
     process.wait(30)

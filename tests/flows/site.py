@@ -4,7 +4,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 import urllib.request
 
 import psutil
@@ -13,6 +12,7 @@ from flows.training import LOCK
 from tests.conftest import project_environment
 from tests.flows.conftest import free_port
 from tests.flows.family import Family, kill_at_once
+from tests.waiting import wait_until
 
 
 class Site:
@@ -37,7 +37,7 @@ class Site:
             arguments, cwd=self.folder, env=self._env, stdout=self._log, stderr=self._log, start_new_session=True
         )
         if name in ("server", "pages"):
-            wait_for(self.answers)
+            wait_until(self.answers, 180)
         return process
 
     def start_server(self):
@@ -94,11 +94,3 @@ class Site:
     def end(self):
         self.family.kill()
         self._log.close()
-
-
-def wait_for(condition, seconds=180):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.5)
-    return found

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from tests.conftest import project_environment
-from tests.flows.conftest import free_port, wait_for
+from tests.flows.conftest import free_port, wait_for_server
 from tests.flows.terminal import started_training
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -117,10 +118,7 @@ def test_cancelling_a_run_of_a_worker_leaves_nothing_alive(copy, edit, prefect_i
     worker = prefect_in(copy, "worker", "start", "--pool", "local", wait=False)
     try:
         prefect_in(copy, "deployment", "run", "training/nightly")
-        deadline = time.monotonic() + 150
-        while not started_training(copy):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(lambda: started_training(copy), 150)
         family = psutil.Process(worker.pid).children(recursive=True)
         assert any("pipeline.stages.train" in " ".join(member.cmdline()) for member in family)
         running = ask(prefect_server, "flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING"]}}})
@@ -181,7 +179,7 @@ def test_both_pages_on_loopback(trained):
     )
     try:
         assert process.stdout.readline() == f"MLflow:  http://127.0.0.1:{mlflow_port}\n"
-        wait_for(f"http://127.0.0.1:{prefect_port}/api/health", process)
+        wait_for_server(f"http://127.0.0.1:{prefect_port}/api/health", process)
         runs = ask(f"http://127.0.0.1:{mlflow_port}/api/2.0/mlflow", "runs/search", experiment_ids=["1"])
         assert runs["runs"][0]["info"]["status"] == "FINISHED"
         flows = ask(f"http://127.0.0.1:{prefect_port}/api", "flow_runs/filter")

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import pytest
 import yaml
 
-from tests.flows.site import Site, wait_for
+from tests.flows.site import Site
 from tests.flows.terminal import started_training
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -40,12 +41,12 @@ def require_next_run_after(site, *killed):
             fresh = [run for run in site.runs() if run not in skipped and moment(run["start_time"]) > since]
             return fresh and fresh[0]
 
-    run = wait_for(begun, DUE + START + 120)
+    run = wait_until(begun, DUE + START + 120)
     waited = (moment(run["start_time"]) - since).total_seconds()
     print(f"the next run began {waited:.0f} s after the restart", flush=True)
     assert waited < DUE + START
     # The new run closes the killed one first.
-    wait_for(lambda: states(site)[dead] == "CRASHED", START)
+    wait_until(lambda: states(site)[dead] == "CRASHED", START)
     assert list(states(site).values()).count("RUNNING") <= 1
 
 
@@ -54,7 +55,7 @@ def states(site):
 
 
 def running(site):
-    return wait_for(lambda: [run for run in site.runs() if run["state_type"] == "RUNNING"])[0]["id"]
+    return wait_until(lambda: [run for run in site.runs() if run["state_type"] == "RUNNING"], 180)[0]["id"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def running(site):
 def test_training_that_is_served(site, killed):
     site.start_server()
     site.start("serve", "flows.serve")
-    wait_for(lambda: started_training(site.folder))
+    wait_until(lambda: started_training(site.folder), 180)
     require_next_run_after(site, *killed)
 
 
@@ -82,7 +83,7 @@ def start_worker(site, deployment):
 def test_training_by_a_worker(site, killed):
     site.start_server()
     start_worker(site, "nightly")
-    wait_for(lambda: started_training(site.folder))
+    wait_until(lambda: started_training(site.folder), 180)
     require_next_run_after(site, *killed)
 
 
@@ -97,5 +98,5 @@ def test_inbox_and_monitoring_by_a_worker(site, deployment):
 def test_with_the_pages_in_between(site):
     site.start_pages()
     site.start("serve", "flows.serve")
-    wait_for(lambda: started_training(site.folder))
+    wait_until(lambda: started_training(site.folder), 180)
     require_next_run_after(site, "all")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pandas as pd
 import pytest
@@ -10,6 +9,7 @@ import yaml
 
 from pipeline.delivery.scored import COLUMNS
 from tests.flows.test_deployments import ask
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -54,11 +54,7 @@ def test_drift_raises_an_event_and_retrains_and_only_then(trained, scored, call,
     done = call(folder, "watch", brighter)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "past the limits: grey_mean" in done.stdout + done.stderr
-    deadline = time.monotonic() + 20  # the server stores events in batches
-    while not (found := events(prefect_server)):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    (event,) = found
+    (event,) = wait_until(lambda: events(prefect_server), 20, pause=0.5)  # the server stores events in batches
     assert event["payload"]["features"] == ["grey_mean"]
     artifacts = ask(prefect_server, "artifacts/filter")
     assert {"drift", "drift-alarm"} <= {artifact["key"] for artifact in artifacts}

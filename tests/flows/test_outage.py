@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tests.flows.site import Site, wait_for
+from tests.flows.site import Site
 from tests.flows.terminal import started_training
+from tests.waiting import wait_until
 
 # Longer than the minute and a half for which Prefect's client retries.
 OUTAGE_SECONDS = 150
@@ -25,7 +26,7 @@ def site(copy, edit, tmp_path):
 def test_a_run_that_ends_while_the_server_is_away_is_completed_when_it_is_back(site, tmp_path):
     site.start_server()
     flow = site.start("flow", "flows.training")
-    wait_for(lambda: started_training(site.folder))
+    wait_until(lambda: started_training(site.folder), 180)
     site.kill("server")
     time.sleep(OUTAGE_SECONDS)
     assert flow.poll() is None

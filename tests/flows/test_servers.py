@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -10,6 +9,7 @@ from flows.prefect_database import whole_database
 from pipeline.errors import UserError
 from tests.conftest import REPOSITORY, project_environment
 from tests.flows.family import Family
+from tests.waiting import wait_until
 
 _START = """
 from flows.servers import run_server
@@ -32,10 +32,8 @@ def start(home, family):
 def test_a_database_whose_making_was_cut_off_is_made_anew(tmp_path):
     home, family = tmp_path / "home", Family()
     killed = start(home, family)
-    end = time.monotonic() + 120
-    while not (home / "prefect.db").exists() or (home / "prefect.db").stat().st_size < 2**17:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    database = home / "prefect.db"
+    wait_until(lambda: database.exists() and database.stat().st_size >= 2**17, 120, pause=0.01)
     family.kill()
     killed.communicate()
     assert (home / "prefect.db.new").exists()

@@ -15,7 +15,8 @@ from prefect.server.schemas.schedules import CronSchedule
 from prefect.states import Running, Scheduled
 
 from flows.running import _done_by_another
-from tests.flows.site import Site, wait_for
+from tests.flows.site import Site
+from tests.waiting import wait_until
 
 # Long enough that several runs fall due.
 SLEEP_SECONDS = 200
@@ -98,14 +99,14 @@ def begun(site, since):
 def test_after_a_machine_slept_one_run_does_for_all_that_were_missed(site, start):
     getattr(site, start)()
     site.start("serve", "flows.serve")
-    wait_for(lambda: any(run["state_type"] == "COMPLETED" for run in site.runs()), 300)
-    wait_for(lambda: all(run["state_type"] != "RUNNING" for run in site.runs()), 300)
+    wait_until(lambda: any(run["state_type"] == "COMPLETED" for run in site.runs()), 300)
+    wait_until(lambda: all(run["state_type"] != "RUNNING" for run in site.runs()), 300)
     # For the processes, a stop is like a sleep of the machine: when they continue, the clock has moved on.
     site.signal(signal.SIGSTOP)
     time.sleep(SLEEP_SECONDS)
     woken = datetime.now(UTC)
     site.signal(signal.SIGCONT)
-    wait_for(lambda: begun(site, woken), 90)
+    wait_until(lambda: begun(site, woken), 90)
     time.sleep(60)
     # One run for all that were missed, and those that fall due while the test waits.
     regular = (datetime.now(UTC) - woken).total_seconds() // 60 + 1

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import mlflow
 import optuna
@@ -16,6 +15,7 @@ from pipeline.jobs.sweep import suggest, sweep
 from pipeline.params import Params, load_params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
+from tests.waiting import wait_until
 
 
 def test_a_trial_is_the_params_with_other_values(small_params):
@@ -73,14 +73,11 @@ def test_two_processes_one_of_which_is_killed(small_params, rsna, tmp_path, writ
     command = [sys.executable, "-m", "pipeline.cli", "sweep"]
     # The first process creates the databases; from then on, both processes share them.
     first = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 100
-    while not list((tmp_path / "sweep").glob("checkpoints/*/step-*")):
-        assert first.poll() is None, first.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: list((tmp_path / "sweep").glob("checkpoints/*/step-*")), 100, process=first)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     second = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
-    time.sleep(8)
+    client = mlflow.MlflowClient(store)
+    wait_until(lambda: len(running_trials(client)) == 2, 100, process=second)
     first.send_signal(signal.SIGKILL)
     first.wait()
     out, errors = second.communicate(timeout=200)
@@ -93,7 +90,6 @@ def test_two_processes_one_of_which_is_killed(small_params, rsna, tmp_path, writ
     top = trials.loc[trials[trials["state"] == "COMPLETE"]["value"].idxmax()]
     assert best.train.lr == pytest.approx(top["params_train.lr"])
     assert best.train.epochs == params.train.epochs
-    client = mlflow.MlflowClient(store)
     for run_id in done["user_attrs_run_id"]:
         assert client.get_run(run_id).info.status == "FINISHED"
     (group,) = client.search_runs(["1"], "tags.`mlflow.runName` LIKE 'sweep %'")
@@ -106,3 +102,7 @@ def test_two_processes_one_of_which_is_killed(small_params, rsna, tmp_path, writ
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert again.returncode == 0, again.stderr
     assert len(pd.read_csv(tmp_path / "sweep/trials.csv")) == len(trials)
+
+
+def running_trials(client):
+    return [run for run in client.search_runs(["1"], "status = 'RUNNING'") if "mlflow.parentRunId" in run.data.tags]

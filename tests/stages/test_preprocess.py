@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.data.parallel import Workers
 from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import ShardJob, Study, preprocess_shards
+from tests.waiting import wait_until
 
 STAGE = [sys.executable, "-m", "pipeline.stages.preprocess"]
 
@@ -51,13 +51,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def shards(folder):
     """Return name -> time of writing of each whole shard; a shard may vanish during the look-up."""
     found = {}
@@ -72,7 +65,7 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
     many = {"shard_size": 2, "image_size": 1024, "workers": 1}
     process = start(preprocess=many)
     parts = tmp_path / "data/.prepared.parts"
-    wait_for(lambda: len(list(parts.glob("*.json"))) >= 8)
+    wait_until(lambda: len(list(parts.glob("*.json"))) >= 8, pause=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = {name: time for name, time in shards(parts).items() if (parts / name).with_suffix(".json").exists()}
@@ -86,7 +79,7 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
         made.update(name for name, time in shards(parts).items() if time not in done.values())
         return again.poll() is not None
 
-    wait_for(look)
+    wait_until(look, pause=0.005)
     assert again.returncode == 0, again.stderr.read()
     assert not made & done.keys()  # no finished shard was made again
     assert not parts.exists()
@@ -98,7 +91,7 @@ def test_a_killed_run_goes_on_where_it_was(start, prepare, tmp_path):
 
 def test_other_params_use_nothing_of_a_killed_run(start, prepare, tmp_path):
     process = start(preprocess={"shard_size": 2, "image_size": 512, "workers": 1})
-    wait_for(lambda: len(list((tmp_path / "data/.prepared.parts").glob("*.json"))) >= 3)
+    wait_until(lambda: len(list((tmp_path / "data/.prepared.parts").glob("*.json"))) >= 3, pause=0.005)
     process.kill()
     process.wait()
     assert prepare(preprocess={"shard_size": 2, "image_size": 128})[0] == 0
@@ -159,7 +152,7 @@ def cluster(repository, tmp_path):
     quiet = {"env": environment, "stderr": subprocess.DEVNULL, "start_new_session": True, "cwd": tmp_path}
     processes = [subprocess.Popen(scheduler, **quiet)]
     try:
-        wait_for(lambda: file.exists() and file.read_text())
+        wait_until(lambda: file.exists() and file.read_text(), pause=0.005)
         processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]
         yield json.loads(file.read_text())["address"], processes[1:]
     finally:
@@ -174,7 +167,7 @@ def test_dask_gives_the_same_bytes_though_a_worker_is_killed(cluster, start, pre
     shards = {"shard_size": 1, "image_size": 1024}
     process = start(preprocess={**shards, "executor": "dask", "scheduler": address})
     parts = tmp_path / "data/.prepared.parts"
-    wait_for(lambda: len(list(parts.glob("*.json"))) >= 5)
+    wait_until(lambda: len(list(parts.glob("*.json"))) >= 5, pause=0.005)
     assert len(list(parts.glob("*.json"))) < 60
     os.killpg(workers[0].pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=120)

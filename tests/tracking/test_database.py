@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import mlflow
 import pytest
 
 from pipeline.tracking.database import make_database
 from tests.conftest import REPOSITORY
+from tests.waiting import wait_until
 
 _OPEN = "from pipeline.tracking import open_client, open_experiment; print(open_experiment(open_client()))"
 
@@ -37,11 +37,7 @@ def test_processes_that_make_it_at_once(tmp_path):
 @pytest.mark.slow
 def test_a_kill_while_it_is_made(tmp_path):
     killed = start(tmp_path)
-    end = time.monotonic() + 60
-    while not list(tmp_path.glob(".pneumoflow-*/new.db")):
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    time.sleep(0.3)  # some tables exist by now
+    wait_until(lambda: any(path.stat().st_size > 0 for path in tmp_path.glob(".pneumoflow-*/new.db")), pause=0.005)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "new.db").exists()
