@@ -19,15 +19,14 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from pipeline.assembly.inputs import SplitData
-from pipeline.assembly.training import architecture_of, build_trainer, finish
+from pipeline.assembly.training import finish, make_trainer
 from pipeline.assembly.validation import epoch_score, val_metrics
 from pipeline.data.geometry import to_original
-from pipeline.detection.device import make_fabric
 from pipeline.errors import UserError
 from pipeline.metrics.results import ImageResult, image_result
 from pipeline.params import Params
 from pipeline.stages.evaluate import predict_splits
-from pipeline.training.trainer import Hooks, Trainer
+from pipeline.training.trainer import Hooks
 
 SCORED = ("val", "test")
 BATCH_SIZE = 8
@@ -60,7 +59,7 @@ def ours(contest: Contest) -> Outcome:
     epochs = max(1, int(contest.seconds / _seconds_per_epoch(contest)))
     train = replace(contest.params.train, epochs=epochs, checkpoint_steps=0)
     params = contest.params.model_copy(update={"train": train})
-    trainer = _trainer(params, contest, "checkpoints")
+    trainer = make_trainer(params, contest.splits, contest.folder / "checkpoints")
     scores: list[float] = []
 
     def on_epoch(detections: Any, _: int) -> float:
@@ -77,16 +76,9 @@ def ours(contest: Contest) -> Outcome:
     return Outcome(results, seconds, speed, f"epochs {epochs}, val mAP " + " ".join(f"{one:.3f}" for one in scores))
 
 
-def _trainer(params: Params, contest: Contest, name: str) -> Trainer:
-    fabric = make_fabric(params.train.accelerator, params.train.precision)
-    architecture = architecture_of(params, contest.splits["train"])
-    parts = contest.splits["train"], contest.splits["val"]
-    return build_trainer(params, fabric, architecture, *parts, contest.folder / name)
-
-
 def _seconds_per_epoch(contest: Contest) -> float:
     """Measure some steps and a pass over val, and forget them."""
-    trainer = _trainer(contest.params, contest, "trial")
+    trainer = make_trainer(contest.params, contest.splits, contest.folder / "trial")
     trainer.train_step.train()
     times = []
     for number, batches in enumerate(trainer.batches.groups(0, 0)):

@@ -17,8 +17,7 @@ import yaml
 
 from benchmarks.pairs import _seconds
 from pipeline.assembly.inputs import read_inputs
-from pipeline.assembly.training import architecture_of, build_trainer
-from pipeline.detection.device import make_fabric
+from pipeline.assembly.training import make_trainer
 from pipeline.params import load_params
 from pipeline.tracking import tracked_run
 from pipeline.training.malloc import keep_freed_memory
@@ -75,9 +74,7 @@ def outside_the_model() -> None:
     _set(train={"log_every_steps": 5, "epochs": EPOCHS, "checkpoint_steps": 0})
     params = load_params()
     splits = read_inputs(params.preprocess)
-    architecture = architecture_of(params, splits["train"])
-    fabric = make_fabric("auto", params.train.precision)
-    trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], Path("checkpoints/bench"))
+    trainer = make_trainer(params, splits, Path("checkpoints/bench"))
     with tracked_run(None, {}) as run, run.system_metrics():
         clock = Clock(trainer)
         silent = Hooks(lambda *_: None, lambda *_: 0.0)

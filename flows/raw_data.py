@@ -56,7 +56,7 @@ def verify_raw_data() -> None:
             )
             names = [name for name in uncommitted if name.startswith(f"{RAW_DATA}/") and not name.endswith("/")]
             raise UserError(
-                f"{', '.join(names[:3])} ({len(names)} in all): differ from {RAW_DATA}.dvc, so damaged here or in"
+                f"{', '.join(names[:3])} ({len(names)} in all): differ from {RAW_DATA}.dvc: damaged here or in"
                 f" the remote; mend the remote, remove {RAW_DATA} and DVC's cache (`dvc cache dir`), and"
                 " start again"
             )

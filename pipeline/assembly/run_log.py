@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from pipeline.detection.postprocess import Detections
 from pipeline.detection.settings import Architecture
 from pipeline.documents import read_json_object, shown
 from pipeline.errors import UserError
-from pipeline.files import temporary_folder
+from pipeline.files import temporary_folder, write_json
 from pipeline.params import Params
+from pipeline.paths import RUN_FILE
 from pipeline.reports.anchor_plot import plot_anchor_coverage
 from pipeline.reports.drawing import contact_sheet, draw_boxes, encode_jpeg
-from pipeline.tracking import DataVersion, TrackedRun
+from pipeline.tracking import DataVersion, TrackedRun, tracked_run
 from pipeline.training.trainer import Hooks
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,20 @@ def read_run_id(path: Path) -> str:
     if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise UserError(f"{path}: run_id = {shown(run_id)}: must be the id of an MLflow run")
     return run_id
+
+
+@contextmanager
+def run_of(folder: Path, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
+    """Open the MLflow run that the checkpoints in ``folder`` belong to; a new one if there are none yet.
+
+    Raises:
+        UserError: the folder names no run, or MLflow's store cannot be used.
+    """
+    file = folder / RUN_FILE
+    former = read_run_id(file) if file.exists() else None
+    with tracked_run(former, tags) as run:
+        write_json(file, {"run_id": run.run_id})
+        yield run
 
 
 def log_start(run: TrackedRun, params: Params, architecture: Architecture, splits: dict[str, SplitData]) -> None:

@@ -1,5 +1,6 @@
 """Params -> the network, its trainer and its model file."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,13 @@ def build_trainer(
         seed=params.seed,
         checkpoints=folder,
     )
+
+
+def make_trainer(params: Params, splits: Mapping[str, SplitData], folder: Path) -> Trainer:
+    """Assemble a `Trainer` and its device, for a run of one process whose model is not kept."""
+    fabric = make_fabric(params.train.accelerator, params.train.precision)
+    architecture = architecture_of(params, splits["train"])
+    return build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
 
 
 def finish(params: Params, architecture: Architecture, best: Best, val_data: SplitData, models: Path) -> ModelConfig:

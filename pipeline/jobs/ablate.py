@@ -12,10 +12,9 @@ import torch
 
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import epoch_hooks, read_run_id, run_tags
-from pipeline.assembly.training import architecture_of, build_trainer, training_fingerprint
+from pipeline.assembly.run_log import epoch_hooks, run_of, run_tags
+from pipeline.assembly.training import make_trainer, training_fingerprint
 from pipeline.data.manifest import MANIFEST
-from pipeline.detection.device import make_fabric
 from pipeline.detection.losses import focal_loss
 from pipeline.documents import read_json_object
 from pipeline.errors import UserError
@@ -142,19 +141,14 @@ def _data_version() -> str:
 def _run_arm(
     arm: Arm, params: Params, splits: Mapping[str, SplitData], folder: Path, parent: str
 ) -> dict[str, float | str]:
-    run_file = folder / "mlflow_run.json"
-    former = read_run_id(run_file) if run_file.exists() else None
     tags = run_tags(params) | {
         "mlflow.parentRunId": parent,
         "mlflow.runName": f"{arm.table}: {arm.name}",
         "ablation.table": arm.table,
     }
-    with tracked_run(former, tags) as run:
-        write_json(run_file, {"run_id": run.run_id})
+    with run_of(folder, tags) as run:
         run.log_params(params.model_dump(mode="json"))
-        fabric = make_fabric(params.train.accelerator, params.train.precision)
-        architecture = architecture_of(params, splits["train"])
-        trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
+        trainer = make_trainer(params, splits, folder)
         trainer.resume()
 
         def note(values: Mapping[str, float], epoch: int) -> None:

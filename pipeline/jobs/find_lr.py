@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.assembly.inputs import read_inputs
-from pipeline.assembly.training import architecture_of, build_trainer
+from pipeline.assembly.training import make_trainer
 from pipeline.detection.dataset import Batch
-from pipeline.detection.device import make_fabric
 from pipeline.errors import UserError
 from pipeline.files import write_atomic, write_text
 from pipeline.params import Params
@@ -32,9 +31,7 @@ def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> t
         UserError: the loss falls at none of the rates.
     """
     splits = read_inputs(params.preprocess)
-    fabric = make_fabric(params.train.accelerator, params.train.precision)
-    architecture = architecture_of(params, splits["train"])
-    trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], out)
+    trainer = make_trainer(params, splits, out)
     rates, losses = _run(trainer, np.geomspace(low, high, steps).tolist())
     smooth = smoothed(losses)
     suggested = steepest(rates, smooth)

@@ -1,6 +1,5 @@
 """A search for better params with Optuna: many short runs; hopeless ones are ended early."""
 
-import json
 import logging
 import shutil
 import warnings
@@ -18,15 +17,14 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import epoch_hooks, read_run_id, run_tags
-from pipeline.assembly.training import architecture_of, build_trainer, training_fingerprint
-from pipeline.detection.device import make_fabric
+from pipeline.assembly.run_log import epoch_hooks, run_of, run_tags
+from pipeline.assembly.training import make_trainer, training_fingerprint
 from pipeline.errors import UserError
 from pipeline.files import write_atomic, write_text
 from pipeline.params import Choices, Params, Range
 from pipeline.provenance import fingerprint
 from pipeline.reports.sweep_plot import plot_sweep
-from pipeline.tracking import PARENT, ParentRun, parent_run, tracked_run
+from pipeline.tracking import PARENT, ParentRun, parent_run
 
 logger = logging.getLogger(__name__)
 
@@ -134,8 +132,6 @@ def _value(trial: BaseTrial, key: str, rule: Range | Choices) -> Any:
 
 def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], out: Path, parent: str) -> float:
     folder = out / "checkpoints" / training_fingerprint(params)
-    run_file = folder / "mlflow_run.json"
-    former = read_run_id(run_file) if run_file.exists() else None
     tags = run_tags(params) | {"mlflow.runName": f"trial {trial.number}", PARENT: parent}
 
     def note(values: Mapping[str, float], epoch: int) -> None:
@@ -143,13 +139,10 @@ def _run(trial: optuna.Trial, params: Params, splits: Mapping[str, SplitData], o
         if trial.should_prune() and epoch + 1 < params.train.epochs:
             raise _Pruned(f"after epoch {epoch + 1}")
 
-    with tracked_run(former, tags) as run:
-        write_text(run_file, json.dumps({"run_id": run.run_id}))
+    with run_of(folder, tags) as run:
         trial.set_user_attr("run_id", run.run_id)
         run.log_params(params.model_dump(mode="json"))
-        fabric = make_fabric(params.train.accelerator, params.train.precision)
-        architecture = architecture_of(params, splits["train"])
-        trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
+        trainer = make_trainer(params, splits, folder)
         trainer.resume()
         pruned: _Pruned | None = None
         try:

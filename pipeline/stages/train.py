@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import epoch_hooks, log_start, read_run_id, run_tags
+from pipeline.assembly.run_log import epoch_hooks, log_start, run_of, run_tags
 from pipeline.assembly.training import architecture_of, build_trainer, finish, training_fingerprint
 from pipeline.delivery.model_file import save_seen
 from pipeline.detection.device import is_lost_connection, make_fabric, used_precision, world_size
@@ -20,7 +20,7 @@ from pipeline.params import Params, load_params
 from pipeline.paths import CHECKPOINTS, MODELS, RUN_FILE, SPLITS_FILE
 from pipeline.ranks import rank
 from pipeline.stopping import stop_signals
-from pipeline.tracking import require_registry, tracked_run
+from pipeline.tracking import require_registry
 from pipeline.training.ended import ENDED, drop_ended
 from pipeline.training.launch import launch
 from pipeline.training.malloc import keep_freed_memory
@@ -48,16 +48,13 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
     if not fabric.is_global_zero:
         _train_along(params, fabric, architecture, splits, folder)
         return
-    run_file = folder / RUN_FILE
     drop_ended(checkpoints, except_for=folder)
     if not folder.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         logger.info("%s: made with other params, data or code; this run starts afresh", checkpoints)
-    former = read_run_id(run_file) if run_file.exists() else None
     require_registry()
     # The tag says which precision is used; the params say which one was asked for.
     tags = run_tags(params) | {"precision": used_precision(params.train.accelerator, params.train.precision)}
-    with tracked_run(former, tags) as run:
-        write_json(run_file, {"run_id": run.run_id})
+    with run_of(folder, tags) as run:
         log_start(run, params, architecture, splits)
         trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         if trainer.resume():

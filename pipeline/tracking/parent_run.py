@@ -7,11 +7,10 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import RunTag
 
-from pipeline.errors import Killed
 from pipeline.redaction import redact
 from pipeline.tracking.asking import tell
 from pipeline.tracking.heartbeat import Heartbeat, identity
-from pipeline.tracking.run import open_run
+from pipeline.tracking.run import closed_by, open_run
 from pipeline.tracking.store import open_client, open_experiment
 
 PARENT = "mlflow.parentRunId"
@@ -24,7 +23,7 @@ class ParentRun:
         self._client, self.run_id = client, run_id
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Log metrics of the group as a whole."""
+        """Log metrics of all its runs together."""
         for key, value in metrics.items():
             self._client.log_metric(self.run_id, key, value)
 
@@ -38,17 +37,14 @@ def parent_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[ParentRu
     """Open such a run, new or by its id. It is RUNNING while a process works under it; the last one sets its status."""
     client = open_client()
     run = open_run(client, open_experiment(client), run_id)
-    group = ParentRun(client, run.info.run_id)
+    parent = ParentRun(client, run.info.run_id)
     known = [RunTag(key, redact(value)) for key, value in {**tags, **identity()}.items()]
-    tell("tags", lambda: client.log_batch(group.run_id, tags=known))
+    tell("tags", lambda: client.log_batch(parent.run_id, tags=known))
     heartbeat = Heartbeat(client, run)
-    status = "FAILED"
-    try:
-        yield group
-        status = "FINISHED"
-    except (Killed, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
+
+    def close(status: str) -> None:
         heartbeat.stop()
-        tell("closing the run", lambda: client.set_terminated(group.run_id, status))
+        tell("closing the run", lambda: client.set_terminated(parent.run_id, status))
+
+    with closed_by(close):
+        yield parent

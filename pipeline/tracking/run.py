@@ -158,6 +158,20 @@ class TrackedRun:
 
 
 @contextmanager
+def closed_by(close: Callable[[str], None]) -> Iterator[None]:
+    """Call ``close`` with the status that the block gives a run: FINISHED, KILLED by a signal, or FAILED."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (Killed, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        close(status)
+
+
+@contextmanager
 def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
     """Open a run, new or by its id, and close it with its final status.
 
@@ -174,16 +188,9 @@ def tracked_run(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Tracked
     run = open_run(client, experiment, run_id)
     with stop_signals() as stopping:
         tracked = TrackedRun(client, run, _own_outbox(run.info.run_id), stopping)
-        status = "FAILED"
-        try:
+        with closed_by(tracked.close):
             tracked.set_tags({**tags, **identity()})
             yield tracked
-            status = "FINISHED"
-        except (Killed, KeyboardInterrupt):
-            status = "KILLED"
-            raise
-        finally:
-            tracked.close(status)
 
 
 def _own_outbox(run_id: str) -> Outbox:

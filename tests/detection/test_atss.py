@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 from pipeline.detection.anchors import make_anchors, shape_grid
 from pipeline.detection.atss import NEAREST, select_samples
 from pipeline.detection.matching import BACKGROUND, PADDING
+from tests.detection.boxes import padded
 
 SHAPES = shape_grid((1.0, 1.5), (0.5, 1.0, 2.0))
 GRID = make_anchors(256, 192, SHAPES)
@@ -44,13 +45,7 @@ def slow_selection(boxes):
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.lists(box, max_size=4), min_size=1, max_size=3))
 def test_equals_a_slow_transcription(images):
-    most = max(1, *(len(rows) for rows in images))
-    boxes = torch.ones(len(images), most, 4)
-    labels = torch.full((len(images), most), PADDING)
-    for row, rows in enumerate(images):
-        for column, (x, y, width, height) in enumerate(rows):
-            boxes[row, column] = torch.tensor([x, y, x + width, y + height])
-            labels[row, column] = 0
+    boxes, labels = padded(images)
     matched = select_samples(GRID, boxes, labels)
     for row, rows in enumerate(images):
         assert torch.equal(matched[row], slow_selection(boxes[row, : len(rows)]))

@@ -6,7 +6,8 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from pipeline.detection.anchors import make_anchors, shape_grid
-from pipeline.detection.matching import BACKGROUND, IGNORED, PADDING, _match_everything, match_anchors
+from pipeline.detection.matching import BACKGROUND, IGNORED, _match_everything, match_anchors
+from tests.detection.boxes import padded
 
 GRID = make_anchors(64, 64, shape_grid((1.0, 1.5), (0.5, 1.0, 2.0)))
 ANCHORS = GRID.boxes
@@ -33,13 +34,7 @@ def slow_match(boxes, low_quality):
 @settings(deadline=None)
 @given(st.lists(st.lists(box, max_size=4), min_size=1, max_size=3))
 def test_equals_a_slow_reference_and_torchvision(low_quality, images):
-    most = max(1, *(len(rows) for rows in images))
-    boxes = torch.ones(len(images), most, 4)
-    labels = torch.full((len(images), most), PADDING)
-    for row, rows in enumerate(images):
-        for column, (x, y, width, height) in enumerate(rows):
-            boxes[row, column] = torch.tensor([x, y, x + width, y + height])
-            labels[row, column] = 0
+    boxes, labels = padded(images)
     found = match_anchors(GRID, boxes, labels, 0.5, 0.4, low_quality)
     assert torch.equal(found, _match_everything(GRID.sides, boxes, labels, 0.5, 0.4, low_quality))
     for row, rows in enumerate(images):

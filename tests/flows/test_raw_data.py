@@ -45,7 +45,7 @@ def test_a_damaged_remote_is_noticed(tmp_path, sample, small_params, monkeypatch
     pull(folder)
     assert raw_data.raw_data_state() == "unchanged"  # according to DVC
     for _ in range(2):
-        with pytest.raises(UserError, match=rf"^data/rsna/{name} \(1 in all\): not as data/rsna.dvc recorded"):
+        with pytest.raises(UserError, match=rf"^data/rsna/{name} \(1 in all\): differ from data/rsna.dvc"):
             verify_raw_data()
     shutil.rmtree(folder.parent / "remote")
     sound.rename(folder.parent / "remote")
