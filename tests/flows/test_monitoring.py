@@ -20,8 +20,7 @@ def scored(trained, tmp_path):
     reference = pd.read_csv(trained[0] / "reports/reference.csv", dtype={"view": str})
 
     def write(change):
-        table = pd.concat([reference] * 6, ignore_index=True)
-        change(table)
+        table = change(pd.concat([reference] * 6, ignore_index=True))
         table = table.assign(file="x.dcm", scored_at="2026-01-01", model="m", PredictionString="", problem="")
         table["sha256"] = [f"{number:064x}" for number in range(len(table))]
         (tmp_path / "scored").mkdir(exist_ok=True)
@@ -41,7 +40,7 @@ def test_drift_raises_an_event_and_retrains_and_only_then(trained, scored, call,
     done = call(folder, "prefect", "--no-prompt", "deploy", "--all")
     assert done.returncode == 0, done.stdout + done.stderr
     before = asked_for(prefect_server)
-    same = scored(lambda table: None)
+    same = scored(lambda table: table)
     monitor = "import sys; from flows.monitoring import monitoring; monitoring(sys.argv[1])"
     (folder / "watch.py").write_text(monitor)
     done = call(folder, "watch", same)
@@ -50,7 +49,7 @@ def test_drift_raises_an_event_and_retrains_and_only_then(trained, scored, call,
     assert events(prefect_server) == []
     assert asked_for(prefect_server) == before
 
-    brighter = scored(lambda table: table.__setitem__("grey_mean", table["grey_mean"] + 60))
+    brighter = scored(lambda table: table.assign(grey_mean=table["grey_mean"] + 60))
     done = call(folder, "watch", brighter)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "past the limits: grey_mean" in done.stdout + done.stderr
@@ -76,7 +75,7 @@ def events(server):
 
 def test_too_few_studies_are_one_line(trained, scored, call):
     folder = trained[0]
-    few = scored(lambda table: table.drop(table.index[10:], inplace=True))
+    few = scored(lambda table: table[:10])
     done = call(folder, "pipeline.cli", "monitor", few)
     assert done.returncode == 1
     assert "10 new studies; monitor.least requires 50" in done.stderr

@@ -61,7 +61,7 @@ def test_one_whose_best_weights_are_damaged_is_passed_over(tmp_path, caplog):
     truncate(tmp_path / "best-0001.safetensors")
     found = load_checkpoint(tmp_path)
     assert (found.state["epoch"], found.best["w"].tolist()) == (5, [0, 0, 0])
-    assert "best-0001.safetensors is not as it was written" in caplog.text
+    assert "best-0001.safetensors differs from the file that was written" in caplog.text
 
 
 def test_a_run_of_which_nothing_is_whole_does_not_start_afresh_by_itself(tmp_path):
@@ -123,5 +123,5 @@ def test_best_weights(tmp_path):
     with pytest.raises(DamagedCheckpointError, match="best-0000.json or a file that it names"):
         load_best(tmp_path, 0)
     tamper(tmp_path / "best-0001.safetensors")
-    with pytest.raises(DamagedCheckpointError, match="best-0001.safetensors is not as it was written"):
+    with pytest.raises(DamagedCheckpointError, match="best-0001.safetensors differs from the file that was written"):
         load_best(tmp_path, 1)
