@@ -56,7 +56,10 @@ class Outcome:
 
 def ours(contest: Contest) -> Outcome:
     """Train as stage ``train`` does, with as many epochs as fit into the seconds."""
-    epochs = max(1, int(contest.seconds / _seconds_per_epoch(contest)))
+    epoch = _seconds_per_epoch(contest)
+    epochs = int(contest.seconds / epoch)
+    if not epochs:
+        raise UserError(f"--seconds {contest.seconds:g}: an epoch takes {epoch:.0f} s here; give more")
     train = replace(contest.params.train, epochs=epochs, checkpoint_steps=0)
     params = contest.params.model_copy(update={"train": train})
     trainer = make_trainer(params, contest.splits, contest.folder / "checkpoints")

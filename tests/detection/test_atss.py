@@ -2,9 +2,8 @@
 
 import statistics
 
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
@@ -36,7 +35,7 @@ def slow_selection(boxes):
             left, top, right, bottom = GRID.boxes[candidate].tolist()
             x, y = (left + right) / 2, (top + bottom) / 2
             inside = min(x - x0, y - y0, x1 - x, y1 - y) > 0.01
-            assert abs(overlap - threshold) > 1e-5 or not inside or pytest.skip("too close to call in float32")
+            assume(not inside or abs(overlap - threshold) > 1e-5)  # nearer than that, float32 may decide otherwise
             if overlap >= threshold and inside and overlap > best[candidate][0]:
                 best[candidate] = (overlap, number)
     return torch.tensor([number for _, number in best])
