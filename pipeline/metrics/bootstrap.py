@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.metrics.calibration import Calibration, image_probabilities, scores_before
 from pipeline.metrics.image_level import auroc, calibration_error, image_average_precision
 from pipeline.metrics.matching import AREA_RANGES, MAX_DETECTIONS
 from pipeline.metrics.ranking import FROC_RATES, average_precision, average_recall, froc, rank_detections
@@ -27,9 +28,12 @@ class Metrics:
     Args:
         results: detections and true boxes of each image.
         score_thresh: detections above it count for the RSNA score, sensitivity and specificity.
+        calibration: gives the probabilities of images; None: the score of an image's best detection is its probability.
     """
 
-    def __init__(self, results: Sequence[ImageResult], score_thresh: float) -> None:
+    def __init__(
+        self, results: Sequence[ImageResult], score_thresh: float, calibration: Calibration | None = None
+    ) -> None:
         self._rsna = rsna_scores(results, score_thresh)
         # Size ranges without a true box need no matching.
         sizes = np.concatenate([np.zeros(0), *(areas(result.truth) for result in results)])
@@ -37,6 +41,8 @@ class Metrics:
         self._rankings = {area: rank_detections(results, area) for area in {"all", *some}}
         self._scores, self._positive = image_scores(results), has_truth(results)
         self._alarm = self._scores > score_thresh
+        self._probabilities = image_probabilities(results, calibration)
+        self._raw = None if calibration is None else scores_before(results, calibration)
 
     def draws(self, weights: Floats) -> dict[str, Floats]:
         """Return each metric for each row of ``weights`` ``[D, I]``; NaN where it is not defined."""
@@ -60,7 +66,9 @@ class Metrics:
         metrics |= {f"mar_{most}": average_recall(everything, weights, most) for most in (1, 10, MAX_DETECTIONS)}
         metrics["auroc"] = auroc(self._scores, self._positive, weights)
         metrics["average_precision"] = image_average_precision(self._scores, self._positive, weights)
-        metrics["calibration_error"] = calibration_error(self._scores, self._positive, weights)
+        metrics["calibration_error"] = calibration_error(self._probabilities, self._positive, weights)
+        if self._raw is not None:
+            metrics["calibration_error_before"] = calibration_error(self._raw, self._positive, weights)
         metrics |= {f"froc_{rate:g}": sensitivity[:, column] for column, rate in enumerate(FROC_RATES)}
         return metrics | {"froc_mean": sensitivity.mean(1)}
 

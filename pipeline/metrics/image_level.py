@@ -38,24 +38,18 @@ def image_average_precision(scores: Floats, positive: Bools, weights: Floats) ->
 def calibration_error(scores: Floats, positive: Bools, weights: Floats) -> Floats:
     """Return the expected calibration error (Naeini et al. 2015): mean distance of scores from the share of positives.
 
-    It is taken over ten bins of equal width between 0 and 1. An image without detections has the score 0.
+    It is taken over ten bins of equal width between 0 and 1.
     """
-    scores = _probabilities(scores)
     gaps = weights @ (_bins(scores) * (scores - positive)[:, None])  # (D, bins)
     return np.asarray(np.abs(gaps).sum(1) / weights.sum(1))
 
 
 def reliability(scores: Floats, positive: Bools) -> tuple[Floats, Floats, Floats]:
     """Return the mean score, the share of positives and the number of images of each bin that has images."""
-    scores = _probabilities(scores)
     bins = _bins(scores)
     images = bins.sum(0)
     some = images > 0
     return (scores @ bins)[some] / images[some], (positive @ bins)[some] / images[some], images[some]
-
-
-def _probabilities(scores: Floats) -> Floats:
-    return np.where(np.isneginf(scores), 0.0, scores)
 
 
 def _bins(scores: Floats) -> Floats:
