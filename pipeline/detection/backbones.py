@@ -1,5 +1,6 @@
 """timm backbones that feed the feature pyramid: features at strides 8, 16 and 32."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -8,9 +9,14 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.detection.depthwise import depthwise_conv2d, is_depthwise, replace_depthwise
+from pipeline.detection.simple_pyramid import SimplePyramid
+from pipeline.detection.weight_file import read_weights
 from pipeline.errors import UserError
+from pipeline.escaping import one_line
 
 STRIDES = (8, 16, 32)
+_PATCH = 16  # of plain vision transformers
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -38,12 +44,17 @@ class FoldedConv2d(nn.Module):
         super().__init__()
         self.weight, self.norm = conv.weight, norm
         self._geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        self._depthwise = is_depthwise(conv)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the normalised convolution of ``[B, C, H, W]``."""
         scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
         shift = self.norm.bias - self.norm.running_mean * scale
-        return F.conv2d(features, self.weight * scale[:, None, None, None], shift, *self._geometry)
+        kernel = self.weight * scale[:, None, None, None]
+        if self._depthwise:
+            (stride, _), (padding, _), *_ = self._geometry
+            return depthwise_conv2d(features, kernel, shift, stride, padding)
+        return F.conv2d(features, kernel, shift, *self._geometry)
 
 
 class Backbone(nn.Module):
@@ -52,9 +63,9 @@ class Backbone(nn.Module):
     ``folded`` maps the name of each frozen norm of timm's model to the convolution that now holds it.
     """
 
-    def __init__(self, name: str, weights: str, norm: str, in_channels: int = 1) -> None:
+    def __init__(self, name: str, weights: str, norm: str, in_channels: int = 1, file: Path | None = None) -> None:
         super().__init__()
-        body = _create(name, weights, in_channels)
+        body = _create(name, weights, in_channels, file)
         self.folded: dict[str, str] = {}
         if norm == "frozen_batch":
             body = freeze_batch_norm_2d(body)
@@ -63,14 +74,40 @@ class Backbone(nn.Module):
             self.folded = _fold_frozen_norms(body, in_channels)
         else:
             _replace_batch_norms(body)
+        replace_depthwise(body)
         self.body = body
         features: Any = self.body.feature_info  # set by timm; nn.Module declares no such attribute
         reductions = features.reduction()
+        self.pyramid: SimplePyramid | None = None
+        if set(reductions) == {_PATCH}:
+            self.pyramid = SimplePyramid(features.channels()[-1])
+            self.channels = self.pyramid.channels
+            return
         missing = [stride for stride in STRIDES if stride not in reductions]
         if missing:
-            raise UserError(f"model.backbone = {name!r}: no features at stride {missing[0]}; needs 8, 16 and 32")
+            raise UserError(
+                f"model.backbone = {name!r}: no features at stride {missing[0]}; needs 8, 16 and 32, or patches of 16"
+            )
         self.levels = [reductions.index(stride) for stride in STRIDES]
         self.channels = [features.channels()[level] for level in self.levels]
+
+    def require_size(self, size: int, in_channels: int) -> None:
+        """Run the backbone once on an empty image of ``size`` pixels.
+
+        Raises:
+            UserError: it takes no images of this size, or its features have other strides than it says.
+        """
+        try:
+            with torch.no_grad():
+                found = [tuple(level.shape[1:]) for level in self(torch.zeros(1, in_channels, size, size))]
+        except Exception as error:  # noqa: BLE001 - the models assert, or fail in a matrix product
+            reason = one_line(str(error)) or type(error).__name__
+            raise UserError(f"model.backbone: takes no images of preprocess.image_size = {size}: {reason}") from None
+        wanted = [(c, -(-size // s), -(-size // s)) for c, s in zip(self.channels, STRIDES, strict=True)]
+        if found != wanted:
+            raise UserError(
+                f"model.backbone: of images of preprocess.image_size = {size} it makes features {found}, not {wanted}"
+            )
 
     def freeze(self, stages: int) -> None:
         """Freeze the weights of the first ``stages`` stages: all before the next stage's features."""
@@ -79,7 +116,10 @@ class Backbone(nn.Module):
         if stages > len(names):
             raise UserError(f"model.frozen_stages = {stages}: the backbone has {len(names)}")
         # timm flattens some models: 'stages.1' is then named 'stages_1'.
-        next_stage = tuple(form for name in names[stages : stages + 1] for form in (name, name.replace(".", "_")))
+        # It wraps others: 'blocks.1' is then named 'model.blocks.1'.
+        next_stage = tuple(
+            form for name in names[stages : stages + 1] for form in (name, name.replace(".", "_"), f"model.{name}")
+        )
         for name, parameter in self.body.named_parameters() if stages else ():
             if next_stage and name.startswith(next_stage):
                 return
@@ -88,22 +128,36 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the features of ``[B, C, H, W]`` at strides 8, 16, 32."""
         features = self.body(images)
+        if self.pyramid is not None:
+            levels: list[Tensor] = self.pyramid(features[-1])
+            return levels
         return [features[level] for level in self.levels]
 
 
-def _create(name: str, weights: str, in_channels: int) -> nn.Module:
+def _create(name: str, weights: str, in_channels: int, file: Path | None) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:4]) or "resnet18, resnet50"
         raise UserError(f"model.backbone = {name!r}: not a timm model; similar names: {near}")
+    options: dict[str, Any] = {"pretrained": weights != "none", "features_only": True, "in_chans": in_channels}
+    if file is not None:
+        read_weights(file)  # refuses damaged files
+        options["pretrained_cfg_overlay"] = {"file": str(file)}
     try:
-        return timm.create_model(name, pretrained=weights == "imagenet", features_only=True, in_chans=in_channels)
-    except (OSError, RuntimeError) as error:
-        if weights != "imagenet":
-            raise
+        body: Any = timm.create_model(name, **options)
+        if set(body.feature_info.reduction()) == {_PATCH}:
+            # Its position embeddings then fit images of any size.
+            body = timm.create_model(name, **options, dynamic_img_size=True)
+    except OSError as error:
         raise UserError(
-            f"model.weights = 'imagenet': the weights of {name} cannot be fetched"
+            f"model.weights = {weights!r}: the weights of {name} cannot be fetched"
             f" ({type(error).__name__}); check the network, or set model.weights: none"
         ) from None
+    # timm has hundreds of models; those that cannot be a backbone fail with errors of any type.
+    except Exception as error:  # noqa: BLE001
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(f"model.backbone = {name!r}: cannot be a backbone here: {reason}") from None
+    module: nn.Module = body
+    return module
 
 
 def _replace_batch_norms(body: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The data set of prepared images and boxes, and its batches of tensors of one size."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.detection.augment import Augmenter
 from pipeline.detection.matching import PADDING
 
 Boxes = npt.NDArray[np.float32]
+# Changes an image and its boxes; the third argument is a seed.
+Augment = Callable[[npt.NDArray[np.uint8], Boxes, int], tuple[npt.NDArray[np.uint8], Boxes]]
 UNKNOWN_CLASS = -1
 PADDING_INDEX = -1
 
@@ -56,7 +57,7 @@ class DetectionDataset(Dataset[Example]):
         self,
         images: Sequence[npt.NDArray[np.uint8]],
         boxes: Sequence[Boxes],
-        augmenter: Augmenter | None,
+        augmenter: Augment | None,
         seed: int,
         image_classes: Sequence[int] | None = None,
         names: Sequence[str] | None = None,

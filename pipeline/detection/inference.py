@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline.detection.dataset import PADDING_INDEX, Batch, DetectionDataset, EpochBatches, Example, make_loader
-from pipeline.detection.postprocess import Detections, NotFiniteError, detect
-from pipeline.detection.retinanet import RetinaNet
+from pipeline.detection.detect import Detector, NotFiniteError, detect
+from pipeline.detection.postprocess import Detections
 from pipeline.detection.settings import PostProcessing
 from pipeline.errors import UserError
 
@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 @torch.no_grad()
 def predict(
     fabric: Fabric,
-    model: RetinaNet,
+    model: Detector,
     data: DetectionDataset,
     batch_size: int,
     post_processing: PostProcessing,

@@ -7,45 +7,13 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from pipeline.detection.anchors import Anchors, decode_boxes
-from pipeline.detection.retinanet import HeadOutputs, RetinaNet
+from pipeline.detection.retinanet import HeadOutputs
 from pipeline.detection.settings import PostProcessing
 from pipeline.detection.suppression import Candidates, nms, soft_nms, weighted_boxes_fusion
 
 Detections = dict[str, Tensor]
 # Weight of the probability of another finding in the score of an opacity (RSNA challenge, second place).
 _OTHER_FINDING_SHARE = 0.1
-
-
-class NotFiniteError(ValueError):
-    """An error for outputs with a NaN or an infinity: a NaN passes no threshold, and must not read as "nothing found".
-
-    Attributes:
-        indices: positions of the images in their batch.
-    """
-
-    def __init__(self, indices: list[int]) -> None:
-        super().__init__("the outputs of the model are not finite")
-        self.indices = indices
-
-
-def detect(model: RetinaNet, images: Tensor, post_processing: PostProcessing) -> list[Detections]:
-    """Return the detections of a batch of images ``[B, C, H, W]``; see `post_process`.
-
-    Raises:
-        NotFiniteError: an output is not finite.
-    """
-    size = (images.shape[-2], images.shape[-1])
-    mirrored = model(images.flip(3)) if post_processing.flip else None
-    outputs = model(images)
-    _require_finite([outputs] if mirrored is None else [outputs, mirrored])
-    return post_process(outputs, model.anchors_for(images), size, post_processing, mirrored)
-
-
-def _require_finite(views: list[HeadOutputs]) -> None:
-    parts = [part for one in views for part in (one.logits, one.deltas, one.image_class) if part is not None]
-    sound = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)  # (B,)
-    if not sound.all():
-        raise NotFiniteError((~sound).nonzero().flatten().tolist())
 
 
 def post_process(

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -76,10 +77,10 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 class RetinaNet(nn.Module):
     """A one-stage detector for batches of images of one size."""
 
-    def __init__(self, architecture: Architecture, weights: str = "none") -> None:
+    def __init__(self, architecture: Architecture, weights: str = "none", file: Path | None = None) -> None:
         super().__init__()
         self.architecture = a = architecture
-        self.backbone = Backbone(a.backbone, weights, a.norm, a.in_channels)
+        self.backbone = Backbone(a.backbone, weights, a.norm, a.in_channels, file)
         coarse = LastLevelP6P7(a.fpn_channels if a.p6_source == "p5" else self.backbone.channels[-1], a.fpn_channels)
         coarse.use_P5 = a.p6_source == "p5"
         self.fpn = FeaturePyramidNetwork(self.backbone.channels, a.fpn_channels, coarse)

@@ -12,16 +12,15 @@ SCALE_BOUNDS, RATIO_BOUNDS = (0.25, 64.0), (0.1, 10.0)
 AnchorScale = Annotated[float, Field(ge=SCALE_BOUNDS[0], le=SCALE_BOUNDS[1])]
 AnchorRatio = Annotated[float, Field(ge=RATIO_BOUNDS[0], le=RATIO_BOUNDS[1])]
 MAX_SHAPES = 64
+BACKBONE = r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})?"
 BoxShrink = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class NetworkSettings:
-    """The part of the ``model`` section that a trained model keeps.
+    """The part of the ``model`` section that a trained model keeps as it is.
 
     Attributes:
-        backbone: a timm model; only a plain name, because timm also accepts a model's address and downloads it.
-        norm: norm of the backbone, ``group`` or ``frozen_batch``.
         fpn_channels: channels of every pyramid level.
         p6_source: input of level P6, ``p5`` or ``c5`` (the backbone's last features).
         head_convs: number of 3 x 3 convolutions before a subnet's last one.
@@ -29,8 +28,6 @@ class NetworkSettings:
         prior_probability: probability that an untrained model gives every anchor.
     """
 
-    backbone: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})?$")]
-    norm: Literal["group", "frozen_batch"]
     fpn_channels: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     p6_source: Literal["p5", "c5"]
     head_convs: Annotated[int, Field(ge=1, le=8)]
@@ -43,6 +40,8 @@ class Architecture(NetworkSettings):
     """Everything that is needed to rebuild a model; it is stored beside the weights.
 
     Attributes:
+        backbone: a timm model; only a plain name, because timm also accepts a model's address and downloads it.
+        norm: norm of the backbone, ``group`` or ``frozen_batch``.
         anchor_shapes: scale and ratio of each anchor of a cell.
         num_classes: number of foreground classes.
         in_channels: channels of the images.
@@ -50,6 +49,8 @@ class Architecture(NetworkSettings):
         image_classes: number of classes of the auxiliary image-level head; 0 means that there is no such head.
     """
 
+    backbone: Annotated[str, Field(pattern=f"^{BACKBONE}$")]
+    norm: Literal["group", "frozen_batch"]
     anchor_shapes: Annotated[tuple[tuple[AnchorScale, AnchorRatio], ...], Field(min_length=1, max_length=MAX_SHAPES)]
     num_classes: Annotated[int, Field(ge=1, le=100)]
     in_channels: Annotated[int, Field(ge=1, le=16)]
@@ -84,6 +85,19 @@ class PostProcessing:
     flip: bool
     box_shrink: BoxShrink
     score_gate: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class EnsembleSettings:
+    """A model of several networks of one architecture.
+
+    Attributes:
+        members: number of networks.
+        fusion_thresh: IoU above which boxes of different networks count as one finding.
+    """
+
+    members: Annotated[int, Field(ge=2, le=20)]
+    fusion_thresh: OpenFraction
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

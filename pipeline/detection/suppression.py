@@ -54,17 +54,16 @@ def weighted_boxes_fusion(
 ) -> Candidates:
     """Fuse each cluster's boxes into their score-weighted mean: weighted box fusion (Solovyev et al. 2021).
 
-    A candidate joins the first cluster whose mean box it overlaps by more than ``iou_thresh``. A
+    A candidate joins the cluster whose mean box it overlaps most, if by more than ``iou_thresh``. A
     cluster's score is the mean of its candidates' scores, times the share of the ``views`` (the image
-    and its mirror image) that could have contributed.
+    and its mirror image, by one or more models) that could have contributed.
     """
     clusters: list[list[int]] = []
     means, kinds = boxes[:0], labels[:0]
     for candidate in range(len(boxes)):
-        overlap = box_iou(boxes[candidate : candidate + 1], means)[0]
-        near = ((overlap > iou_thresh) & (kinds == labels[candidate])).nonzero()
-        if len(near):
-            number = int(near[0])
+        overlap = box_iou(boxes[candidate : candidate + 1], means)[0].where(kinds == labels[candidate], -1.0)
+        number = int(overlap.argmax()) if clusters else -1
+        if clusters and overlap[number] > iou_thresh:
             clusters[number].append(candidate)
             means[number] = _mean_box(boxes, scores, clusters[number])
         else:

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.escaping import one_line
 
 # A header takes about 100 bytes per tensor: thousands of tensors fit.
-_MAX_HEADER_BYTES = 2**20
+_MAX_HEADER_BYTES = 2**22
 _TYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
     "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,

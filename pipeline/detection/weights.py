@@ -39,12 +39,12 @@ _CLASS_LAYER = "class_head.last."
 
 
 def start_from(model: RetinaNet, weights: str) -> None:
-    """Load the weights of ``model.weights``: ``none``, ``imagenet`` (already in the backbone), ``coco`` or a path.
+    """Load the weights of ``model.weights``: ``coco`` or a path; those of others are in the backbone already.
 
     Raises:
         UserError: the weights cannot be fetched or read, or do not fit this architecture.
     """
-    if weights in ("none", "imagenet"):
+    if weights in ("none", "imagenet", "pretrained"):
         return
     if weights == "coco":
         state = fetch_coco(model)
@@ -125,8 +125,8 @@ def _load_path(model: RetinaNet, path: Path) -> None:
         state = read_weights(file)
     except (OSError, UserError) as error:
         raise UserError(
-            f"model.weights = {str(path)!r}: not a readable safetensors file ({error}); give none, imagenet, coco or"
-            " the path of a trained model"
+            f"model.weights = {str(path)!r}: not a readable safetensors file ({error}); give none, imagenet, pretrained"
+            ", coco or the path of a trained model"
         ) from None
     _load(model, state, str(file))
 

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import uuid
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -12,8 +13,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pipeline.errors import Killed, UserError
 
 
-def launch(module: str, processes: int, restarts: int) -> None:
-    """Run ``python -m module`` in ``processes`` processes, as ``torchrun --standalone`` does.
+def launch(module: str, arguments: Sequence[str], processes: int, restarts: int) -> None:
+    """Run ``python -m module`` with ``arguments`` in ``processes`` processes, as ``torchrun --standalone`` does.
 
     When one of them dies, the others are ended, and all are started again, at most ``restarts`` times.
 
@@ -37,7 +38,7 @@ def launch(module: str, processes: int, restarts: int) -> None:
         monitor_interval=0.5,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", module)
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

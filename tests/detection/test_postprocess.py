@@ -6,7 +6,8 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from pipeline.detection.anchors import encode_boxes, make_anchors
-from pipeline.detection.postprocess import detect, post_process
+from pipeline.detection.detect import detect
+from pipeline.detection.postprocess import post_process
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from tests.detection import settings
 

@@ -52,7 +52,7 @@ def test_unknown_and_unfit_backbones():
     with pytest.raises(UserError, match="model.backbone = 'resnet_18': not a timm model"):
         Backbone("resnet_18", "none", "group")
     with pytest.raises(UserError, match="no features at stride"):
-        Backbone("vit_tiny_patch16_224", "none", "group")
+        Backbone("vit_small_patch32_224", "none", "group")
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch):
