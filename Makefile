@@ -9,8 +9,9 @@ PREFECT_PORT ?= 4200
 
 .PHONY: demo test test-long check ui bench clean
 
+# Without a network, training starts from random weights.
 demo: .venv/installed
-	python -m flows.training
+	PNEUMOFLOW_WEIGHTS_OPTIONAL=1 python -m flows.training
 
 test: .venv/installed
 	python -m pytest -m "not long"

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import timm
 import torch
+from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from pipeline.assembly.inputs import SplitData
 from pipeline.assembly.training import finish, make_trainer
@@ -103,13 +106,20 @@ def _seconds_per_epoch(contest: Contest) -> float:
 
 
 def torchvision(contest: Contest) -> Outcome:
-    """Train torchvision's RetinaNet with a ResNet-18 in bf16 and channels_last, with AdamW, a cosine, and flips."""
+    """Train torchvision's RetinaNet in bf16 and channels_last, with AdamW, a cosine, and flips.
+
+    From random weights its backbone is a ResNet-18; from ImageNet weights it is that of the params, with frozen norms.
+    """
     torch.manual_seed(contest.params.seed)
     size = contest.params.preprocess.image_size
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, trainable_layers=5, returned_layers=[2, 3, 4],
-        norm_layer=torch.nn.BatchNorm2d, extra_blocks=LastLevelP6P7(256, 256),
-    )  # fmt: skip
+    backbone: torch.nn.Module
+    if contest.params.model.weights == "imagenet":
+        backbone = _TimmPyramid(contest.params.model.backbone)
+    else:
+        backbone = resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, trainable_layers=5, returned_layers=[2, 3, 4],
+            norm_layer=torch.nn.BatchNorm2d, extra_blocks=LastLevelP6P7(256, 256),
+        )  # fmt: skip
     # Its default anchors are for images of 800 px.
     sizes = tuple((x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)) for x in (32.0, 64.0, 128.0, 256.0, 512.0))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
@@ -135,6 +145,26 @@ def torchvision(contest: Contest) -> Outcome:
     seconds = time.perf_counter() - started
     results = {name: _torchvision_results(model.eval(), contest.splits[name]) for name in SCORED}
     return Outcome(results, seconds, images / seconds, f"epochs {images / len(contest.splits['train'].index):.1f}")
+
+
+class _TimmPyramid(torch.nn.Module):
+    """A timm backbone with ImageNet weights and torchvision's feature pyramid, as `RetinaNet` takes it."""
+
+    out_channels = 256
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.body = freeze_batch_norm_2d(timm.create_model(name, pretrained=True, features_only=True))
+        features = self.body.feature_info
+        self.levels = [features.reduction().index(stride) for stride in (8, 16, 32)]
+        channels = [features.channels()[level] for level in self.levels]
+        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, LastLevelP6P7(256, 256))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the levels P3 to P7 by name."""
+        features = self.body(images)
+        named = OrderedDict((str(number), features[level]) for number, level in enumerate(self.levels))
+        return dict(self.fpn(named))
 
 
 def _batches(contest: Contest) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:

@@ -12,7 +12,7 @@ from benchmarks.pairs import compare
 from pipeline.data.settings import Preprocessing
 from pipeline.delivery.export import export_model, load_export
 from pipeline.delivery.model_file import ModelConfig, save_model
-from pipeline.detection.postprocess import detect
+from pipeline.detection.detect import detect
 
 SIZE, PAIRS = 1024, 7
 

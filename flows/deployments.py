@@ -13,9 +13,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 
-from flows.loopback import bypass_proxy
 from flows.reach import require_server
 from pipeline.errors import UserError, run_main
+from pipeline.loopback import bypass_proxy
 
 _TAG = "folder:"
 _DIRECTORY = "prefect.deployments.steps.set_working_directory"

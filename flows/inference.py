@@ -9,11 +9,11 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.states import State
 
-from flows.dvc import run_command
 from flows.running import flow_process, run_alone
 from flows.serving import serve_flow
 from flows.showing import show
 from pipeline.delivery.scored import SCORED, read_scored
+from pipeline.dvc.command import run_command
 from pipeline.errors import run_main
 
 MODEL = "models:/rsna-retinanet@champion"

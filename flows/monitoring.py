@@ -9,11 +9,11 @@ from prefect.deployments import run_deployment
 from prefect.events import emit_event
 from prefect.states import State
 
-from flows.dvc import run_command
 from flows.reach import wait_for_server
 from flows.running import flow_process, run_alone
 from flows.showing import show
 from pipeline.documents import read_json_object
+from pipeline.dvc.command import run_command
 from pipeline.errors import run_main
 from pipeline.params import load_params
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from flows.dvc import changed, read_status
 from pipeline.documents import read_yaml
+from pipeline.dvc.command import changed, read_status
 from pipeline.errors import UserError
 from pipeline.files import temporary_folder, write_text
 from pipeline.params import load_params

@@ -26,12 +26,12 @@ from prefect.states import Cancelled, State
 
 from flows.dead_runs import close_dead_runs, mark_alive
 from flows.hang_up import watch_terminal
-from flows.loopback import bypass_proxy
 from flows.messages import calm_logs
 from flows.reach import require_server, server_answers, wait_for_server
 from flows.servers import run_server
 from pipeline.errors import Killed, UserError
 from pipeline.folder_lock import BusyError, only_one
+from pipeline.loopback import bypass_proxy
 
 logger = logging.getLogger(__name__)
 

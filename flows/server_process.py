@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows import guard
-from flows.loopback import without_proxy
 from flows.prefect_database import whole_database
+from pipeline.dvc import guard
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
+from pipeline.loopback import without_proxy
 
 logger = logging.getLogger(__name__)
 

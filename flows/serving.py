@@ -11,12 +11,12 @@ from prefect import Flow
 from prefect.schedules import Schedule
 
 from flows.deployments import folder_tag, refuse_takeover
-from flows.loopback import bypass_proxy
 from flows.messages import calm_logs
 from flows.reach import require_server, server_answers, wait_for_server
 from flows.running import stop_on_signals
 from flows.servers import scheduling_server
 from pipeline.folder_lock import only_one
+from pipeline.loopback import bypass_proxy
 
 logger = logging.getLogger(__name__)
 

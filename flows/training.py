@@ -15,11 +15,11 @@ from prefect.artifacts import (
 )
 from prefect.states import Completed, State
 
-from flows.dvc import changed, run_command, run_dvc
 from flows.raw_data import RAW_DATA, raw_data_state, verify_raw_data
 from flows.running import flow_process, run_alone
 from flows.showing import show
 from pipeline.documents import read_json_object
+from pipeline.dvc.command import changed, run_command, run_dvc
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_text
 from pipeline.params import load_params

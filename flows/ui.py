@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from flows.loopback import bypass_proxy
 from flows.messages import calm_logs
 from flows.running import stop_on_signals
 from flows.servers import PREFECT_PORT, mlflow_server, prefect_server
 from pipeline.errors import run_main
+from pipeline.loopback import bypass_proxy
 
 
 def serve(

@@ -25,6 +25,8 @@ _REGISTERED = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 StudySeconds = Annotated[float, typer.Option(min=0.1, help="A study that takes longer to read is unusable.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 means one per core.")]
+ModelsFolder = Annotated[Path, typer.Option(help="Folder of the model; crossval/models is that of all folds.")]
+ReportsFolder = Annotated[Path, typer.Option(help="Folder of its results, such as crossval/reports.")]
 
 
 @app.command()
@@ -271,6 +273,8 @@ def promote(
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
     ] = False,
+    models: ModelsFolder = Path("models"),
+    reports: ReportsFolder = Path("reports"),
 ) -> None:
     """Make the newest model the champion if it is surely better on the same test studies (params: promote)."""
     if rollback:
@@ -282,18 +286,17 @@ def promote(
     from pipeline.jobs.promote import promote as run_promotion
     from pipeline.params import load_params
 
-    typer.echo(str(run_promotion(load_params(), force=force)))
+    typer.echo(str(run_promotion(load_params(), models, reports, force)))
 
 
 @app.command()
-def register() -> None:
+def register(models: ModelsFolder = Path("models"), reports: ReportsFolder = Path("reports")) -> None:
     """Register models/ and its results in this MLflow store, if they came from another store (dvc pull)."""
     from pipeline.assembly.registration import register as run_registration
     from pipeline.params import load_params
-    from pipeline.paths import MODELS, REPORTS
     from pipeline.tracking import shown_uri
 
-    version = run_registration(load_params(), MODELS, REPORTS)
+    version = run_registration(load_params(), models, reports)
     typer.echo(f"version {version.version} in {shown_uri()}, of run {version.run_id}")
 
 
@@ -375,6 +378,39 @@ def sweep(
 
     best = run_sweep(load_params(), out, trials)
     typer.echo(f"{best}: copy it to params.yaml to train with it; trials.csv and plots lie beside it")
+
+
+@app.command("convert-weights")
+def convert_weights(
+    state_dict: Annotated[Path, typer.Argument(metavar="STATE_DICT", help="torch.save(model.state_dict(), FILE).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    architecture: Annotated[str, typer.Option(help="The timm model that it fits, such as densenet121 or resnet50.")],
+    pixel_range: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="The model takes pixels from -R to R; 1024 for torchxrayvision's."),
+    ] = None,
+    trained_on: Annotated[
+        list[str] | None, typer.Option(help="A data set that the weights have seen; may be given several times.")
+    ] = None,
+) -> None:
+    """Turn a trained classifier's state dict into weights to start from: model.backbone local-dir:OUT."""
+    from pipeline.jobs.convert_weights import convert_weights as convert
+
+    folder = convert(state_dict, out, architecture, pixel_range, trained_on or [])
+    typer.echo(f"{folder}: set model.backbone to local-dir:{folder} and model.weights to pretrained")
+
+
+@app.command()
+def crossval() -> None:
+    """Train a network for each of split.folds and combine them into one model; several processes may share the work."""
+    from pipeline.jobs.crossval import crossval as run_crossval
+    from pipeline.jobs.crossval import gain
+    from pipeline.params import load_params
+
+    params = load_params()
+    trained = run_crossval(params)
+    typer.echo(gain(params, trained))
+    typer.echo(f"{trained.model}: the model; {trained.reports / 'report.html'}: its report")
 
 
 @app.command()

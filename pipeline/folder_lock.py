@@ -13,7 +13,7 @@ import psutil
 
 from pipeline.errors import UserError
 
-# The processes that a killed run had started end within this time; see `flows.guard`.
+# The processes that a killed run had started end within this time; see `pipeline.dvc.guard`.
 _ORPHAN_SECONDS = 30.0
 STAGE_LOCKS = Path(".pneumoflow/stages")
 _held: list[int] = []

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.bounds import CHECKED, Count, Fraction, NotNegative, OpenFraction, Positive, Workers
 from pipeline.data.settings import Channel, ClipLimit, EachOnce, ImageSize, Tiles
 from pipeline.detection.settings import (
+    BACKBONE,
     MAX_SHAPES,
     AnchorRatio,
     AnchorScale,
@@ -96,11 +97,16 @@ class SplitParams(_Section):
         return self
 
 
+PRETRAINED = ("imagenet", "pretrained", "coco")
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ModelParams(NetworkSettings):
     """The RetinaNet: a timm backbone, an FPN and two subnets."""
 
+    backbone: Annotated[str, Field(pattern=rf"^({BACKBONE}|(hf[-_]hub|local-dir):.{{1,300}})$")]
     weights: Annotated[str, Field(min_length=1)]
+    norm: Literal["auto", "group", "frozen_batch"]
     frozen_stages: Annotated[int, Field(ge=0, le=6)]
     anchors: Literal["grid", "fit"]
     anchor_scales: Annotated[list[AnchorScale], Field(min_length=1)]
@@ -115,8 +121,20 @@ class ModelParams(NetworkSettings):
 
     @model_validator(mode="after")
     def _norm_fits_weights(self) -> Self:
-        if self.weights in ("imagenet", "coco") and self.norm == "group":
+        if self.weights in PRETRAINED and self.norm == "group":
             raise ValueError(f"weights {self.weights} need norm frozen_batch; they were trained with BatchNorm")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_stages_are_trained(self) -> Self:
+        if self.frozen_stages and self.weights == "none":
+            raise ValueError(f"frozen_stages {self.frozen_stages} need weights; random ones would never be trained")
+        return self
+
+    @model_validator(mode="after")
+    def _address_has_weights(self) -> Self:
+        if ":" in self.backbone and self.weights != "pretrained":
+            raise ValueError(f"weights {self.weights}: backbone {self.backbone} names its weights; set pretrained")
         return self
 
 
@@ -159,18 +177,33 @@ class CandidatesParams(_Section):
     box_shrink: list[BoxShrink]
 
 
+class SensitivityParams(_Section):
+    """A promised share of patients with an opacity who get a report; see `pipeline.metrics.risk_control`."""
+
+    sensitivity: OpenFraction
+    confidence: OpenFraction | None = None
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class EvaluateParams(PostProcessing):
-    """Post-processing, the values of it that are tried on val, and the draws for the intervals."""
+    """Post-processing, its values that are tried on val, the threshold's rule, and the draws for the intervals."""
 
     candidates: CandidatesParams
+    operating_point: Literal["best_rsna"] | SensitivityParams
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)]
+
+
+class CrossvalParams(_Section):
+    """The combination of a cross-validation's networks into one model."""
+
+    fusion_thresh: Annotated[list[OpenFraction], Field(min_length=1)]
 
 
 class PromoteParams(_Section):
     """Conditions under which a new model takes the champion's place."""
 
     metric: Literal["rsna_score", "map", "map_50", "auroc", "froc_mean", "average_precision"]
+    floor: Annotated[float, Field(ge=0, lt=1)]
     margin: Annotated[float, Field(ge=0, lt=1)]
     subgroups: list[Literal["view", "sex", "age", "class"]]
     subgroup_margin: Annotated[float, Field(ge=0, le=1)]
@@ -256,6 +289,7 @@ class Params(_Section):
     augment: AugmentSettings
     train: TrainParams
     evaluate: EvaluateParams
+    crossval: CrossvalParams
     promote: PromoteParams
     monitor: MonitorParams
     sweep: SweepParams

@@ -7,12 +7,14 @@ SPLITS_FILE = Path("data/splits.csv")
 MODELS = Path("models")
 CHECKPOINTS = Path("checkpoints")
 REPORTS = Path("reports")
+CROSSVAL = Path("crossval")
 
 QUARANTINE = REPORTS / "quarantine.csv"
 DATA_PAGE = REPORTS / "data.html"
 
 # In the folder of models.
 RUN_FILE = "mlflow_run.json"
+OUT_OF_FOLD = "out_of_fold.csv"
 
 # In the folder of reports.
 DETECTIONS = "detections.csv"

@@ -32,7 +32,13 @@ def test_shipped_files_load(repository, name):
         ("evaluate", "score_gate", True, "evaluate.score_gate = true needs the image-level head"),
         ("loss", "mask", "iou", "loss.mask.iou"),
         ("loss", "mask", {"bce": 0.0}, "loss.mask.bce = 0.0: input should be greater than 0"),
-        ("model", "weights", "imagenet", "weights imagenet need norm frozen_batch"),
+        ("model", "frozen_stages", 1, "frozen_stages 1 need weights; random ones would never be trained"),
+        (
+            "model",
+            "backbone",
+            "hf-hub:owner/name",
+            "weights none: backbone hf-hub:owner/name names its weights; set pretrained",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(small_params, write_params, section, key, value, rule):
@@ -42,6 +48,12 @@ def test_a_wrong_value_is_named_with_its_rule(small_params, write_params, sectio
     assert rule in str(caught.value)
     assert "params.yaml: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_trained_weights_keep_their_norm(small_params, write_params):
+    small_params["model"] |= {"weights": "imagenet", "norm": "group"}
+    with pytest.raises(UserError, match="weights imagenet need norm frozen_batch"):
+        load_params(write_params(small_params))
 
 
 def test_a_missing_key_is_named(small_params, write_params):

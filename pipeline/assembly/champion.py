@@ -1,8 +1,8 @@
 """The comparison of the new model with the registry's champion, on the same test studies."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipeline.delivery.model_file import load_seen, patient_hash
 from pipeline.delivery.predictor import Predictor
 from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import UserError
-from pipeline.evaluation.comparison import Comparison, compare
+from pipeline.evaluation.comparison import Comparison, Scored, compare
 from pipeline.files import temporary_folder
 from pipeline.metrics.results import ImageResult, image_result
 from pipeline.params import Params
@@ -45,9 +45,7 @@ def champion_to_compare() -> Registered | None:
         return None
 
 
-def compare_with_champion(
-    params: Params, test: SplitData, results: Sequence[ImageResult], threshold: float, champion: Registered
-) -> AgainstChampion:
+def compare_with_champion(params: Params, test: SplitData, challenger: Scored, champion: Registered) -> AgainstChampion:
     """Score the champion on the test studies and compare.
 
     The champion reads the DICOM files as it does in use, with its own preprocessing. If the data were split
@@ -71,8 +69,8 @@ def compare_with_champion(
         radiographs = read_originals(params, studies["patientId"])
         theirs = list(predict_results(predictor, radiographs, [test.boxes[index] for index in unseen]))
     comparison = compare(
-        ([results[index] for index in unseen], threshold),
-        (theirs, predictor.config.operating_threshold),
+        replace(challenger, results=[challenger.results[index] for index in unseen]),
+        Scored(theirs, predictor.config.operating_threshold, predictor.config.calibration),
         studies,
         params.evaluate.bootstrap_draws,
         params.seed,

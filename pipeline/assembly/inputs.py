@@ -1,5 +1,6 @@
 """The common input of train and evaluate: prepared images, boxes and splits, joined by study."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from pipeline.data.classes import NORMAL, NOT_NORMAL, OPACITY
 from pipeline.data.geometry import letterbox_scale, xyxy
 from pipeline.data.prepared import PreparedImages, read_boxes, read_index, require_shards
 from pipeline.data.splits import LEAKED, SPLITS, read_splits, require_no_leak
-from pipeline.detection.augment import Augmenter
-from pipeline.detection.dataset import UNKNOWN_CLASS, DetectionDataset
+from pipeline.detection.dataset import UNKNOWN_CLASS, Augment, DetectionDataset
 from pipeline.errors import UserError
 from pipeline.params import PreprocessParams
 from pipeline.paths import PREPARED, SPLITS_FILE
@@ -43,7 +43,7 @@ class SplitData:
         scales = [letterbox_scale(height, width, self.image_size) for height, width in sizes]
         return [(boxes * scale).astype(np.float32) for boxes, scale in zip(self.boxes, scales, strict=True)]
 
-    def dataset(self, augmenter: Augmenter | None, seed: int) -> DetectionDataset:
+    def dataset(self, augmenter: Augment | None, seed: int) -> DetectionDataset:
         """Return the dataset that training and inference take."""
         numbers = {name: number for number, name in enumerate(IMAGE_CLASSES)}
         classes = [numbers.get(name, UNKNOWN_CLASS) for name in self.index["class"]]
@@ -52,9 +52,9 @@ class SplitData:
 
 
 def read_inputs(
-    section: PreprocessParams, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE
+    section: PreprocessParams, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE, fold: int | None = None
 ) -> dict[str, SplitData]:
-    """Read the three splits, and ``leaked`` if ``split.leaked`` asked for it.
+    """Read the three splits, and ``leaked`` if ``split.leaked`` asked for it; with ``fold``, that fold is val.
 
     Raises:
         UserError: a file is missing or damaged, a patient is in two splits, or the images do not have the
@@ -62,7 +62,7 @@ def read_inputs(
     """
     index = read_index(prepared)
     require_shards(prepared, index)
-    splits = read_splits(splits_file, index)
+    splits = read_splits(splits_file, index, fold)
     require_no_leak(index, splits)
     parts = {}
     for name in (*SPLITS, *({LEAKED} & set(splits))):
@@ -71,6 +71,13 @@ def read_inputs(
         parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, section.image_size)
     _require_shape(prepared, next(data.images[0] for data in parts.values() if len(data.images)), section)
     return parts
+
+
+def out_of_fold(folds: Sequence[SplitData], prepared: Path = PREPARED) -> SplitData:
+    """Return the studies of all folds as one, in the order of the folds."""
+    index = pd.concat([fold.index for fold in folds], ignore_index=True)
+    boxes = [boxes for fold in folds for boxes in fold.boxes]
+    return SplitData(index, PreparedImages(prepared, index), boxes, folds[0].image_size)
 
 
 def _require_shape(prepared: Path, image: npt.NDArray[np.uint8], section: PreprocessParams) -> None:

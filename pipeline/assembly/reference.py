@@ -7,6 +7,8 @@ import pandas as pd
 from pipeline.assembly.inputs import SplitData
 from pipeline.assembly.originals import read_originals
 from pipeline.data.image_statistics import grey_features
+from pipeline.delivery.model_file import ModelConfig
+from pipeline.metrics.calibration import image_probabilities
 from pipeline.metrics.results import ImageResult
 from pipeline.params import Params
 
@@ -15,14 +17,16 @@ _MOST = 2000
 COLUMNS = ("view", "grey_mean", "grey_std", "image_score", "findings")
 
 
-def reference_table(params: Params, val: SplitData, results: Sequence[ImageResult], threshold: float) -> pd.DataFrame:
-    """Tabulate the facts of val's studies that new ones have too: view, grey levels, and the model's findings."""
+def reference_table(
+    params: Params, data: SplitData, results: Sequence[ImageResult], config: ModelConfig
+) -> pd.DataFrame:
+    """Tabulate the facts of a split's studies that new ones have too: view, grey levels, and the model's findings."""
     rows = []
-    studies = val.index.iloc[:_MOST]
+    studies = data.index.iloc[:_MOST]
     radiographs = read_originals(params, studies["patientId"])
-    for radiograph, view, result in zip(radiographs, studies["view"], results, strict=False):
+    probabilities = image_probabilities(results, config.calibration)
+    for radiograph, view, result, best in zip(radiographs, studies["view"], results, probabilities, strict=False):
         mean, std = grey_features(radiograph.pixels)
-        scores = result.scores
-        best = float(scores[0]) if len(scores) else 0.0
-        rows.append((view, round(mean, 3), round(std, 3), round(best, 6), int((scores > threshold).sum())))
+        findings = int((result.scores > config.operating_threshold).sum())
+        rows.append((view, round(mean, 3), round(std, 3), round(float(best), 6), findings))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData
-from pipeline.delivery.model_file import ModelConfig
+from pipeline.delivery.model_file import LEAK, ModelConfig
 from pipeline.files import directory_atomic
 from pipeline.metrics.results import ImageResult
 from pipeline.metrics.rsna_score import rsna_scores
@@ -35,7 +35,7 @@ def write_plots(
     training: bytes,
 ) -> dict[str, bytes]:
     """Write each curve as a table and a picture, and the examples; return the curves' pictures."""
-    tables = curve_tables(results)
+    tables = curve_tables(results, config.calibration)
     pictures = {name: plot_curve(name, table) for name, table in tables.items()}
     with directory_atomic(folder) as target:
         for name, table in tables.items():
@@ -114,10 +114,28 @@ def origin(run: TrackedRun, config: ModelConfig, raw: str) -> dict[str, str]:
         **({"Prefect flow run": flow_run} if flow_run else {}),
         "Git commit": state["git_commit"] + (" with changes" if state["git_dirty"] == "true" else ""),
         **hashes,
-        "Model": f"{config.architecture.backbone}, {config.preprocessing.image_size} px, epoch {config.best_epoch + 1}",
+        **({"Started from": config.started_from} if config.started_from else {}),
+        "Model": f"{config.architecture.backbone}, {config.preprocessing.image_size} px, {_networks(config)}",
         "Chosen on val": f"nms_thresh {config.postprocessing.nms_thresh:g}, box_shrink"
         f" {config.postprocessing.box_shrink:g}, score threshold {config.operating_threshold:.3f}",
     }
+
+
+def _networks(config: ModelConfig) -> str:
+    if not config.ensemble:
+        return f"epoch {config.best_epoch + 1}"
+    return f"{config.ensemble.members} networks, one for each fold; val: each study by the network not trained on it"
+
+
+def notes(config: ModelConfig) -> list[str]:
+    """Return what a reader must know before the numbers."""
+    rule = f"The threshold's rule: {config.operating_rule}." if config.operating_rule else ""
+    leak = f"The starting model ({config.started_from}) {LEAK}." if config.pretraining_leak else ""
+    folds = (
+        "Numbers of val are those of each fold's network on the studies that it was not trained on; numbers of test are"
+        " those of all networks together."
+    )
+    return [note for note in (leak, rule, folds if config.ensemble else "") if note]
 
 
 def params_text(params: Params) -> str:

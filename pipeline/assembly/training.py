@@ -1,9 +1,12 @@
 """Params -> the network, its trainer and its model file."""
 
+import logging
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,21 +17,29 @@ from pipeline.assembly.inputs import IMAGE_CLASSES, SplitData
 from pipeline.assembly.operating_point import choose_operating_point
 from pipeline.assembly.preprocessing import preprocessing_of
 from pipeline.data.manifest import MANIFEST
-from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
+from pipeline.delivery.model_file import CONFIG_FILE, FORMAT_VERSION, ModelConfig, read_config, save_model
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter
+from pipeline.detection.backbones import Backbone
 from pipeline.detection.device import make_fabric
 from pipeline.detection.extra_losses import ExtraLosses
+from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.mask_losses import MaskSettings
+from pipeline.detection.pretrained import resolve_backbone, saw_nih
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import Architecture, NetworkSettings, PostProcessing
 from pipeline.detection.weights import start_from
 from pipeline.errors import UserError
-from pipeline.params import Params
+from pipeline.params import PRETRAINED, Params
 from pipeline.paths import PREPARED, SPLITS_FILE
 from pipeline.training.trainer import Best, Trainer
+
+logger = logging.getLogger(__name__)
+
+# Set where a run without the ImageNet weights is better than none, as in `make demo`.
+OPTIONAL_WEIGHTS = "PNEUMOFLOW_WEIGHTS_OPTIONAL"
 
 # The code that decides the outputs of stage `train`; dvc.yaml lists the same paths.
 TRAINING_CODE = (
@@ -65,8 +76,9 @@ def build_trainer(
     """Assemble a `Trainer` from the params."""
     torch.manual_seed(params.seed)
     section = params.loss
-    model = RetinaNet(architecture, params.model.weights)
+    model = RetinaNet(architecture, params.model.weights, resolve_backbone(params.model.backbone).file)
     start_from(model, params.model.weights)
+    model.backbone.require_size(params.preprocess.image_size, architecture.in_channels)
     model.backbone.freeze(params.model.frozen_stages)
     augmenter = Augmenter(params.augment)
     return Trainer(
@@ -100,16 +112,22 @@ def finish(params: Params, architecture: Architecture, best: Best, val_data: Spl
     # float32 as at inference, whatever precision the training had.
     fabric = make_fabric(params.train.accelerator, "32-true", alone=True)
     fabric.to_device(model)
-    post_processing, threshold = choose_operating_point(params, fabric, model, post_processing_of(params), val_data)
+    dataset = val_data.dataset(None, params.seed)
+    detect_on_val = partial(predict, fabric, model, dataset, params.train.batch_size)
+    point = choose_operating_point(params, detect_on_val, post_processing_of(params), val_data)
     config = ModelConfig(
         format_version=FORMAT_VERSION,
         classes=("lung opacity",),
         architecture=architecture,
         preprocessing=preprocessing_of(params),
-        postprocessing=post_processing,
-        operating_threshold=threshold,
+        postprocessing=point.post_processing,
+        calibration=point.calibration,
+        operating_threshold=point.threshold,
+        operating_rule=point.rule,
         best_epoch=best.epoch,
         val_map=best.score,
+        started_from=starting_weights(params),
+        pretraining_leak=pretraining_leak(params),
     )
     save_model(models, model, config)
     return config
@@ -126,12 +144,55 @@ def architecture_of(params: Params, train_data: SplitData) -> Architecture:
         shapes = fit_shapes(boxes, len(shapes), params.seed)
     return Architecture(
         **_shared(NetworkSettings, section),
+        backbone=resolve_backbone(section.backbone).architecture,
+        norm=norm_of(params),
         anchor_shapes=shapes,
         num_classes=1,
         in_channels=len(params.preprocess.channels),
         mask_head=bool(params.loss.mask),
         image_classes=len(IMAGE_CLASSES) if params.loss.image_class else 0,
     )
+
+
+def norm_of(params: Params) -> Literal["group", "frozen_batch"]:
+    """Return the norm that ``model.norm`` asks for; ``auto``: weights trained with BatchNorm keep it, frozen."""
+    section = params.model
+    if section.norm != "auto":
+        return section.norm
+    if section.weights in PRETRAINED:
+        return "frozen_batch"
+    # The path of a trained model, whose norm is in its model.json.
+    folder = Path(section.weights)
+    return read_config(folder / CONFIG_FILE).architecture.norm if (folder / CONFIG_FILE).exists() else "group"
+
+
+def starting_weights(params: Params) -> str:
+    """Return which weights training starts from, in words."""
+    section = params.model
+    if section.weights == "none":
+        return "random weights"
+    if section.weights not in PRETRAINED:
+        return f"the trained model {Path(section.weights).name}"
+    # A folder's name alone: its path is nobody else's business.
+    kind, _, place = section.backbone.partition(":")
+    return f"{section.weights} weights of {Path(place).name if kind == 'local-dir' else section.backbone}"
+
+
+def pretraining_leak(params: Params) -> bool:
+    """Return whether the starting weights are known to have seen NIH ChestX-ray14, which holds RSNA's images."""
+    return params.model.weights == "pretrained" and saw_nih(resolve_backbone(params.model.backbone).trained_on)
+
+
+def without_unreachable_weights(params: Params) -> Params:
+    """Return params without ImageNet weights if they cannot be fetched and `OPTIONAL_WEIGHTS` is set; see Makefile."""
+    if params.model.weights != "imagenet" or not os.environ.get(OPTIONAL_WEIGHTS):
+        return params
+    try:
+        Backbone(params.model.backbone, "imagenet", "frozen_batch")
+    except UserError as error:
+        logger.warning("%s. Training starts from random weights", error)
+        return params.model_copy(update={"model": replace(params.model, weights="none", norm="auto", frozen_stages=0)})
+    return params
 
 
 def post_processing_of(params: Params) -> PostProcessing:
@@ -144,12 +205,14 @@ def _shared(declared: type, section: object) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in fields(declared)}
 
 
-def training_fingerprint(params: Params) -> str:
-    """Return the fingerprint of params, data and code; training runs with equal fingerprints are the same."""
+def training_fingerprint(params: Params, fold: int | None = None) -> str:
+    """Return the fingerprint of params, fold, data and code; training runs with equal fingerprints are the same."""
     sections = params.model_dump(mode="json", include={"seed", "model", "loss", "augment", "train", "preprocess"})
     sections["preprocess"] = {key: sections["preprocess"][key] for key in ("image_size", "clahe", "channels")}
     # Not the candidates, which are tried once the training has ended.
     sections["evaluate"] = asdict(post_processing_of(params))
+    if fold is not None:
+        sections["fold"] = fold
     code = provenance.code_files(TRAINING_CODE)
     data = [PREPARED / MANIFEST, SPLITS_FILE]  # the manifest has the digests of all other files
     return provenance.fingerprint(sections, [*code, *data])

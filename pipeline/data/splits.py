@@ -17,6 +17,7 @@ AGAIN = (
     f"`dvc checkout --force {SPLITS_FILE}` brings the recorded table back; once the file is removed,"
     " `dvc repro split` assigns all patients anew"
 )
+FOLD = "fold"  # the parts of the table are val, test and train, or test, fold0, fold1 and so on
 COLUMNS = ["patientId", "groupId", "part", "split", "rule"]
 
 
@@ -38,11 +39,11 @@ def require_no_leak(studies: pd.DataFrame, split: pd.Series) -> None:
             raise UserError(f"split {name} is empty; more studies or another split.fractions are needed")
 
 
-def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:
-    """Read the split of each row of ``index``.
+def read_splits(path: Path, index: pd.DataFrame, fold: int | None = None) -> pd.Series:
+    """Read the split of each row of ``index``; with ``fold``, that fold is val and the other folds are train.
 
     Raises:
-        UserError: the file is missing or damaged, or does not belong to these studies.
+        UserError: the file is missing or damaged, does not belong to these studies, or has no such fold.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; run `dvc repro split` first")
@@ -57,10 +58,34 @@ def read_splits(path: Path, index: pd.DataFrame) -> pd.Series:
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise UserError(f"{path} line {row + 2}: {column} {shown(table[column].iloc[row])}: {rule}; {AGAIN}")
-    splits = index["patientId"].map(dict(zip(table["patientId"], table["split"], strict=True)))
+    names = table["split"] if fold is None else _with_fold(table, fold, path)
+    splits = index["patientId"].map(dict(zip(table["patientId"], names, strict=True)))
     if splits.isna().any():
         raise UserError(f"{path}: lacks study {index['patientId'][splits.isna()].iloc[0]}; {AGAIN}")
     return splits
+
+
+def _with_fold(table: pd.DataFrame, fold: int, path: Path) -> pd.Series:
+    if not (table["part"] == f"{FOLD}{fold}").any():
+        raise UserError(f"{path}: has no fold {fold}; set split.folds, and run `dvc repro split`")
+    return table["part"].map(
+        lambda part: part if not part.startswith(FOLD) else "val" if part == f"{FOLD}{fold}" else "train"
+    )
+
+
+def read_folds(path: Path) -> list[int]:
+    """Read the numbers of the folds among the parts, in order; none if the studies were not dealt to folds.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run `dvc repro split` first")
+    table = read_splits_table(path)
+    if list(table.columns) != COLUMNS:
+        raise UserError(f"{path}: must have the columns {', '.join(COLUMNS)}; {AGAIN}")
+    numbers = {part.removeprefix(FOLD) for part in table["part"] if part.startswith(FOLD)}
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def read_splits_table(path: Path) -> pd.DataFrame:

@@ -1,8 +1,12 @@
 """The export of a trained model to ONNX or to a program of ``torch.export``, with suppression in the graph.
 
 Input ``images``: uint8 ``[1, C, S, S]`` as `preprocess` returns them. Outputs, best first: ``boxes`` float32
-``[N, 4]`` xyxy pixels of that image, ``scores`` ``[N]``. Candidates below ``score_thresh`` are among them
-if there are fewer than ``detections_per_img`` others: the program that runs the graph drops them.
+``[N, 4]`` xyxy pixels of that image, ``scores`` ``[N]``, calibrated. Candidates below ``operating_threshold`` are among
+them: the program that runs the graph drops them.
+
+A model of several networks becomes one file for each: ``model-0.onnx`` and so on. The program that runs them fuses
+their outputs, as `load_export` does: weighted boxes fusion (Solovyev et al. 2021) at ``ensemble.fusion_thresh``, with
+the score of a fused box being the mean over all networks; then the calibration, see `ScoreMap`, and the box shrink.
 """
 
 import shutil
@@ -17,13 +21,15 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, nms
 
 from pipeline.data.preprocessing import preprocess
-from pipeline.delivery.model_file import CONFIG_FILE, load_model
+from pipeline.delivery.model_file import CONFIG_FILE, ModelConfig, load_model, read_config
 from pipeline.detection.anchors import decode_boxes
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.postprocess import NotFiniteError, detect, shrink
+from pipeline.detection.detect import Ensemble, NotFiniteError, detect, fuse
+from pipeline.detection.postprocess import Detections, shrink
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 from pipeline.files import directory_atomic, write_json
+from pipeline.metrics.calibration import IDENTITY, ScoreMap
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_OPSET = 18
@@ -42,6 +48,7 @@ class Rules:
     nms_thresh: float
     count: int
     box_shrink: float
+    score_map: ScoreMap
 
 
 class ExportedDetector(nn.Module):
@@ -63,7 +70,7 @@ class ExportedDetector(nn.Module):
         for number, (level, offsets) in enumerate(zip(logits.split(self.sizes), deltas.split(self.sizes), strict=True)):
             best, rows = level.topk(min(rules.topk, self.sizes[number]))
             boxes.append(decode_boxes(offsets[rows], getattr(self, f"anchors_{number}")[rows]))
-            scores.append(best.sigmoid())
+            scores.append((rules.score_map.slope * best + rules.score_map.intercept).sigmoid())
         inside = clip_boxes_to_image(torch.cat(boxes), rules.image_size)
         # A box that was clipped to nothing lies outside the image, and is ranked last.
         ranked = torch.where(((inside[:, 2:] - inside[:, :2]) > 0).all(1), torch.cat(scores), -1.0)
@@ -72,9 +79,10 @@ class ExportedDetector(nn.Module):
 
 
 def export_model(folder: Path, out: Path, kind: str) -> Path:
-    """Write the model of ``folder`` as ``onnx`` or ``torch``, with ``model.json`` beside it; return the file.
+    """Write the model of ``folder`` as ``onnx`` or ``torch``, with ``model.json`` beside it.
 
-    The export is run on random images and compared with the model before anything is kept.
+    Return the file, or the folder of the files of a model of several networks. The export is run on random images and
+    compared with the model before anything is kept.
 
     Raises:
         UserError: the post-processing has a step that the graph lacks, the format is unknown, or the two differ.
@@ -90,16 +98,29 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
             raise UserError(f"{key} = {value!r}: only {allowed!r} can be exported")
     size = config.preprocessing.image_size
     example = torch.zeros(1, config.architecture.in_channels, size, size, dtype=torch.uint8)
-    settings = Rules((size, size), rules.topk_candidates, rules.nms_thresh, rules.detections_per_img, rules.box_shrink)
-    detector = ExportedDetector(model, model.anchors_for(example).levels, settings).eval()
+    networks = list(model.members) if isinstance(model, Ensemble) else [model]
+    file = Path(FORMATS[kind])
     with directory_atomic(out) as target:
-        path = target / FORMATS[kind]
-        (_write_onnx if kind == "onnx" else _write_program)(detector, example, path)
+        for number, network in enumerate(networks):
+            assert isinstance(network, RetinaNet)
+            detector = ExportedDetector(network, network.anchors_for(example).levels, _rules(config)).eval()
+            name = f"{file.stem}-{number}{file.suffix}" if config.ensemble else file.name
+            (_write_onnx if kind == "onnx" else _write_program)(detector, example, target / name)
         shutil.copyfile(folder / CONFIG_FILE, target / CONFIG_FILE)
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(2)]
-        write_json(target / "check.json", asdict(compare_export(folder, path, images)))
-    return out / FORMATS[kind]
+        exported = target if config.ensemble else target / file
+        write_json(target / "check.json", asdict(compare_export(folder, exported, images)))
+    return out if config.ensemble else out / file
+
+
+def _rules(config: ModelConfig) -> Rules:
+    """Return the post-processing of each graph; with several networks, what follows the fusion is not in the graphs."""
+    size, rules = config.preprocessing.image_size, config.postprocessing
+    alone = config.ensemble is None
+    score_map = config.calibration.box if config.calibration and alone else IDENTITY
+    shrink_by = rules.box_shrink if alone else 0.0
+    return Rules((size, size), rules.topk_candidates, rules.nms_thresh, rules.detections_per_img, shrink_by, score_map)
 
 
 def _write_onnx(detector: ExportedDetector, example: Tensor, path: Path) -> None:
@@ -132,6 +153,7 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
     """
     model, config = load_model(folder)
     run = load_export(exported)
+    limit = 0.0 if config.ensemble else _rules(config).score_map(np.array(config.postprocessing.score_thresh))
     boxes = scores = 0.0
     for number, image in enumerate(images):
         batch = channels_first([preprocess(image, config.preprocessing)])
@@ -143,7 +165,9 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
         found_boxes, found_scores = run(batch)
         if not (np.isfinite(found_boxes).all() and np.isfinite(found_scores).all()):
             raise UserError(f"{exported}: its outputs are not finite, for the generated image {number}")
-        kept = found_scores > config.postprocessing.score_thresh
+        if config.calibration:
+            wanted["scores"] = torch.from_numpy(config.calibration.box(wanted["scores"].numpy()))
+        kept = found_scores > limit
         if kept.sum() != len(wanted["scores"]):
             counts = f"{kept.sum()} boxes in image {number}, the model {len(wanted['scores'])}"
             raise UserError(f"{exported}: finds {counts}")
@@ -157,7 +181,12 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
 
 
 def load_export(path: Path) -> Runner:
-    """Load an export as a function of an image ``[1, C, S, S]`` that returns boxes and scores."""
+    """Load an export as a function of an image ``[1, C, S, S]`` that returns boxes and calibrated scores.
+
+    ``path`` is the file, or the folder of the files of a model of several networks.
+    """
+    if path.is_dir():
+        return _fused_runner(path)
     if path.suffix == ".onnx":
         return _onnx_runner(path)
     program = torch.export.load(path).module()
@@ -168,6 +197,28 @@ def load_export(path: Path) -> Runner:
         return boxes.numpy(), scores.numpy()
 
     return run
+
+
+def _fused_runner(folder: Path) -> Runner:
+    config = read_config(folder / CONFIG_FILE)
+    assert config.ensemble is not None
+    fusion_thresh, rules = config.ensemble.fusion_thresh, config.postprocessing
+    runners = [load_export(path) for path in sorted(folder.glob("model-*"))]
+
+    def look(run: Runner, images: npt.NDArray[np.uint8]) -> list[Detections]:
+        boxes, scores = run(images)
+        kept = scores > rules.score_thresh
+        labels = torch.zeros(int(kept.sum()), dtype=torch.int64)
+        return [{"boxes": torch.from_numpy(boxes[kept]), "scores": torch.from_numpy(scores[kept]), "labels": labels}]
+
+    def run_all(images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        (found,) = fuse([look(run, images) for run in runners], fusion_thresh, rules)
+        scores = found["scores"].numpy()
+        if config.calibration:
+            scores = config.calibration.box(scores)
+        return found["boxes"].numpy(), scores.astype(np.float32)
+
+    return run_all
 
 
 def _onnx_runner(path: Path) -> Runner:

@@ -13,18 +13,22 @@ from safetensors.torch import save_file
 
 from pipeline.bounds import CHECKED, Fraction
 from pipeline.data.settings import Preprocessing
+from pipeline.detection.detect import Detector, Ensemble
 from pipeline.detection.retinanet import RetinaNet
-from pipeline.detection.settings import Architecture, PostProcessing
+from pipeline.detection.settings import Architecture, EnsembleSettings, PostProcessing
 from pipeline.detection.weight_file import read_layouts, read_weights, require_finite, require_layouts
 from pipeline.documents import first_problem, read_json, read_json_object
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
 from pipeline.files import write_atomic, write_json
+from pipeline.metrics.calibration import Calibration
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
 SEEN_FILE = "seen.json"
 FORMAT_VERSION = 1
+# The rest of a sentence that begins with the name of the starting weights.
+LEAK = "was trained on NIH ChestX-ray14, of which RSNA's images are a part: scores on test are too good"
 _HASH = re.compile(r"[0-9a-f]{16}")
 _MAX_CONFIG_BYTES = 2**18
 _NO_FILE = "no such file; run `dvc repro train`, or give the folder of a trained model"
@@ -37,8 +41,13 @@ class ModelConfig(BaseModel):
     """The contents of ``model.json``; its values keep the bounds of ``params.yaml``, and are consistent.
 
     Attributes:
-        operating_threshold: detections above it are reported; chosen on the val split.
+        ensemble: the networks, all of ``architecture``, whose detections are fused; None: there is one network.
+        calibration: maps of the scores after suppression or fusion; None, in older models: scores stay.
+        operating_threshold: detections whose calibrated score is above it are reported; chosen on the val split.
+        operating_rule: how it was chosen.
         best_epoch: 0-based epoch of these weights; ``val_map`` is the score that they reached.
+        started_from: the weights from which training started, in words.
+        pretraining_leak: whether those are known to have seen NIH ChestX-ray14, of which RSNA's images are a part.
     """
 
     model_config = ConfigDict(frozen=True, **CHECKED)
@@ -46,11 +55,16 @@ class ModelConfig(BaseModel):
     format_version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)]
     architecture: Architecture
+    ensemble: EnsembleSettings | None = None
     preprocessing: Preprocessing
     postprocessing: PostProcessing
+    calibration: Calibration | None = None
     operating_threshold: Fraction
+    operating_rule: Annotated[str, Field(max_length=300)] = ""
     best_epoch: int = Field(ge=0)
     val_map: float
+    started_from: Annotated[str, Field(max_length=500)] = ""
+    pretraining_leak: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -65,7 +79,7 @@ class ModelConfig(BaseModel):
         return self
 
 
-def save_model(folder: Path, model: RetinaNet, config: ModelConfig) -> None:
+def save_model(folder: Path, model: Detector, config: ModelConfig) -> None:
     """Write both files, each whole or not at all; the configuration last.
 
     Raises:
@@ -78,18 +92,18 @@ def save_model(folder: Path, model: RetinaNet, config: ModelConfig) -> None:
     write_json(folder / CONFIG_FILE, _plain(config))
 
 
-def load_model(folder: Path) -> tuple[RetinaNet, ModelConfig]:
+def load_model(folder: Path) -> tuple[Detector, ModelConfig]:
     """Rebuild a model on the CPU, in eval mode.
 
     Raises:
         UserError: a file is missing, damaged or out of bounds, a weight is not finite, or the two files do
             not belong together.
     """
-    config = _read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     try:
         layouts = read_layouts(path)  # before the network is built, which may be of any size
-        model = _build(config.architecture, folder / CONFIG_FILE)
+        model = _build(config, folder / CONFIG_FILE)
         require_layouts(layouts, model, f"{path}: damaged, or not of {CONFIG_FILE} beside it")
         model.load_state_dict(read_weights(path))
     except FileNotFoundError:
@@ -97,8 +111,11 @@ def load_model(folder: Path) -> tuple[RetinaNet, ModelConfig]:
     return model.eval(), config
 
 
-def _build(architecture: Architecture, path: Path) -> RetinaNet:
+def _build(config: ModelConfig, path: Path) -> Detector:
+    architecture, ensemble = config.architecture, config.ensemble
     try:
+        if ensemble:
+            return Ensemble([RetinaNet(architecture) for _ in range(ensemble.members)], ensemble.fusion_thresh)
         return RetinaNet(architecture)
     # timm has hundreds of models; those that cannot be a backbone fail with errors of any type.
     except Exception as error:  # noqa: BLE001
@@ -133,7 +150,12 @@ def patient_hash(patient: str) -> str:
     return hashlib.sha256(patient.encode()).hexdigest()[:16]
 
 
-def _read_config(path: Path) -> ModelConfig:
+def read_config(path: Path) -> ModelConfig:
+    """Read and check ``model.json``.
+
+    Raises:
+        UserError: it is missing, damaged or out of bounds.
+    """
     try:
         return _checked(read_json_object(path, _MAX_CONFIG_BYTES), str(path))
     except FileNotFoundError:
@@ -152,6 +174,8 @@ def _plain(config: ModelConfig) -> dict[str, Any]:
         "architecture": asdict(config.architecture),
         "preprocessing": asdict(config.preprocessing),
         "postprocessing": asdict(config.postprocessing),
+        "ensemble": config.ensemble and asdict(config.ensemble),
+        "calibration": config.calibration and asdict(config.calibration),
     }
 
 

@@ -10,12 +10,14 @@ import torch
 
 from pipeline.data.geometry import to_original
 from pipeline.data.preprocessing import preprocess
-from pipeline.delivery.model_file import load_model, pick_device
+from pipeline.delivery.model_file import ModelConfig, load_model, pick_device
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.postprocess import NotFiniteError, detect
+from pipeline.detection.detect import NotFiniteError, detect
 from pipeline.dicom.levels import Levels
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
+from pipeline.metrics.calibration import calibrated, image_probabilities
+from pipeline.metrics.results import image_result
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,7 +26,8 @@ Floats = npt.NDArray[np.float64]
 class Prediction:
     """Detections of one image, best first: ``boxes`` ``[N, 4]`` xyxy in original pixels, ``scores`` ``[N]``.
 
-    ``image_score`` is the score of the best candidate, reported or not.
+    ``scores`` are calibrated. ``image_score`` is the probability that the image has an opacity, from its best
+    candidate, reported or not.
     """
 
     boxes: Floats
@@ -60,18 +63,17 @@ class Predictor:
             what = which if names else f"{which} of the batch"
             raise UserError(f"{self._folder}: the outputs of the model for {what} are not finite") from None
         return [
-            _in_original_pixels(
-                one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, settings.image_size, threshold
-            )
+            _in_original_pixels(one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, self.config, threshold)
             for one, image in zip(detections, images, strict=True)
         ]
 
 
 def _in_original_pixels(
-    boxes: npt.ArrayLike, scores: npt.ArrayLike, image: Levels, image_size: int, threshold: float
+    boxes: npt.ArrayLike, scores: npt.ArrayLike, image: Levels, config: ModelConfig, threshold: float
 ) -> Prediction:
     height, width = image.shape
-    boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
-    original = to_original(boxes, height, width, image_size)
-    kept = scores > threshold
-    return Prediction(original[kept], scores[kept], float(scores[0]) if len(scores) else 0.0)
+    original = to_original(np.asarray(boxes, np.float64), height, width, config.preprocessing.image_size)
+    result = calibrated(image_result(original, scores, []), config.calibration)
+    kept = result.scores > threshold
+    probability = float(image_probabilities([result], config.calibration)[0])
+    return Prediction(result.boxes[kept], result.scores[kept], probability)

@@ -1,14 +1,28 @@
 """Comparison of two models on the same images, and the decision whether one should replace the other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.subgroups import is_small, subgroups
 from pipeline.metrics.bootstrap import Metrics, paired_difference
+from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.results import ImageResult
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's results, the threshold of its reports, and the calibration that its scores went through."""
+
+    results: Sequence[ImageResult]
+    threshold: float
+    calibration: Calibration | None = None
+
+    def metrics(self) -> Metrics:
+        """Return the metrics of these results."""
+        return Metrics(self.results, self.threshold, self.calibration)
 
 
 @dataclass(frozen=True)
@@ -27,27 +41,29 @@ class Comparison:
 
 
 def compare(
-    challenger: tuple[Sequence[ImageResult], float],
-    champion: tuple[Sequence[ImageResult], float],
+    challenger: Scored,
+    champion: Scored,
     studies: pd.DataFrame,
     draws: int,
     seed: int,
 ) -> Comparison:
-    """Compare two models, each given by its results and its score threshold, on ``studies`` (see `subgroup_table`)."""
+    """Compare two models on ``studies``; see `subgroup_table`."""
     groups = []
     for kind, group, chosen in subgroups(studies):
         indices = [int(index) for index in np.flatnonzero(chosen)]
         if not indices:
             continue
         ones = np.ones((1, len(indices)))
-        parts = [([model[0][index] for index in indices], model[1]) for model in (challenger, champion)]
-        mine, theirs = (Metrics(*part).draws(ones) for part in parts)
+        parts = [
+            replace(model, results=[model.results[index] for index in indices]) for model in (challenger, champion)
+        ]
+        mine, theirs = (part.metrics().draws(ones) for part in parts)
         differences = {key: known(mine[key][0] - theirs[key][0]) for key in mine}
-        positives = sum(len(result.truth) > 0 for result in parts[0][0])
+        positives = sum(len(result.truth) > 0 for result in parts[0].results)
         named: dict[str, object] = {"kind": kind, "group": group, "images": len(indices)}
         groups.append(named | {"small": is_small(len(indices), positives)} | differences)
     patients = studies["groupId"].to_list()
-    paired = paired_difference(Metrics(*challenger), Metrics(*champion), patients, draws, seed)
+    paired = paired_difference(challenger.metrics(), champion.metrics(), patients, draws, seed)
     return Comparison(len(patients), {key: (known(v), known(a), known(b)) for key, (v, a, b) in paired.items()}, groups)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.metrics.bootstrap import Metrics, interval, patient_weights
+from pipeline.metrics.calibration import Calibration
 from pipeline.metrics.results import ImageResult
 from pipeline.metrics.rsna_score import rsna_score
 
@@ -14,7 +15,12 @@ INFLATED = ("rsna_score", "map", "map_50", "auroc")
 
 
 def summarize(
-    results: Sequence[ImageResult], groups: Sequence[str], score_thresh: float, draws: int, seed: int
+    results: Sequence[ImageResult],
+    groups: Sequence[str],
+    score_thresh: float,
+    draws: int,
+    seed: int,
+    calibration: Calibration | None = None,
 ) -> Summary:
     """Compute the metrics of a set of images.
 
@@ -25,12 +31,13 @@ def summarize(
             The other metrics always use all detections.
         draws: number of bootstrap draws.
         seed: seed of the draws.
+        calibration: the calibration that the scores went through; adds the calibration error before it.
 
     Returns:
         Each metric as ``<key>``, ``<key>_low`` and ``<key>_high``; None where it is not defined
         (for example without a true box); also the counts ``images``, ``patients``, ``boxes``, and ``score_thresh``.
     """
-    metrics = Metrics(results, score_thresh)
+    metrics = Metrics(results, score_thresh, calibration)
     point = {name: float(values[0]) for name, values in metrics.draws(np.ones((1, len(results)))).items()}
     point["rsna_score"] = rsna_score(results, score_thresh)  # 0, not undefined, where no image counts
     drawn = metrics.draws(patient_weights(groups, draws, seed))

@@ -9,8 +9,9 @@ from pipeline.assembly.inputs import SplitData, read_inputs
 from pipeline.assembly.registration import own_version, register
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.errors import UserError, run_main
-from pipeline.evaluation.comparison import judge
+from pipeline.evaluation.comparison import Scored, judge
 from pipeline.files import write_json
+from pipeline.metrics.bootstrap import interval, patient_weights
 from pipeline.metrics.results import ImageResult, image_result
 from pipeline.params import Params, load_params
 from pipeline.paths import DETECTIONS, MODELS, REPORTS
@@ -44,6 +45,8 @@ class Decision:
 
     def __str__(self) -> str:
         what = f"version {self.champion} stays champion, not {self.challenger}"
+        if self.champion is None:
+            what = f"version {self.challenger} does not become champion; there is none"
         if self.promoted:
             what = f"version {self.challenger} is the champion"
         return "\n  ".join([what, *self.reasons])
@@ -52,9 +55,9 @@ class Decision:
 def promote(params: Params, models: Path = MODELS, reports: Path = REPORTS, force: str | None = None) -> Decision:
     """Compare the model in ``models`` with the champion on the test split, and decide.
 
-    The first model becomes champion. With ``force``, a reason, the model is promoted without a comparison.
-    The decision is written to ``reports/promotion.json``, its reasons to the registry. If somebody else
-    changes the champion in the meantime, the model is compared with the new champion.
+    Without a champion, a model above ``promote.floor`` becomes champion. With ``force``, a reason, the model is
+    promoted without a comparison. The decision is written to ``reports/promotion.json``, its reasons to the registry.
+    If somebody else changes the champion in the meantime, the model is compared with the new champion.
 
     Raises:
         UserError: the store does not have the model, ``models`` and ``reports`` do not belong together, the
@@ -103,11 +106,17 @@ def _decide(
         return decision(True, ["it was so before"])
     if force:
         return decision(True, [f"by hand: {force}"])
-    if champion is None:
+    name, floor = params.promote.metric, params.promote.floor
+    if champion is None and not floor:
         return decision(True, ["the first model"])
     test = read_inputs(params.preprocess)["test"]
     results, config = _own_results(test, models, reports)
-    against = compare_with_champion(params, test, results, config.operating_threshold, champion)
+    scored = Scored(results, config.operating_threshold, config.calibration)
+    if floor and not (low := _lower_end(params, scored, test)) > floor:
+        return decision(False, [f"{name}: the interval begins at {low:.3f}, must be above promote.floor, {floor:g}"])
+    if champion is None:
+        return decision(True, [f"the first model, and {name} is above promote.floor, {floor:g}"])
+    against = compare_with_champion(params, test, scored, champion)
     return decision(*_judge(params, against))
 
 
@@ -122,6 +131,12 @@ def _judge(params: Params, against: AgainstChampion) -> tuple[bool, list[str]]:
     if against.seen:
         reasons.append(f"{against.seen} test studies are of patients that the champion has seen, and are left out")
     return promoted, reasons
+
+
+def _lower_end(params: Params, scored: Scored, test: SplitData) -> float:
+    """Return the lower end of the metric's 95 % interval on test; NaN, which passes no floor, if it is not defined."""
+    weights = patient_weights(test.index["groupId"].to_list(), params.evaluate.bootstrap_draws, params.seed)
+    return interval(scored.metrics().draws(weights)[params.promote.metric])[0]
 
 
 def _own_results(test: SplitData, models: Path, reports: Path) -> tuple[list[ImageResult], ModelConfig]:

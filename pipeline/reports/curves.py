@@ -1,14 +1,16 @@
 """The curves of a split: tables for DVC's plots, and pictures for the report and MLflow."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from pipeline.metrics.calibration import Calibration, image_probabilities, scores_before
 from pipeline.metrics.image_level import reliability
 from pipeline.metrics.ranking import rank_detections
-from pipeline.metrics.results import ImageResult, has_truth, image_scores
+from pipeline.metrics.results import Floats, ImageResult, has_truth, image_scores
 from pipeline.metrics.rsna_score import mean_score, scores_by_count
 from pipeline.reports.figures import plt, png
 
@@ -46,9 +48,18 @@ def roc(results: Sequence[ImageResult]) -> pd.DataFrame:
     return pd.DataFrame({"false_positive_rate": false_rate, "sensitivity": sensitivity}).round(5)
 
 
-def calibration(results: Sequence[ImageResult]) -> pd.DataFrame:
+def calibration(results: Sequence[ImageResult], fitted: Calibration | None = None) -> pd.DataFrame:
     """Compute ``image_score``, ``share_of_positives`` and ``images`` for those of ten score bins that have images."""
-    scores, share, images = reliability(image_scores(results), has_truth(results))
+    return _reliability(image_probabilities(results, fitted), results)
+
+
+def calibration_before(results: Sequence[ImageResult], fitted: Calibration | None = None) -> pd.DataFrame:
+    """Compute the table of `calibration` for the network's own scores."""
+    return _reliability(scores_before(results, fitted), results)
+
+
+def _reliability(probabilities: Floats, results: Sequence[ImageResult]) -> pd.DataFrame:
+    scores, share, images = reliability(probabilities, has_truth(results))
     return pd.DataFrame({"image_score": scores, "share_of_positives": share, "images": images}).round(5)
 
 
@@ -84,12 +95,25 @@ CURVES = {
 }
 
 
-def curve_tables(results: Mapping[str, Sequence[ImageResult]]) -> dict[str, pd.DataFrame]:
-    """Make the table of each curve of `CURVES` over all splits, with a column ``split``."""
-    return {
-        name: pd.concat([curve.make(part).assign(split=split) for split, part in results.items()], ignore_index=True)
-        for name, curve in CURVES.items()
-    }
+def curve_tables(
+    results: Mapping[str, Sequence[ImageResult]], fitted: Calibration | None = None
+) -> dict[str, pd.DataFrame]:
+    """Make the table of each curve of `CURVES` over all splits, with a column ``split``.
+
+    Those of the calibration are made for the calibrated scores and, if there is a calibration, for those before it.
+    """
+    tables = {}
+    for name, curve in CURVES.items():
+        make: dict[str, Callable[[Sequence[ImageResult]], pd.DataFrame]] = {"": curve.make}
+        if name == "calibration":
+            make = {"": partial(calibration, fitted=fitted)}
+            if fitted is not None:
+                make[" before"] = partial(calibration_before, fitted=fitted)
+        parts = [
+            made(part).assign(split=split + kind) for kind, made in make.items() for split, part in results.items()
+        ]
+        tables[name] = pd.concat(parts, ignore_index=True)
+    return tables
 
 
 def plot_curve(name: str, table: pd.DataFrame) -> bytes:
@@ -100,7 +124,8 @@ def plot_curve(name: str, table: pd.DataFrame) -> bytes:
         axes.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     for split, rows in table.groupby("split", sort=False):
         style = "steps-post" if curve.steps else "default"
-        axes.plot(rows[curve.x], rows[curve.y], label=str(split), drawstyle=style, marker="o" if len(rows) < 11 else "")
+        marker, line = "o" if len(rows) < 11 else "", "--" if str(split).endswith(" before") else "-"
+        axes.plot(rows[curve.x], rows[curve.y], label=str(split), drawstyle=style, marker=marker, linestyle=line)
     axes.set(xlabel=curve.x.replace("_", " "), ylabel=curve.y.replace("_", " "), ylim=(0, 1.02))
     axes.set_xlim(0, curve.end)
     axes.grid(alpha=0.3)

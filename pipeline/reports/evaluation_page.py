@@ -26,6 +26,7 @@ HEADLINE = {
     "sensitivity": "Images with an opacity that get a report",
     "specificity": "Images without that get none",
     "calibration_error": "Calibration error (image level; 0 is best)",
+    "calibration_error_before": "Calibration error before calibration",
 }
 
 
@@ -51,6 +52,7 @@ class Page:
         data: one row per split that describes its contents.
         provenance: name -> value.
         params: the whole params file.
+        notes: sentences that a reader must know before the numbers.
     """
 
     metrics: Mapping[str, Summary]
@@ -61,6 +63,7 @@ class Page:
     data: Sequence[Mapping[str, object]]
     provenance: Mapping[str, str]
     params: str
+    notes: Sequence[str] = ()
 
 
 def render_report(page: Page) -> str:

@@ -1,5 +1,6 @@
 """Stage ``evaluate``: model and splits -> metrics, predictions, plots and report, all logged to the MLflow run."""
 
+import argparse
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.assembly.champion import champion_to_compare, compare_with_champion
-from pipeline.assembly.inputs import SplitData, read_inputs
+from pipeline.assembly.inputs import SplitData, out_of_fold, read_inputs
 from pipeline.assembly.reference import reference_table
 from pipeline.assembly.registration import describe, format_metrics, model_run_id, register_results, registered_file
 from pipeline.assembly.reporting import (
     data_card,
     example_pictures,
+    notes,
     origin,
     params_text,
     training_curves,
@@ -21,19 +23,21 @@ from pipeline.assembly.reporting import (
 )
 from pipeline.assembly.run_log import log_datasets, run_tags
 from pipeline.data.geometry import to_original
-from pipeline.data.splits import LEAKED
+from pipeline.data.splits import LEAKED, read_folds
 from pipeline.delivery.model_file import ModelConfig, load_model
 from pipeline.detection.device import make_fabric
 from pipeline.detection.inference import predict
-from pipeline.errors import run_main
+from pipeline.errors import UserError, run_main
 from pipeline.escaping import safe_table
+from pipeline.evaluation.comparison import Scored
 from pipeline.evaluation.subgroups import subgroup_table
 from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
 from pipeline.files import write_json, write_text
 from pipeline.folder_lock import only_run_of
+from pipeline.metrics.calibration import calibrated
 from pipeline.metrics.results import ImageResult, image_result
 from pipeline.params import Params, load_params
-from pipeline.paths import DETECTIONS, MODELS, REFERENCE, REGISTERED, REPORTS
+from pipeline.paths import DETECTIONS, MODELS, OUT_OF_FOLD, REFERENCE, REGISTERED, REPORTS, SPLITS_FILE
 from pipeline.reports.evaluation_page import Page, render_report
 from pipeline.submission import read_submission, submission_table
 from pipeline.tracking import TrackedRun, tracked_run
@@ -45,7 +49,7 @@ EVALUATED = ("val", "test")
 
 def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> None:
     """Score the model on val and test and write everything under ``reports``."""
-    splits = read_inputs(params.preprocess)
+    splits = _read_splits(params, models)
     with tracked_run(model_run_id(models), run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
         config = load_model(models)[1]
@@ -53,8 +57,9 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         metrics = _metrics(params, results, splits, config)
         write_json(reports / "metrics.json", metrics)
         subgroups = _write_tables(params, results, splits, config, reports)
-        champion, threshold = champion_to_compare(), config.operating_threshold
-        against = champion and compare_with_champion(params, splits["test"], results["test"], threshold, champion)
+        champion = champion_to_compare()
+        scored = Scored(results["test"], config.operating_threshold, config.calibration)
+        against = champion and compare_with_champion(params, splits["test"], scored, champion)
         write_json(reports / "comparison.json", asdict(against) if against else None)
         training = training_curves(run, params, len(splits["train"].index))
         evaluated = {name: results[name] for name in EVALUATED}
@@ -67,10 +72,20 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
             data_card(splits),
             origin(run, config, params.data.dir),
             params_text(params),
+            notes(config),
         )
         write_text(reports / "report.html", render_report(page))
         _log(run, params, splits, metrics, models, reports)
     logger.info("%s", format_metrics(metrics))
+
+
+def _read_splits(params: Params, models: Path) -> dict[str, SplitData]:
+    """Read the splits; for a model of several folds, train and val are all studies of the folds."""
+    if not load_model(models)[1].ensemble:
+        return read_inputs(params.preprocess)
+    folds = [read_inputs(params.preprocess, fold=fold) for fold in read_folds(SPLITS_FILE)]
+    studies = out_of_fold([parts["val"] for parts in folds])
+    return {"train": studies, "val": studies, "test": folds[0]["test"]}
 
 
 def _metrics(
@@ -78,7 +93,9 @@ def _metrics(
 ) -> dict[str, Summary]:
     threshold, draws = config.operating_threshold, params.evaluate.bootstrap_draws
     metrics = {
-        name: summarize(results, splits[name].index["groupId"].to_list(), threshold, draws, params.seed)
+        name: summarize(
+            results, splits[name].index["groupId"].to_list(), threshold, draws, params.seed, config.calibration
+        )
         for name, results in results_of.items()
     }
     if LEAKED in metrics:
@@ -95,7 +112,9 @@ def _write_tables(
 ) -> pd.DataFrame:
     """Write the predictions, the reference for monitoring, and the subgroups; return the subgroups."""
     write_text(reports / "predictions.csv", _predictions(results, splits, config))
-    reference = reference_table(params, splits["val"], results["val"], config.operating_threshold)
+    # Several networks together give other scores than each of them alone on the studies outside its folds.
+    name = "test" if config.ensemble else "val"
+    reference = reference_table(params, splits[name], results[name], config)
     write_text(reports / REFERENCE, reference.to_csv(index=False))
     subgroups = pd.concat([_subgroups(params, results[name], splits[name], config, name) for name in EVALUATED])
     write_text(reports / "subgroups.csv", safe_table(subgroups.round(6)).to_csv(index=False))
@@ -103,22 +122,43 @@ def _write_tables(
 
 
 def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]) -> dict[str, list[ImageResult]]:
-    """Return detections and true boxes of val, test and, if there are any, leaked; in pixels of the originals."""
+    """Return detections and true boxes of val, test and, if there are any, leaked; in pixels of the originals.
+
+    A model of several folds has seen the studies of val. Their detections are those that each fold's network made on
+    the studies that it was not trained on.
+    """
     model, config = load_model(models)
     fabric = make_fabric(params.train.accelerator, "32-true")
     fabric.to_device(model)
     results = {}
     for name in (name for name in (*EVALUATED, LEAKED) if name in splits):
         data = splits[name]
+        if name == "val" and config.ensemble:
+            results[name] = _from_file(models / OUT_OF_FOLD, data)
+            continue
         detections = predict(fabric, model, data.dataset(None, 0), params.train.batch_size, config.postprocessing)
         sizes = zip(data.index["height"], data.index["width"], strict=True)
         results[name] = [
-            image_result(
-                to_original(one["boxes"].double().numpy(), height, width, data.image_size), one["scores"].numpy(), truth
+            calibrated(
+                image_result(
+                    to_original(one["boxes"].double().numpy(), height, width, data.image_size),
+                    one["scores"].numpy(),
+                    truth,
+                ),
+                config.calibration,
             )
             for one, truth, (height, width) in zip(detections, data.boxes, sizes, strict=True)
         ]
     return results
+
+
+def _from_file(path: Path, data: SplitData) -> list[ImageResult]:
+    read = read_submission(path)
+    studies = data.index["patientId"].to_list()
+    for study in studies:
+        if study not in read:
+            raise UserError(f"{path}: lacks study {study}; `pneumoflow crossval` writes it anew")
+    return [image_result(*read[study], truth) for study, truth in zip(studies, data.boxes, strict=True)]
 
 
 def _through_the_file(
@@ -128,7 +168,7 @@ def _through_the_file(
     keys = [key for name in results_of for key in splits[name].index["patientId"]]
     results = [result for part in results_of.values() for result in part]
     boxes, scores = [result.boxes for result in results], [result.scores for result in results]
-    write_text(path, submission_table(keys, boxes, scores, digits=(6, 3)))
+    write_text(path, submission_table(keys, boxes, scores, digits=(9, 3)))
     read = read_submission(path)
     return {
         name: [
@@ -183,9 +223,13 @@ def _log(
 
 def main() -> None:
     """Run the stage on ``params.yaml``."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.stages.evaluate", description=__doc__)
+    parser.add_argument("--models", type=Path, default=MODELS, help="the model's folder, for `pneumoflow crossval`")
+    parser.add_argument("--reports", type=Path, default=REPORTS, help="the folder of its results")
+    options = parser.parse_args()
     params = load_params()
-    with only_run_of("evaluate"):
-        evaluate(params)
+    with only_run_of("evaluate" if options.reports == REPORTS else f"evaluate {options.reports.name}"):
+        evaluate(params, options.models, options.reports)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Stage ``train``: prepared images and splits -> a RetinaNet, its thresholds and its MLflow run."""
 
+import argparse
 import logging
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,19 +10,26 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import epoch_hooks, log_start, run_of, run_tags
-from pipeline.assembly.training import architecture_of, build_trainer, finish, training_fingerprint
-from pipeline.delivery.model_file import save_seen
+from pipeline.assembly.run_log import epoch_hooks, log_start, read_run_id, run_of, run_tags
+from pipeline.assembly.training import (
+    architecture_of,
+    build_trainer,
+    finish,
+    pretraining_leak,
+    training_fingerprint,
+    without_unreachable_weights,
+)
+from pipeline.delivery.model_file import LEAK, save_seen
 from pipeline.detection.device import is_lost_connection, make_fabric, used_precision, world_size
 from pipeline.detection.settings import Architecture
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_json
 from pipeline.folder_lock import only_run_of
 from pipeline.params import Params, load_params
-from pipeline.paths import CHECKPOINTS, MODELS, RUN_FILE, SPLITS_FILE
+from pipeline.paths import CHECKPOINTS, CROSSVAL, MODELS, RUN_FILE, SPLITS_FILE
 from pipeline.ranks import rank
 from pipeline.stopping import stop_signals
-from pipeline.tracking import require_registry
+from pipeline.tracking import PARENT, require_registry
 from pipeline.training.ended import ENDED, drop_ended
 from pipeline.training.launch import launch
 from pipeline.training.malloc import keep_freed_memory
@@ -30,19 +39,28 @@ from pipeline.training.trainer import Hooks, Trainer
 logger = logging.getLogger(__name__)
 
 
-def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS) -> None:
+def train(
+    params: Params,
+    models: Path = MODELS,
+    checkpoints: Path = CHECKPOINTS,
+    fold: int | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
     """Train, keep the best epoch, choose the operating point on val, and log it all.
 
     An interrupted run with the same params, data and code continues from its last checkpoint. In a run
-    of several processes, all train, and the first does the rest.
+    of several processes, all train, and the first does the rest. With ``fold``, that fold is val.
     """
-    splits = read_inputs(params.preprocess)
+    params = without_unreachable_weights(params)
+    if pretraining_leak(params):
+        logger.warning("%s %s", params.model.backbone, LEAK)
+    splits = read_inputs(params.preprocess, fold=fold)
     for name in ("train", "val"):
         if not sum(len(boxes) for boxes in splits[name].boxes):
             raise UserError(
                 f"{SPLITS_FILE}: no study of {name} has a box; training and the choice of the threshold need some"
             )
-    folder = checkpoints / training_fingerprint(params)
+    folder = checkpoints / training_fingerprint(params, fold)
     fabric = make_fabric(params.train.accelerator, params.train.precision)
     architecture = architecture_of(params, splits["train"])
     if not fabric.is_global_zero:
@@ -53,8 +71,9 @@ def train(params: Params, models: Path = MODELS, checkpoints: Path = CHECKPOINTS
         logger.info("%s: made with other params, data or code; this run starts afresh", checkpoints)
     require_registry()
     # The tag says which precision is used; the params say which one was asked for.
-    tags = run_tags(params) | {"precision": used_precision(params.train.accelerator, params.train.precision)}
-    with run_of(folder, tags) as run:
+    used = {"precision": used_precision(params.train.accelerator, params.train.precision)}
+    used |= {"pretraining_leak": LEAK} if pretraining_leak(params) else {}
+    with run_of(folder, run_tags(params) | used | dict(tags or {})) as run:
         log_start(run, params, architecture, splits)
         trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         if trainer.resume():
@@ -100,19 +119,37 @@ def _train_along(
             trainer.fit(hooks)
 
 
+def train_fold(params: Params, fold: int) -> None:
+    """Train with one fold as val, for a cross-validation; see `pipeline.jobs.crossval`."""
+    folder = CROSSVAL / f"fold{fold}"
+    tags = {"mlflow.runName": f"fold {fold}", "fold": str(fold)}
+    parent = CROSSVAL / RUN_FILE
+    if parent.exists():
+        tags[PARENT] = read_run_id(parent)
+    train(params, folder, CROSSVAL / CHECKPOINTS / folder.name, fold, tags)
+
+
+def _run(params: Params, fold: int | None) -> None:
+    name = "train" if fold is None else f"train fold {fold}"
+    # In a run of several processes, the first holds the lock.
+    with nullcontext() if rank() else only_run_of(name):
+        train(params) if fold is None else train_fold(params, fold)
+
+
 def main() -> None:
     """Run the stage on ``params.yaml`` in ``train.devices`` processes, unless torchrun has started this process."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.stages.train", description=__doc__)
+    parser.add_argument("--fold", type=int, help="the fold that is val, for `pneumoflow crossval`")
+    fold = parser.parse_args().fold
     params = load_params()
     if params.train.devices > 1 and world_size() == 1:
-        launch("pipeline.stages.train", params.train.devices, params.train.restarts)
+        launch("pipeline.stages.train", sys.argv[1:], params.train.devices, params.train.restarts)
         return
     if rank():
         logging.disable(logging.INFO)
     keep_freed_memory()
     try:
-        # In a run of several processes, the first holds the lock.
-        with nullcontext() if rank() else only_run_of("train"):
-            train(params)
+        _run(params, fold)
     except RuntimeError as error:
         if world_size() == 1 or not is_lost_connection(error):
             raise

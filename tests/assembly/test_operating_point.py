@@ -1,6 +1,7 @@
 """The choice of the score threshold, the suppression and the box shrink."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.assembly import operating_point
 from pipeline.assembly.inputs import read_inputs
 from pipeline.assembly.operating_point import choose_operating_point
 from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.data.manifest import write_manifest
-from pipeline.detection.device import make_fabric
 from pipeline.detection.postprocess import shrink
 from pipeline.errors import UserError
+from pipeline.metrics.calibration import calibrated
 from pipeline.metrics.rsna_score import rsna_score
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
@@ -68,12 +68,11 @@ def test_nothing_of_test_reaches_the_model(prepared, tmp_path):
     assert (tmp_path / "models/model.json").read_bytes() != before["model.json"]
 
 
-def test_the_best_of_the_candidates_is_taken(prepared, monkeypatch):
+def test_the_best_of_the_candidates_is_taken(prepared):
     """Each box is found a third too large, and is found twice unless suppression is strict."""
-    fabric = make_fabric("cpu", "32-true")
     val = read_inputs(prepared().preprocess)["val"]
 
-    def predict(fabric, model, data, batch_size, post_processing):
+    def detect_on_val(post_processing):
         found = []
         for boxes in val.prepared_boxes():
             box = shrink(torch.from_numpy(boxes), -1 / 3)
@@ -82,18 +81,17 @@ def test_the_best_of_the_candidates_is_taken(prepared, monkeypatch):
             found.append({"boxes": box.repeat(times, 1), "scores": scores, "labels": torch.zeros_like(scores)})
         return found
 
-    monkeypatch.setattr(operating_point, "predict", predict)
     post_processing = replace(POST_PROCESSING, score_thresh=0.01, nms_thresh=0.4)
     params = prepared(nms_thresh=[0.3, 0.5], box_shrink=[0.1, 0.25])
-    chosen, threshold = choose_operating_point(params, fabric, None, post_processing, val)
+    point = choose_operating_point(params, detect_on_val, post_processing, val)
+    chosen = point.post_processing
     assert chosen == replace(post_processing, nms_thresh=0.3, box_shrink=0.25)
-    found = [{**one, "boxes": shrink(one["boxes"], 0.25)} for one in predict(fabric, None, None, None, chosen)]
-    assert rsna_score(results_in_prepared_pixels(found, val), threshold) == pytest.approx(1)
+    found = [{**one, "boxes": shrink(one["boxes"], 0.25)} for one in detect_on_val(chosen)]
+    results = [calibrated(one, point.calibration) for one in results_in_prepared_pixels(found, val)]
+    assert rsna_score(results, point.threshold) == pytest.approx(1)
     # Among equally good candidates, the params' own values are taken.
-    chosen, _ = choose_operating_point(
-        prepared(nms_thresh=[0.5, 0.6], box_shrink=[0.0]), fabric, None, post_processing, val
-    )
-    assert chosen == post_processing
+    params = prepared(nms_thresh=[0.5, 0.6], box_shrink=[0.0])
+    assert choose_operating_point(params, detect_on_val, post_processing, val).post_processing == post_processing
 
 
 def test_model_json_has_what_was_chosen(prepared, tmp_path):
@@ -114,13 +112,12 @@ def test_a_val_split_without_a_box_is_one_line(prepared, tmp_path):
         train(params)
 
 
-def test_a_gain_within_its_error_changes_nothing(prepared, monkeypatch):
+def test_a_gain_within_its_error_changes_nothing(prepared):
     """Another suppression improves one image of val and nothing else, which is chance."""
-    fabric = make_fabric("cpu", "32-true")
     val = read_inputs(prepared().preprocess)["val"]
     first = next(place for place, boxes in enumerate(val.prepared_boxes()) if len(boxes))
 
-    def predict(fabric, model, data, batch_size, post_processing):
+    def detect_on_val(post_processing):
         found = []
         for place, boxes in enumerate(val.prepared_boxes()):
             good = place != first or post_processing.nms_thresh < 0.35
@@ -128,7 +125,37 @@ def test_a_gain_within_its_error_changes_nothing(prepared, monkeypatch):
             found.append({"boxes": box, "scores": torch.full((len(box),), 0.9), "labels": torch.zeros(len(box))})
         return found
 
-    monkeypatch.setattr(operating_point, "predict", predict)
     post_processing = replace(POST_PROCESSING, score_thresh=0.01, nms_thresh=0.4)
-    chosen, _ = choose_operating_point(prepared(nms_thresh=[0.3], box_shrink=[]), fabric, None, post_processing, val)
-    assert chosen == post_processing
+    params = prepared(nms_thresh=[0.3], box_shrink=[])
+    assert choose_operating_point(params, detect_on_val, post_processing, val).post_processing == post_processing
+
+
+def test_a_promised_sensitivity_sets_the_threshold(small_params, prepared):
+    """Half of val's patients with an opacity have a score of .2, the others .9; all promises but one keep both."""
+    val = read_inputs(prepared().preprocess)["val"]
+    scores = {}
+    for number, (group, boxes) in enumerate(zip(val.index["groupId"], val.boxes, strict=True)):
+        if len(boxes):
+            scores.setdefault(group, 0.2 if number % 2 else 0.9)
+
+    def detect_on_val(_):
+        return [
+            {"boxes": torch.from_numpy(boxes), "scores": torch.full((len(boxes),), scores.get(group, 0.0)),
+             "labels": torch.zeros(len(boxes))}
+            for group, boxes in zip(val.index["groupId"], val.prepared_boxes(), strict=True)
+        ]  # fmt: skip
+
+    def point(asked):
+        small_params["evaluate"]["operating_point"] = asked
+        return choose_operating_point(prepared(nms_thresh=[], box_shrink=[]), detect_on_val, POST_PROCESSING, val)
+
+    strict = point({"sensitivity": 0.7})
+    low = float(strict.calibration.box(np.array(0.2)))
+    assert low - 1e-5 < strict.threshold < low
+    assert re.search(r"sensitivity 0.7 by patient, .*; on val 0 of \d+ patients missed", strict.rule)
+    assert point({"sensitivity": 0.3}).threshold > low
+    assert point("best_rsna").rule == "best RSNA score on val"
+    with pytest.raises(UserError, match=r"sensitivity 0.99: val has \d+ patients .* the promise needs 99"):
+        point({"sensitivity": 0.99})
+    with pytest.raises(UserError, match="the promise needs 29"):
+        point({"sensitivity": 0.9, "confidence": 0.95})

@@ -100,10 +100,14 @@ def test_score_reproduces_the_evaluation(trained, sample, run, tmp_path, one_lin
         "pipeline.cli", "score", folder / "reports/detections.csv", labels, *of_test, "--score-thresh", threshold
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == wanted
+    found = json.loads(done.stdout)
+    # The probability of an image is in the model's calibration, not in the file.
+    same = [key for key in wanted if not key.startswith("calibration_error")]
+    assert len(same) > 60
+    assert {key: found[key] for key in same} == {key: wanted[key] for key in same}
     done = run("pipeline.cli", "score", folder / "reports/predictions.csv", labels, *of_test)
     found = json.loads(done.stdout)
-    assert found.keys() == wanted.keys()
+    assert found.keys() == {key for key in wanted if not key.startswith("calibration_error_before")}
     for key in ("rsna_score", "rsna_score_low", "sensitivity", "specificity"):
         assert found[key] == pytest.approx(wanted[key], abs=1e-3), key
     (tmp_path / "bad.csv").write_text("patientId,PredictionString\nnobody,\n")

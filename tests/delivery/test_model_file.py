@@ -12,6 +12,10 @@ from pipeline.delivery.export import export_model
 from pipeline.delivery.model_file import load_model, load_seen, save_model, save_seen
 from pipeline.delivery.predictor import Predictor
 from pipeline.errors import UserError
+from pipeline.metrics.calibration import ScoreMap
+
+LINE = {"slope": 2.0, "intercept": 1.0}
+MAPS = {"box": LINE, "image": LINE, "no_box": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,17 @@ from pipeline.errors import UserError
         (lambda config: config["architecture"].update(num_classes=0), "num_classes = 0"),
         (lambda config: config["architecture"].update(image_classes=10**9), "image_classes = 1000000000"),
         (lambda config: config["architecture"].update(backbone="resnet_none"), "architecture.backbone = 'resnet_none'"),
-        (lambda config: config["architecture"].update(backbone="vit_tiny_patch16_224"), "backbone = 'vit_tiny"),
+        (lambda config: config["architecture"].update(backbone="vit_small_patch32_224"), "backbone = 'vit_small"),
+        (lambda config: config["architecture"].update(backbone="vit_tiny_patch16_224"), "not of model.json beside it"),
+        (lambda config: config["architecture"].update(backbone="hf-hub:a/b"), "architecture.backbone = 'hf-hub:a/b'"),
+        (lambda config: config["architecture"].update(backbone="local-dir:/etc"), "architecture.backbone = 'local-dir"),
+        (lambda config: config.update(ensemble={"members": 1, "fusion_thresh": 0.5}), "ensemble.members = 1"),
+        (lambda config: config.update(ensemble={"members": 3, "fusion_thresh": 0.5}), "members.0.* is missing"),
+        (
+            lambda config: config.update(calibration=MAPS | {"box": LINE | {"slope": 0.0}}),
+            "calibration.box.slope = 0.0",
+        ),
+        (lambda config: config.update(calibration=MAPS | {"no_box": 2.0}), "calibration.no_box = 2.0"),
         (lambda config: config["architecture"].update(head_convs=2), "not of model.json beside it: class_head"),
         (lambda config: config["architecture"].update(mask_head=True), "mask_head.* is missing"),
         (lambda config: config["architecture"]["anchor_shapes"].pop(), "class_head.last.weight is .* must be"),
@@ -197,3 +211,16 @@ def test_a_damaged_list_of_seen_patients(tmp_path, text):
     (tmp_path / "seen.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"seen\.json: "):
         load_seen(tmp_path)
+
+
+def test_scores_in_use_are_calibrated(tiny_model, write_config):
+    """The predictor's scores and the image's probability are those of the maps; the boxes and their order stay."""
+    image = np.random.default_rng(0).integers(0, 256, (128, 128), dtype=np.uint8)
+    (plain,) = Predictor(tiny_model).predict([image])
+    write_config(tiny_model, lambda config: config.update(calibration=MAPS, operating_threshold=0.0))
+    (found,) = Predictor(tiny_model).predict([image])
+    line = ScoreMap(**LINE)
+    assert len(plain.scores) > 1
+    np.testing.assert_allclose(found.scores, line(plain.scores), rtol=1e-6)
+    np.testing.assert_array_equal(found.boxes, plain.boxes)
+    assert found.image_score == pytest.approx(float(line(line(plain.scores[:1]))[0]), rel=1e-6)

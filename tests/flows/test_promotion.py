@@ -1,6 +1,7 @@
 """Promotion and rollback of champions in a project with a real model registry."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def test_the_flow_makes_the_first_model_champion(trained, registry):
     assert (decision["promoted"], decision["champion"]) == (True, None)
     assert json.loads((trained[0] / "reports/comparison.json").read_text()) is None
     assert "version 1 is the champion" in trained[1].stdout + trained[1].stderr
+
+
+def test_a_model_below_the_floor_does_not_become_the_first_champion(trained, tmp_path, edit, call):
+    folder = Path(shutil.copytree(trained[0], tmp_path / "floor" / "project"))
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client.delete_registered_model_alias("rsna-retinanet", "champion")
+    client.delete_registered_model_tag("rsna-retinanet", "champions")
+    edit(folder, "promote", floor=0.99)
+    done = call(folder, "pipeline.cli", "promote")
+    assert done.returncode == 0, done.stderr
+    assert "version 1 does not become champion; there is none" in done.stdout
+    assert re.search(r"rsna_score: the interval begins at 0\.\d+, must be above promote.floor, 0.99", done.stdout)
+    assert "champion" not in client.get_registered_model("rsna-retinanet").aliases
+    edit(folder, "promote", floor=0.0)
+    assert "version 1 is the champion" in call(folder, "pipeline.cli", "promote").stdout
 
 
 @pytest.mark.long

@@ -9,11 +9,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import showing
-from flows.loopback import without_proxy
 from flows.reach import require_server
 from flows.servers import answers
 from flows.showing import show
 from pipeline.errors import UserError
+from pipeline.loopback import without_proxy
 from tests.flows.conftest import free_port
 
 

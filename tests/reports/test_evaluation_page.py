@@ -5,6 +5,7 @@ import pytest
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.subgroups import METRICS
 from pipeline.evaluation.summary import summarize
+from pipeline.metrics.calibration import calibrated, fit_calibration
 from pipeline.metrics.results import image_result
 from pipeline.metrics.rsna_score import best_threshold, rsna_score
 from pipeline.reports.curves import curve_tables, plot_curve, plot_training
@@ -26,6 +27,17 @@ def test_curves_end_where_the_metrics_say():
     assert threshold["rsna_score"].max() <= best_threshold(IMAGES)[1] + 1e-5
     for name, table in tables.items():
         assert plot_curve(name, table).startswith(b"\x89PNG")
+
+
+def test_the_calibration_is_drawn_before_and_after():
+    fitted = fit_calibration(IMAGES, 0.05)
+    after = [calibrated(image, fitted) for image in IMAGES]
+    table = curve_tables({"test": after}, fitted)["calibration"]
+    assert set(table["split"]) == {"test", "test before"}
+    before = curve_tables({"test": IMAGES})["calibration"].drop(columns="split").reset_index(drop=True)
+    own = table[table["split"] == "test before"].drop(columns="split").reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, before, atol=1e-4)
+    assert plot_curve("calibration", table).startswith(b"\x89PNG")
 
 
 def test_examples_are_ranked():
@@ -53,8 +65,10 @@ def test_page_is_whole_and_escapes_what_it_shows():
             [{"split": "test", "images": 40}],
             {"Git": "x"},
             "a: <i>",
+            ["The starting model <u> saw the test images."],
         )
     )
+    assert "<strong>The starting model &lt;u&gt; saw the test images.</strong>" in page
     assert "+0.123" in page
     assert "champion (version 7)" in page
     assert "&lt;b&gt;" in page

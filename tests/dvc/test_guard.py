@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from flows.dvc import changed, run_command
+from pipeline.dvc.command import changed, run_command
 from pipeline.errors import UserError
 from pipeline.folder_lock import BusyError, only_one
 
@@ -18,7 +18,7 @@ from pipeline.folder_lock import BusyError, only_one
 FLOW = """
 import sys
 from pathlib import Path
-from flows.dvc import changed, run_command
+from pipeline.dvc.command import changed, run_command
 from pipeline.folder_lock import only_one
 work = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 with only_one(Path("lock"), "training run"):

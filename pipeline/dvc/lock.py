@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES = Path(".dvc/tmp/rwlock")
 _BUSY = re.compile(r"(?:ERROR: )?(?P<what>.*) is busy, it is being blocked by:$")
+_LOCKED = "Unable to acquire lock"
 _HOLDER = re.compile(r"\s*\(PID (?P<pid>\d+)\): (?P<command>.*)")
 
 
@@ -50,6 +51,10 @@ def release_dead() -> None:
 
 def require_free(lines: list[str]) -> None:
     """Raise a BusyError if the output of a ``dvc`` command says that another one is working on the same files."""
+    if any(_LOCKED in line for line in lines):
+        raise BusyError(
+            f"{_ENTRIES.parent}: another `dvc` command holds the lock of this folder; wait for it or end it"
+        )
     for number, line in enumerate(lines):
         if (busy := _BUSY.match(line)) and (holder := _HOLDER.match("".join(lines[number + 1 : number + 2]))):
             arguments = holder["command"].partition(" ")[2]

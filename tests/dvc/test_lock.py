@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc import run_dvc
+from pipeline.dvc.command import run_dvc
 from pipeline.folder_lock import BusyError
 
 ENTRIES = Path(".dvc/tmp/rwlock")

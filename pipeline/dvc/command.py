@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows import guard
-from flows.dvc_lock import release_dead, require_free
-from flows.loopback import without_proxy
+from pipeline.dvc import guard
+from pipeline.dvc.lock import release_dead, require_free
 from pipeline.errors import UserError
 from pipeline.folder_lock import held_locks
+from pipeline.loopback import without_proxy
 
 # The end of a DVC error message -> the remedy, which DVC does not name.
 _CURES = {

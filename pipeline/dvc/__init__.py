@@ -1,0 +1,1 @@
+"""DVC as a subprocess."""
