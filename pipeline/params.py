@@ -20,6 +20,7 @@ from pipeline.detection.settings import (
     LossSettings,
     NetworkSettings,
     PostProcessing,
+    SoftNmsSigma,
 )
 from pipeline.documents import first_problem, read_yaml
 from pipeline.errors import UserError
@@ -174,6 +175,7 @@ class CandidatesParams(_Section):
     """Values that are tried on val once the model is trained; the best RSNA score wins."""
 
     nms_thresh: list[OpenFraction]
+    soft_nms_sigma: list[SoftNmsSigma]
     box_shrink: list[BoxShrink]
 
 

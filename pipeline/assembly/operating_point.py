@@ -53,9 +53,13 @@ def choose_operating_point(
     gain = best[2] - own[2]
     chosen, results, _ = best if gain.mean() > _ERRORS * gain.std() else own
     logger.info(
-        "val: nms_thresh %g, box_shrink %g; RSNA score %.3f, of the params' own values %.3f",
-        chosen.nms_thresh, chosen.box_shrink, best[2].mean() if chosen is best[0] else own[2].mean(), own[2].mean(),
-    )  # fmt: skip
+        "val: %s %g, box_shrink %g; RSNA score %.3f, of the params' own values %.3f",
+        chosen.overlap_key,
+        getattr(chosen, chosen.overlap_key),
+        chosen.box_shrink,
+        best[2].mean() if chosen is best[0] else own[2].mean(),
+        own[2].mean(),
+    )
     calibration = fit_calibration(results, chosen.score_thresh)
     scored = [calibrated(result, calibration) for result in results]
     return OperatingPoint(chosen, calibration, *_threshold(params, scored, groups))
@@ -83,8 +87,9 @@ def _candidates(
 ) -> Iterator[tuple[PostProcessing, list[ImageResult]]]:
     """Yield each combination of values and its results on val; the params' own values come first."""
     listed = params.evaluate.candidates
-    for nms_thresh in dict.fromkeys((post_processing.nms_thresh, *listed.nms_thresh)):
-        plain = replace(post_processing, nms_thresh=nms_thresh, box_shrink=0.0)
+    key = post_processing.overlap_key
+    for value in dict.fromkeys((getattr(post_processing, key), *getattr(listed, key))):
+        plain = replace(post_processing, **{key: value, "box_shrink": 0.0})
         detections = detect_on_val(plain)
         for share in dict.fromkeys((post_processing.box_shrink, *listed.box_shrink)):
             shrunk = [_shrunk(one, share) for one in detections]

@@ -109,6 +109,7 @@ def origin(run: TrackedRun, config: ModelConfig, raw: str) -> dict[str, str]:
     hashes = {f"DVC {path}": value for path, value in provenance.input_hashes(raw).items()}
     state = provenance.git_state()
     flow_run = os.environ.get("PNEUMOFLOW_FLOW_RUN_ID")
+    rules = config.postprocessing
     return {
         "MLflow run": run.run_id,
         **({"Prefect flow run": flow_run} if flow_run else {}),
@@ -116,8 +117,8 @@ def origin(run: TrackedRun, config: ModelConfig, raw: str) -> dict[str, str]:
         **hashes,
         **({"Started from": config.started_from} if config.started_from else {}),
         "Model": f"{config.architecture.backbone}, {config.preprocessing.image_size} px, {_networks(config)}",
-        "Chosen on val": f"nms_thresh {config.postprocessing.nms_thresh:g}, box_shrink"
-        f" {config.postprocessing.box_shrink:g}, score threshold {config.operating_threshold:.3f}",
+        "Chosen on val": f"{rules.overlap_key} {getattr(rules, rules.overlap_key):g}, box_shrink"
+        f" {rules.box_shrink:g}, score threshold {config.operating_threshold:.3f}",
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import box_iou, clip_boxes_to_image, nms
 
 from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_file import CONFIG_FILE, ModelConfig, load_model, read_config
@@ -33,6 +33,7 @@ from pipeline.metrics.calibration import IDENTITY, ScoreMap
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_OPSET = 18
+_EPS = 1e-7  # scores of 0 and 1 have no finite logit
 PIXELS, SCORE = 0.5, 1e-3  # largest differences allowed between an export and the model
 
 
@@ -45,7 +46,9 @@ class Rules:
 
     image_size: tuple[int, int]
     topk: int
+    suppression: str
     nms_thresh: float
+    soft_nms_sigma: float
     count: int
     box_shrink: float
     score_map: ScoreMap
@@ -70,12 +73,42 @@ class ExportedDetector(nn.Module):
         for number, (level, offsets) in enumerate(zip(logits.split(self.sizes), deltas.split(self.sizes), strict=True)):
             best, rows = level.topk(min(rules.topk, self.sizes[number]))
             boxes.append(decode_boxes(offsets[rows], getattr(self, f"anchors_{number}")[rows]))
-            scores.append((rules.score_map.slope * best + rules.score_map.intercept).sigmoid())
+            scores.append(best.sigmoid())
         inside = clip_boxes_to_image(torch.cat(boxes), rules.image_size)
         # A box that was clipped to nothing lies outside the image, and is ranked last.
         ranked = torch.where(((inside[:, 2:] - inside[:, :2]) > 0).all(1), torch.cat(scores), -1.0)
-        kept = nms(inside, ranked, rules.nms_thresh)[: rules.count]
-        return shrink(inside[kept], rules.box_shrink), ranked[kept]
+        if rules.suppression == "soft_nms":
+            kept, left = _soft_nms(inside, ranked, rules.soft_nms_sigma, min(rules.count, len(ranked)))
+        else:
+            kept = nms(inside, ranked, rules.nms_thresh)[: rules.count]
+            left = ranked[kept]
+        return shrink(inside[kept], rules.box_shrink), _mapped(left, rules.score_map)
+
+
+def _soft_nms(boxes: Tensor, scores: Tensor, sigma: float, count: int) -> tuple[Tensor, Tensor]:
+    """Return the rows and scores of `pipeline.detection.suppression.soft_nms`, in steps that a graph can hold.
+
+    A graph has no loop that ends early: once all candidates are taken, the rest of the ``count`` rows have
+    negative scores.
+    """
+    rows = torch.arange(len(scores))
+    picked, final = [], []
+    for _ in range(count):
+        best = scores.argmax()
+        picked.append(best)
+        final.append(scores[best])
+        overlap = box_iou(boxes[best][None], boxes)[0]
+        # A box without area overlaps nothing, and 0 / 0 must not become its score.
+        decayed = scores * torch.exp(-overlap.nan_to_num(0.0).square() / sigma)
+        scores = torch.where(rows == best, -1.0, decayed)
+    return torch.stack(picked), torch.stack(final)
+
+
+def _mapped(scores: Tensor, score_map: ScoreMap) -> Tensor:
+    """Apply the map to the scores; negative ones stay negative, and 0 and 1 stay as they are."""
+    inside = scores.clamp(_EPS, 1 - _EPS)
+    mapped = (score_map.slope * inside.logit() + score_map.intercept).sigmoid()
+    return torch.where(scores < 0, -1.0, mapped)
 
 
 def export_model(folder: Path, out: Path, kind: str) -> Path:
@@ -91,11 +124,14 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
         raise UserError(f"--format {kind}: must be one of {', '.join(FORMATS)}")
     model, config = load_model(folder)
     rules = config.postprocessing
-    for name, value, allowed in (("suppression", rules.suppression, "nms"), ("flip", rules.flip, False),
-                                 ("score_gate", rules.score_gate, False)):  # fmt: skip
-        if value != allowed:
+    for name, value, allowed in (
+        ("suppression", rules.suppression, ("nms", "soft_nms")),
+        ("flip", rules.flip, (False,)),
+        ("score_gate", rules.score_gate, (False,)),
+    ):
+        if value not in allowed:
             key = f"{folder / CONFIG_FILE}: postprocessing.{name}"
-            raise UserError(f"{key} = {value!r}: only {allowed!r} can be exported")
+            raise UserError(f"{key} = {value!r}: only {' or '.join(map(str, allowed))} can be exported")
     size = config.preprocessing.image_size
     example = torch.zeros(1, config.architecture.in_channels, size, size, dtype=torch.uint8)
     networks = list(model.members) if isinstance(model, Ensemble) else [model]
@@ -120,7 +156,16 @@ def _rules(config: ModelConfig) -> Rules:
     alone = config.ensemble is None
     score_map = config.calibration.box if config.calibration and alone else IDENTITY
     shrink_by = rules.box_shrink if alone else 0.0
-    return Rules((size, size), rules.topk_candidates, rules.nms_thresh, rules.detections_per_img, shrink_by, score_map)
+    return Rules(
+        image_size=(size, size),
+        topk=rules.topk_candidates,
+        suppression=rules.suppression,
+        nms_thresh=rules.nms_thresh,
+        soft_nms_sigma=rules.soft_nms_sigma,
+        count=rules.detections_per_img,
+        box_shrink=shrink_by,
+        score_map=score_map,
+    )
 
 
 def _write_onnx(detector: ExportedDetector, example: Tensor, path: Path) -> None:

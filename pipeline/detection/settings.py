@@ -14,6 +14,8 @@ AnchorRatio = Annotated[float, Field(ge=RATIO_BOUNDS[0], le=RATIO_BOUNDS[1])]
 MAX_SHAPES = 64
 BACKBONE = r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})?"
 BoxShrink = Annotated[float, Field(ge=0, lt=1)]
+# A smaller sigma can be 0 in float32; the score of boxes that do not overlap is then 0 / 0.
+SoftNmsSigma = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -80,11 +82,15 @@ class PostProcessing:
     detections_per_img: Annotated[Count, Field(le=1000)]
     topk_candidates: Annotated[Count, Field(le=10_000)]
     suppression: Literal["nms", "soft_nms", "weighted_fusion"]
-    # A smaller sigma can be 0 in float32; the score of boxes that do not overlap is then 0 / 0.
-    soft_nms_sigma: Annotated[float, Field(ge=0.001, le=1000)]
+    soft_nms_sigma: SoftNmsSigma
     flip: bool
     box_shrink: BoxShrink
     score_gate: bool
+
+    @property
+    def overlap_key(self) -> Literal["nms_thresh", "soft_nms_sigma"]:
+        """Return the setting that decides what an overlap costs; ``suppression`` does not use the other one."""
+        return "soft_nms_sigma" if self.suppression == "soft_nms" else "nms_thresh"
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

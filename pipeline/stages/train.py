@@ -84,7 +84,7 @@ def train(
             run.log_files(folder / PROFILE, PROFILE)
         config = finish(params, architecture, best, splits["val"], models)
         rules = config.postprocessing
-        chosen = {"nms_thresh": rules.nms_thresh, "box_shrink": rules.box_shrink}
+        chosen = {rules.overlap_key: getattr(rules, rules.overlap_key), "box_shrink": rules.box_shrink}
         chosen["operating_threshold"] = config.operating_threshold
         chosen_values = {f"val/{name}": value for name, value in chosen.items()}
         run.log_metrics(chosen_values, step=params.train.epochs, correct=True)  # other candidates may give others

@@ -94,6 +94,26 @@ def test_the_best_of_the_candidates_is_taken(prepared):
     assert choose_operating_point(params, detect_on_val, post_processing, val).post_processing == post_processing
 
 
+def test_soft_nms_tries_its_own_setting(prepared):
+    """Each box is found twice unless sigma is small; nms_thresh, which soft NMS does not use, is not tried."""
+    val = read_inputs(prepared().preprocess)["val"]
+
+    def detect_on_val(post_processing):
+        assert post_processing.nms_thresh == 0.5
+        times = 1 if post_processing.soft_nms_sigma < 0.4 else 2
+        found = []
+        for boxes in val.prepared_boxes():
+            scores = torch.full((times * len(boxes),), 0.9)
+            box = torch.from_numpy(boxes).repeat(times, 1)
+            found.append({"boxes": box, "scores": scores, "labels": torch.zeros_like(scores)})
+        return found
+
+    post_processing = replace(POST_PROCESSING, suppression="soft_nms", nms_thresh=0.5, soft_nms_sigma=0.5)
+    params = prepared(nms_thresh=[0.2], soft_nms_sigma=[0.3, 1.0], box_shrink=[])
+    chosen = choose_operating_point(params, detect_on_val, post_processing, val).post_processing
+    assert chosen == replace(post_processing, soft_nms_sigma=0.3)
+
+
 def test_model_json_has_what_was_chosen(prepared, tmp_path):
     train(prepared(epochs=1, nms_thresh=[0.45], box_shrink=[0.2]))
     config = json.loads((tmp_path / "models/model.json").read_text())

@@ -20,16 +20,22 @@ pytestmark = pytest.mark.slow
 def models(trained, tmp_path):
     """Copy the model, with a threshold so low that there are boxes to compare, and with a box shrink."""
     folder = shutil.copytree(trained[0] / "models", tmp_path / "models")
-    config = json.loads((folder / "model.json").read_text())
-    config["postprocessing"] |= {"score_thresh": 0.001, "box_shrink": 0.1, "nms_thresh": 0.3}
-    (folder / "model.json").write_text(json.dumps(config))
+    set_post_processing(folder, score_thresh=0.001, box_shrink=0.1, nms_thresh=0.3)
     return folder
 
 
+def set_post_processing(folder, **values):
+    config = json.loads((folder / "model.json").read_text())
+    config["postprocessing"] |= values
+    (folder / "model.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("suppression", ["nms", "soft_nms"])
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind == "torch")) for kind in FORMATS])
 @pytest.mark.filterwarnings("ignore")  # warnings of the exporters
-def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind):
+def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind, suppression):
     """Compare on 50 radiographs: the same boxes to half a pixel, scores to .001."""
+    set_post_processing(models, suppression=suppression)
     path = export_model(models, tmp_path / "out", kind)
     files = sorted((sample / IMAGES).glob("*.dcm"))[:50]
     images = [read_radiograph(file).pixels for file in files]
@@ -41,9 +47,7 @@ def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind):
     assert len(boxes) == len(scores) > 0
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["check.json", "model.json", path.name]
     # A model that has changed since the export is not the exported one.
-    config = json.loads((models / "model.json").read_text())
-    config["postprocessing"]["box_shrink"] = 0.3
-    (models / "model.json").write_text(json.dumps(config))
+    set_post_processing(models, box_shrink=0.3)
     with pytest.raises(UserError, match=r"boxes differ by [\d.]+ pixels"):
         compare_export(models, path, images)
 
@@ -58,9 +62,7 @@ def test_an_exported_program_has_no_pickle(models, tmp_path):
 
 
 def test_what_cannot_be_exported(models, tmp_path, run, one_line_error):
-    config = json.loads((models / "model.json").read_text())
-    config["postprocessing"]["flip"] = True
-    (models / "model.json").write_text(json.dumps(config))
+    set_post_processing(models, flip=True)
     done = run("pipeline.cli", "export", models, "--out", tmp_path / "out")
     one_line_error(done, "postprocessing.flip = True: only False can be exported")
     one_line_error(run("pipeline.cli", "export", models, "--out", tmp_path / "out", "--format", "caffe"), "caffe")

@@ -58,7 +58,7 @@ def test_a_result_that_dvc_lost_is_not_trained_again(small_params, rsna, tmp_pat
 
 @pytest.mark.slow
 def test_other_candidates_choose_anew_without_training(small_params, rsna, tmp_path, write_params, run):
-    small_params["evaluate"]["candidates"] = {"nms_thresh": [], "box_shrink": []}
+    small_params["evaluate"]["candidates"] = {"nms_thresh": [], "soft_nms_sigma": [], "box_shrink": []}
     preprocess(Params.model_validate(small_params))
     split(Params.model_validate(small_params))
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
@@ -74,7 +74,8 @@ def test_other_candidates_choose_anew_without_training(small_params, rsna, tmp_p
     _, folder, model = train()
     trained = history(tmp_path)
     # Boxes that shrink to a thousandth match nothing, so this candidate is never chosen; it is only tried.
-    messages, same_folder, same_model = train(candidates={"nms_thresh": [0.9], "box_shrink": [0.999]})
+    tried = {"nms_thresh": [0.9], "soft_nms_sigma": [], "box_shrink": [0.999]}
+    messages, same_folder, same_model = train(candidates=tried)
     assert "epoch 1/" not in messages
     assert "has ended before: its best epoch is used" in messages
     assert (same_folder, same_model) == (folder, model)
