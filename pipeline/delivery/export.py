@@ -105,7 +105,7 @@ def _soft_nms(boxes: Tensor, scores: Tensor, sigma: float, count: int) -> tuple[
 
 
 def _mapped(scores: Tensor, score_map: ScoreMap) -> Tensor:
-    """Apply the map to the scores; negative ones stay negative, and 0 and 1 stay as they are."""
+    """Apply the map to scores ``[N]``; those of boxes that are none, which are negative, become -1."""
     inside = scores.clamp(_EPS, 1 - _EPS)
     mapped = (score_map.slope * inside.logit() + score_map.intercept).sigmoid()
     return torch.where(scores < 0, -1.0, mapped)

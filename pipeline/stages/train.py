@@ -52,7 +52,8 @@ def train(
     of several processes, all train, and the first does the rest. With ``fold``, that fold is val.
     """
     params = without_unreachable_weights(params)
-    if pretraining_leak(params):
+    leak = pretraining_leak(params)
+    if leak:
         logger.warning("%s %s", params.model.backbone, LEAK)
     splits = read_inputs(params.preprocess, fold=fold)
     for name in ("train", "val"):
@@ -72,7 +73,7 @@ def train(
     require_registry()
     # The tag says which precision is used; the params say which one was asked for.
     used = {"precision": used_precision(params.train.accelerator, params.train.precision)}
-    used |= {"pretraining_leak": LEAK} if pretraining_leak(params) else {}
+    used |= {"pretraining_leak": LEAK} if leak else {}
     with run_of(folder, run_tags(params) | used | dict(tags or {})) as run:
         log_start(run, params, architecture, splits)
         trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)

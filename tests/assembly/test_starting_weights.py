@@ -88,7 +88,7 @@ def test_a_model_remembers_weights_that_have_seen_its_test_images(small_params, 
     config = json.loads((tmp_path / "models/model.json").read_text())
     assert config["pretraining_leak"] is leak
     assert config["started_from"] == starting_weights(params) == "pretrained weights of weights"
-    # What is stored to rebuild the model names no folder.
+    # model.json keeps the architecture, which is enough to rebuild the network, and not the folder.
     assert (config["architecture"]["backbone"], config["architecture"]["norm"]) == ("resnet10t", "frozen_batch")
     run = mlflow.MlflowClient().get_run(json.loads((tmp_path / "models/mlflow_run.json").read_text())["run_id"])
     assert ("pretraining_leak" in run.data.tags) is leak
