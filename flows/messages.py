@@ -4,6 +4,7 @@ import logging
 import time
 
 from pipeline.errors import message_for_users
+from pipeline.escaping import shortened
 
 # Loggers of Prefect's threads that send logs and events to the server; each logs every batch that fails.
 _SHIPPERS = ("prefect._internal.concurrency", "prefect.events.clients", "prefect.events.worker", "EventsWorker")
@@ -32,7 +33,7 @@ class _OneWarning(logging.Filter):
             return False
         self._quiet_until = time.monotonic() + _QUIET_SECONDS
         record.exc_info = None
-        record.msg, record.args = "Prefect does not take logs or events: %s", (record.getMessage()[:200],)
+        record.msg, record.args = "Prefect does not take logs or events: %s", (shortened(record.getMessage()),)
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True
 

@@ -8,6 +8,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pipeline.errors import UserError
+from pipeline.escaping import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _what_is_wrong() -> str:
     except httpx.HTTPStatusError as error:
         return f"HTTP status {error.response.status_code}"
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return shortened(f"{type(error).__name__}: {error}")
     return ""
 
 

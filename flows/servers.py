@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import prefect
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    PREFECT_UI_URL,
+    temporary_settings,
+)
 
 from flows.dead_runs import close_dead_runs
 from flows.prefect_database import database_file
+from flows.reach import require_server
 from flows.server_process import Server, answers
 from pipeline.errors import UserError
+from pipeline.redaction import redact
 
 HOST = "127.0.0.1"
 PREFECT_PORT = 4200
@@ -32,6 +39,22 @@ def prefect_server(port: int) -> Iterator[str]:
     with _running(server, shared=True), temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         close_dead_runs()
         yield url
+
+
+@contextmanager
+def prefect_pages(port: int) -> Iterator[str]:
+    """Yield the URL of the pages of the server that Prefect is configured for, else of one on this port.
+
+    Raises:
+        UserError: Prefect is configured for another server, which does not answer.
+    """
+    configured = PREFECT_API_URL.value()
+    if not configured or configured.rstrip("/") in (f"http://{HOST}:{port}/api", f"http://localhost:{port}/api"):
+        with prefect_server(port) as url:
+            yield url
+        return
+    require_server()
+    yield redact(PREFECT_UI_URL.value() or configured.rstrip("/").removesuffix("/api"))
 
 
 @contextmanager

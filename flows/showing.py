@@ -9,6 +9,8 @@ import httpx
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from pipeline.escaping import shortened
+
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -26,7 +28,7 @@ def show(call: Callable[[], Result]) -> Result | None:
             result = call()
     except (httpx.HTTPError, OSError, PrefectException) as error:
         if not _quiet_until:
-            reason = " ".join(str(error).split())[:200]
+            reason = shortened(str(error))
             logger.warning(
                 "Prefect does not accept this run's progress and artifacts (%s: %s)", type(error).__name__, reason
             )

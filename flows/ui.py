@@ -1,4 +1,4 @@
-"""MLflow's and Prefect's web pages, served to this machine only, until stopped."""
+"""MLflow's and Prefect's web pages: those of the configured servers, else served to this machine until stopped."""
 
 import signal
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from flows.messages import calm_logs
 from flows.running import stop_on_signals
-from flows.servers import PREFECT_PORT, mlflow_server, prefect_server
+from flows.servers import HOST, PREFECT_PORT, mlflow_server, prefect_pages
 from pipeline.errors import run_main
 from pipeline.loopback import bypass_proxy
 
@@ -16,10 +16,17 @@ def serve(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = PREFECT_PORT,
 ) -> None:
-    """Start both servers on loopback, print their URLs, and end them together."""
-    with mlflow_server(mlflow_port) as mlflow_url, prefect_server(prefect_port) as prefect_url:
-        print(f"MLflow:  {mlflow_url}\nPrefect: {prefect_url}\nCtrl+C ends both", flush=True)
-        signal.pause()
+    """Print the URLs of both servers; start on loopback those that run nowhere yet, and end them together."""
+    with mlflow_server(mlflow_port) as mlflow_url, prefect_pages(prefect_port) as prefect_url:
+        print(f"MLflow:  {mlflow_url}\nPrefect: {prefect_url}", flush=True)
+        here = [
+            name
+            for name, url, port in (("MLflow", mlflow_url, mlflow_port), ("Prefect", prefect_url, prefect_port))
+            if url == f"http://{HOST}:{port}"
+        ]
+        if here:
+            print(f"Ctrl+C ends {'both' if len(here) == 2 else here[0]}", flush=True)
+            signal.pause()
 
 
 def main() -> None:

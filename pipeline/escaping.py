@@ -7,6 +7,7 @@ import pandas as pd
 
 # Spreadsheets run a cell that begins like this as a formula; the wide forms are those of East Asian keyboards.
 _FORMULA = re.compile(r"'*\s*[=+\-@\x00-\x1f\x7f＝＋－＠]")
+_LEFT_OUT = " ... "
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -27,8 +28,20 @@ def quoted(value: object, limit: int = 60) -> str:
 
 
 def one_line(text: str, limit: int = 240) -> str:
-    """Return `printable` text with line breaks and runs of spaces as single spaces, to quote a library in a message."""
-    return printable(" ".join(text.split()), limit)
+    """Return `printable` text on one line, to quote a library in a message; `shortened` to ``limit`` characters."""
+    return printable(shortened(text, limit), limit)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Return ``text`` on one line, with its middle left out if it has more than ``limit`` characters.
+
+    The end stays, because libraries name the cause of an error last.
+    """
+    line = " ".join(text.split())
+    if len(line) <= limit:
+        return line
+    end = 2 * limit // 3
+    return f"{line[: limit - end - len(_LEFT_OUT)]}{_LEFT_OUT}{line[-end:]}"
 
 
 def safe_cell(value: object) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.escaping import one_line, original_cell, printable, safe_cell, safe_table
+from pipeline.escaping import one_line, original_cell, printable, safe_cell, safe_table, shortened
 
 DANGEROUS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "\x00x", "-", "＝1", "'=1", "-inf"]
 
@@ -53,4 +53,13 @@ def test_shown_text_is_cut_and_plain_text_stays():
 
 def test_words_for_a_terminal():
     assert one_line("a\n\x1b[31m b") == "a \\x1b[31m b"
-    assert len(one_line("x" * 10_000)) < 300
+    assert one_line(f"{'x' * 10_000} at the end").endswith("x at the end")
+    assert len(one_line("x" * 10_000)) == 240
+
+
+@given(st.text(max_size=600), st.integers(40, 300))
+def test_a_cut_keeps_the_start_and_the_end(text, limit):
+    line = " ".join(text.split())
+    cut = shortened(text, limit)
+    assert cut == line if len(line) <= limit else len(cut) == limit
+    assert (cut[:4], cut[-12:]) == (line[:4], line[-12:])

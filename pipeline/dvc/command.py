@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.dvc import guard
 from pipeline.dvc.lock import release_dead, require_free
 from pipeline.errors import UserError
+from pipeline.escaping import shortened
 from pipeline.folder_lock import held_locks
 from pipeline.loopback import without_proxy
 
@@ -123,4 +124,4 @@ def read_status(command: list[str], env: Mapping[str, str] | None = None) -> dic
             status = json.loads(line)
             if isinstance(status, dict):
                 return status
-    raise UserError(f"dvc {' '.join(command)}: no JSON in its output: {' '.join(lines)[:200]}")
+    raise UserError(f"dvc {' '.join(command)}: no JSON in its output: {shortened(' '.join(lines))}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
 from pipeline.documents import read_json
 from pipeline.errors import UserError
-from pipeline.escaping import one_line
+from pipeline.escaping import one_line, shortened
 from pipeline.files import directory_atomic, write_text
 
 COMPETITION = "rsna-pneumonia-detection-challenge"
@@ -75,7 +75,7 @@ def _fetch(folder: Path) -> Path:
     except SystemExit:
         raise UserError(_HOW_TO_LOG_IN) from None
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        raise UserError(f"{COMPETITION}: cannot be fetched from Kaggle: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{COMPETITION}: cannot be fetched from Kaggle: {shortened(str(error))}") from None
     return folder / f"{COMPETITION}.zip"
 
 

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.errors import UserError
+from pipeline.escaping import shortened
 from pipeline.redaction import redact
 from pipeline.tracking.place import shown_uri
 
@@ -27,7 +28,6 @@ _REFUSED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # MLflow puts the address, which is in the message already, before the reason.
 _PREAMBLE = re.compile(r"^API request to \S+ failed with (timeout )?exception (HTTPS?ConnectionPool\(.*?\(Caused by )?")
-_SHOWN = 200
 Answer = TypeVar("Answer")
 
 
@@ -99,7 +99,7 @@ def _is_final(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """Return an error as one short line without passwords."""
     words = _PREAMBLE.sub("", " ".join(str(error).split()))
-    text = redact(words)[:_SHOWN] or type(error).__name__
+    text = shortened(redact(words)) or type(error).__name__
     if isinstance(error, MlflowException) and error.error_code in _REFUSED:
         return f"access is refused: {text}"
     return text

@@ -11,6 +11,7 @@ import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from pipeline.escaping import shortened
 from pipeline.redaction import redact
 from pipeline.tracking.asking import FINAL
 from pipeline.tracking.outbox import Entry, Outbox, left_behind
@@ -108,7 +109,7 @@ def sync_left_behind(client: mlflow.MlflowClient | None = None) -> tuple[int, in
         try:
             delivered += deliver(client, outbox)
         except (MlflowException, OSError) as error:
-            logger.warning("MLflow run %s: %s", outbox.run_id, redact(" ".join(str(error).split()))[:200])
+            logger.warning("MLflow run %s: %s", outbox.run_id, shortened(redact(str(error))))
             waiting += 1
         outbox.close(remove=True)
     return delivered, waiting

@@ -8,6 +8,7 @@ from typing import cast
 
 from pipeline.detection.dataset import Batch, DetectionDataset, EpochBatches, make_loader
 from pipeline.errors import UserError
+from pipeline.escaping import shortened
 from pipeline.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class ResumableBatches:
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
-                reason = " ".join(str(error).split())[:120]
+                reason = shortened(str(error), 120)
                 if failed:
                     raise UserError(
                         f"train.workers = {self._settings.workers}: a data loader's worker died twice: {reason}"

@@ -193,3 +193,14 @@ def test_both_pages_on_loopback(trained):
     for port in (mlflow_port, prefect_port):
         with pytest.raises(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2)
+
+
+def test_pages_that_run_elsewhere_are_named_and_not_started(tmp_path, run, one_line_error, prefect_server):
+    elsewhere = {"MLFLOW_TRACKING_URI": "http://me:GeHeim1@mlflow.clinic:5000", "PREFECT_API_URL": prefect_server}
+    done = run("flows.ui", cwd=tmp_path, **elsewhere)
+    assert done.returncode == 0, done.stderr
+    pages = prefect_server.removesuffix("/api")
+    assert done.stdout == f"MLflow:  http://mlflow.clinic:5000\nPrefect: {pages}\n"
+    gone = f"http://127.0.0.1:{free_port()}/api"
+    done = run("flows.ui", cwd=tmp_path, **elsewhere | {"PREFECT_API_URL": gone})
+    one_line_error(done, f"PREFECT_API_URL = {gone}: no Prefect server answers", "Connection refused")

@@ -1,10 +1,18 @@
 """Failures of a server, or of the connection to it, during a promotion: they never count as "there is none"."""
 
 import contextlib
+import datetime as dt
+import http.server
+import ipaddress
 import json
+import ssl
+import threading
 
 import mlflow
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from flows.servers import mlflow_server
 from pipeline.errors import UserError
@@ -48,6 +56,37 @@ def server(tmp_path_factory, empty_store):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         with mlflow_server(free_port()) as url:
             yield url, mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture
+def self_signed_server(tmp_path):
+    """Start an HTTPS server with a certificate of its own making; yield its URL."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make_certificate(key, certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as made:
+        made.socket = context.wrap_socket(made.socket, server_side=True)
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{made.server_port}"
+        made.shutdown()
+
+
+def make_certificate(key_file, certificate_file):
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
 
 
 @pytest.fixture
@@ -165,6 +204,12 @@ def test_no_access_is_said_at_the_start(store):
 
 def test_nobody_listens(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:GeHeim1@127.0.0.1:{free_port()}")
-    with pytest.raises(UserError, match="looking for the model") as caught:
+    with pytest.raises(UserError, match="looking for the model.*Connection refused") as caught:
         registered_champion()
     assert "GeHeim1" not in str(caught.value)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_named(self_signed_server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", self_signed_server)
+    with pytest.raises(UserError, match=f"{self_signed_server}: looking for the model: .*self-signed certificate"):
+        registered_champion()
