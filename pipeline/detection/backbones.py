@@ -1,5 +1,8 @@
 """timm backbones that feed the feature pyramid: features at strides 8, 16 and 32."""
 
+import hashlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,11 @@ from pipeline.escaping import one_line
 
 STRIDES = (8, 16, 32)
 _PATCH = 16  # of plain vision transformers
+# It warns of weights that a backbone has no use for, such as a classifier's; `_require_loaded` checks the others.
+logging.getLogger("timm.models._builder").addFilter(
+    lambda record: not record.getMessage().startswith("Unexpected keys")
+)
+_LEAST_LOADED = 0.75  # share; timm adapts some kernels, and a deeper network of the same family has about half
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -139,9 +147,11 @@ def _create(name: str, weights: str, in_channels: int, file: Path | None) -> nn.
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:4]) or "resnet18, resnet50"
         raise UserError(f"model.backbone = {name!r}: not a timm model; similar names: {near}")
     options: dict[str, Any] = {"pretrained": weights != "none", "features_only": True, "in_chans": in_channels}
+    given: dict[str, Tensor] = {}
     if file is not None:
-        read_weights(file)  # refuses damaged files
-        options["pretrained_cfg_overlay"] = {"file": str(file)}
+        given = read_weights(file)  # refuses damaged files
+        # timm reads some models' own weights from a format of their authors instead.
+        options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
     try:
         body: Any = timm.create_model(name, **options)
         if set(body.feature_info.reduction()) == {_PATCH}:
@@ -149,7 +159,7 @@ def _create(name: str, weights: str, in_channels: int, file: Path | None) -> nn.
             body = timm.create_model(name, **options, dynamic_img_size=True)
     except OSError as error:
         raise UserError(
-            f"model.weights = {weights!r}: the weights of {name} cannot be fetched"
+            f"model.weights = {weights!r}: the weights of {name}: cannot be fetched"
             f" ({type(error).__name__}); check the network, or set model.weights: none"
         ) from None
     # timm has hundreds of models; those that cannot be a backbone fail with errors of any type.
@@ -157,7 +167,28 @@ def _create(name: str, weights: str, in_channels: int, file: Path | None) -> nn.
         reason = one_line(str(error)) or type(error).__name__
         raise UserError(f"model.backbone = {name!r}: cannot be a backbone here: {reason}") from None
     module: nn.Module = body
+    if file is not None:
+        _require_loaded(module, given, f"model.backbone = {name!r}: {file.name}")
     return module
+
+
+def _require_loaded(body: nn.Module, given: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights of another network: timm leaves a layer that it does not find in them at random.
+
+    Kernels are compared by their values, because timm renames some, and adapts the first to the input's channels.
+
+    Raises:
+        UserError: less than ``_LEAST_LOADED`` of the network's kernels are in the file.
+    """
+    known = {_digest(tensor) for tensor in given.values() if tensor.ndim > 1}
+    kernels = [tensor for tensor in body.state_dict().values() if tensor.ndim > 1]
+    loaded = sum(_digest(tensor) in known for tensor in kernels)
+    if loaded < _LEAST_LOADED * len(kernels):
+        raise UserError(f"{source} has {loaded} of the network's {len(kernels)} kernels; are they of another network?")
+
+
+def _digest(tensor: Tensor) -> bytes:
+    return hashlib.blake2b(tensor.detach().float().contiguous().numpy().tobytes()).digest()
 
 
 def _replace_batch_norms(body: nn.Module) -> None:

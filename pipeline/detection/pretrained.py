@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from pipeline.detection.settings import BACKBONE
 from pipeline.documents import read_json_object
@@ -67,17 +74,42 @@ def resolve_backbone(name: str) -> Source:
     return Source(architecture, file, _trained_on(values, match["place"]))
 
 
-def _download(repository: str, file: str, problem: str) -> Path:
+def imagenet_file(architecture: str) -> Path | None:
+    """Fetch timm's weights of an architecture; None: timm has none, or keeps them elsewhere than in the hub.
+
+    Raises:
+        UserError: the hub cannot be reached, and its cache has no such weights.
+    """
+    config = timm.get_pretrained_cfg(architecture)
+    if config is None or not config.hf_hub_id or config.hf_hub_filename:
+        return None
+    problem = f"model.weights = 'imagenet': the weights of {architecture}"
+    return _download(config.hf_hub_id, WEIGHTS_FILE, problem, "check the network, or set model.weights: none")
+
+
+def _download(repository: str, file: str, problem: str, advice: str = "check the name and the network") -> Path:
     try:
+        _require_reachable(repository, file)
         return Path(hf_hub_download(repository, file))
     except LocalEntryNotFoundError:  # no network, and not in the cache
-        raise UserError(f"{problem}: cannot be fetched; check the name and the network") from None
+        raise UserError(f"{problem}: cannot be fetched; {advice}") from None
     except EntryNotFoundError:
         raise UserError(f"{problem}: the repository has no {file}; weights must be a safetensors file") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{problem}: cannot be fetched ({type(error).__name__}); check the name and the network"
-        ) from None
+        raise UserError(f"{problem}: cannot be fetched ({type(error).__name__}); {advice}") from None
+
+
+def _require_reachable(repository: str, file: str) -> None:
+    """Ask the hub once for a file that is not in the cache: ``hf_hub_download`` alone would ask for half a minute."""
+    if is_offline_mode() or isinstance(try_to_load_from_cache(repository, file), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HfHubHTTPError:
+        return  # the hub answers; the download's error is more exact
+    # The library below the hub's has errors of its own, and changes.
+    except Exception as error:  # noqa: BLE001
+        raise ConnectionError(type(error).__name__) from None
 
 
 def _trained_on(config: Mapping[str, Any], place: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The weights from which training starts: which norm they need, what is known of them, and what if they are away."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.assembly.training import (
     without_unreachable_weights,
 )
 from pipeline.detection.backbones import Backbone
+from pipeline.detection.pretrained import imagenet_file
 from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
@@ -40,9 +42,9 @@ def of_imagenet(small_params, **model):
 
 def test_weights_that_cannot_be_fetched_are_one_line(away):
     with pytest.raises(
-        UserError, match="the weights of resnet10t cannot be fetched .*set model.weights: none"
+        UserError, match="the weights of resnet10t: cannot be fetched; .*set model.weights: none"
     ) as caught:
-        Backbone("resnet10t", "imagenet", "frozen_batch")
+        imagenet_file("resnet10t")
     assert "\n" not in str(caught.value)
 
 
@@ -55,6 +57,21 @@ def test_where_weights_are_optional_training_starts_without_them(small_params, a
     assert (found.model.weights, norm_of(found), found.model.frozen_stages) == ("none", "group", 0)
     assert "Training starts from random weights" in caplog.text
     assert Params.model_validate(found.model_dump()) == found
+
+
+@pytest.mark.slow
+def test_a_run_says_that_it_started_without_them(small_params, rsna, tmp_path, away, monkeypatch, caplog):
+    small_params["train"]["epochs"] = 1
+    params = of_imagenet(small_params, frozen_stages=2)
+    preprocess(params)
+    split(params)
+    with pytest.raises(UserError, match="the weights of resnet10t: cannot be fetched"):
+        train(params)
+    monkeypatch.setenv(OPTIONAL_WEIGHTS, "1")
+    train(params)
+    config = json.loads((tmp_path / "models/model.json").read_text())
+    assert (config["started_from"], config["architecture"]["norm"]) == ("random weights", "group")
+    assert "Training starts from random weights" in caplog.text
 
 
 def test_the_norm_follows_the_weights(small_params, tiny_model):
@@ -78,6 +95,7 @@ def test_a_model_remembers_weights_that_have_seen_its_test_images(small_params, 
     folder.mkdir()
     save_file(timm.create_model("resnet10t").state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"architecture": "resnet10t", "trained_on": trained_on}))
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
     small_params["train"]["epochs"] = 1
     params = of_imagenet(small_params, weights="pretrained", backbone=f"local-dir:{folder}")
     leak = trained_on == ["NIH ChestX-ray14"]
@@ -87,7 +105,7 @@ def test_a_model_remembers_weights_that_have_seen_its_test_images(small_params, 
     train(params)
     config = json.loads((tmp_path / "models/model.json").read_text())
     assert config["pretraining_leak"] is leak
-    assert config["started_from"] == starting_weights(params) == "pretrained weights of weights"
+    assert config["started_from"] == starting_weights(params) == f"pretrained weights of weights, sha256 {digest}"
     # model.json keeps the architecture, which is enough to rebuild the network, and not the folder.
     assert (config["architecture"]["backbone"], config["architecture"]["norm"]) == ("resnet10t", "frozen_batch")
     run = mlflow.MlflowClient().get_run(json.loads((tmp_path / "models/mlflow_run.json").read_text())["run_id"])
@@ -101,7 +119,9 @@ def test_real_weights_come_from_the_cache(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(REAL / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    backbone = Backbone("tf_efficientnet_lite0", "imagenet", "frozen_batch")
+    backbone = Backbone(
+        "tf_efficientnet_lite0", "imagenet", "frozen_batch", file=imagenet_file("tf_efficientnet_lite0")
+    )
     random = Backbone("tf_efficientnet_lite0", "none", "frozen_batch")
     trained, untrained = (dict(one.named_parameters()) for one in (backbone, random))
     assert trained.keys() == untrained.keys()

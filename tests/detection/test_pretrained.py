@@ -1,6 +1,9 @@
 """Backbones from addresses: folders and hub repositories, their refusals, and what is known of their training data."""
 
+import contextlib
 import json
+import socket
+import threading
 
 import pytest
 import timm
@@ -8,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.detection.backbones import Backbone
-from pipeline.detection.pretrained import resolve_backbone, saw_nih
+from pipeline.detection.pretrained import imagenet_file, resolve_backbone, saw_nih
 from pipeline.errors import UserError
 
 
@@ -86,6 +89,63 @@ def test_a_repository_is_read_from_the_cache_without_a_network(folder, tmp_path,
     assert source.file == snapshot / "model.safetensors"
     with pytest.raises(UserError, match="model.backbone = 'hf-hub:clinic/other': cannot be fetched"):
         resolve_backbone("hf-hub:clinic/other")
+
+
+@pytest.mark.parametrize("rename", [lambda name: f"encoder.{name}", lambda name: name.replace("layer", "block")])
+def test_weights_of_another_network_are_refused(folder, rename):
+    """timm itself loads what fits, and leaves the rest at random."""
+    save_file({rename(name): one for name, one in torch_weights(folder).items()}, folder / "model.safetensors")
+    source = resolve_backbone(f"local-dir:{folder}")
+    with pytest.raises(UserError, match=r"model.safetensors has \d+ of the network's \d+ kernels; are they of another"):
+        Backbone(source.architecture, "pretrained", "frozen_batch", 1, source.file)
+
+
+def test_weights_of_a_smaller_network_of_the_family_are_refused(tmp_path):
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="are they of another network"):
+        Backbone("resnet34", "pretrained", "frozen_batch", 1, tmp_path / "model.safetensors")
+
+
+def test_a_model_with_a_format_of_its_authors_loads_safetensors(tmp_path):
+    """timm reads this transformer's own weights from an .npz file."""
+    torch.manual_seed(1)
+    weights = timm.create_model("vit_tiny_patch16_224").state_dict()
+    save_file(weights, tmp_path / "model.safetensors")
+    backbone = Backbone("vit_tiny_patch16_224", "pretrained", "frozen_batch", 3, tmp_path / "model.safetensors")
+    name = "blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(backbone.body.state_dict()[f"model.{name}"], weights[name])
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Start a hub that closes each connection without an answer; return the list of its connections."""
+    import huggingface_hub.constants as constants
+
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse():
+            with contextlib.suppress(OSError):  # the socket is closed at the end
+                while True:
+                    connection, _ = server.accept()
+                    connections.append(connection.recv(100))
+                    connection.close()
+
+        threading.Thread(target=refuse, daemon=True).start()
+        place = f"http://127.0.0.1:{server.getsockname()[1]}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield connections
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "hf-hub:clinic/chest"])
+def test_a_hub_out_of_reach_is_asked_once(hub, name):
+    with pytest.raises(UserError, match=r"cannot be fetched \(ConnectionError\)"):
+        imagenet_file(name) if name == "resnet10t" else resolve_backbone(name)
+    (request,) = hub
+    assert request.startswith(b"HEAD /")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_unknown_and_unfit_backbones():
 def test_weights_that_cannot_be_fetched(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="model.weights = 'imagenet': the weights of resnet18 cannot be fetched"):
+    with pytest.raises(UserError, match="model.weights = 'imagenet': the weights of resnet18: cannot be fetched"):
         Backbone("resnet18", "imagenet", "frozen_batch")
 
 
