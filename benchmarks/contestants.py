@@ -83,26 +83,12 @@ def ours(contest: Contest) -> Outcome:
 
 
 def _seconds_per_epoch(contest: Contest) -> float:
-    """Measure some steps and a pass over val, and forget them."""
-    trainer = make_trainer(contest.params, contest.splits, contest.folder / "trial")
-    trainer.train_step.train()
-    times = []
-    for number, batches in enumerate(trainer.batches.groups(0, 0)):
-        started = time.perf_counter()
-        trainer.train_step.step(batches, 1e-5)
-        times.append(time.perf_counter() - started)
-        if number == 12:
-            break
-    # Loading adds to each step, as it does in the loop.
+    """Train one epoch, with its pass over val and its checkpoint, and forget it."""
+    train = replace(contest.params.train, epochs=1, checkpoint_steps=0)
+    trainer = make_trainer(contest.params.model_copy(update={"train": train}), contest.splits, contest.folder / "trial")
     started = time.perf_counter()
-    for number, _ in enumerate(trainer.batches.groups(0, 0)):
-        if number == 12:
-            break
-    loading = (time.perf_counter() - started) / 13
-    started = time.perf_counter()
-    trainer._end_epoch(Hooks(lambda *_: None, lambda found, _: val_metrics(found, contest.splits["val"])["map"]))
-    validation = time.perf_counter() - started
-    return trainer.batches.steps_per_epoch * (float(np.median(times)) + loading) + validation
+    trainer.fit(Hooks(lambda *_: None, lambda found, _: epoch_score(val_metrics(found, contest.splits["val"]))))
+    return time.perf_counter() - started
 
 
 def torchvision(contest: Contest) -> Outcome:

@@ -109,6 +109,7 @@ class ModelParams(NetworkSettings):
     weights: Annotated[str, Field(min_length=1)]
     norm: Literal["auto", "group", "frozen_batch"]
     frozen_stages: Annotated[int, Field(ge=0, le=6)]
+    dropout: Annotated[float, Field(ge=0, le=0.9)]
     anchors: Literal["grid", "fit"]
     anchor_scales: Annotated[list[AnchorScale], Field(min_length=1)]
     anchor_ratios: Annotated[list[AnchorRatio], Field(min_length=1)]
@@ -129,7 +130,9 @@ class ModelParams(NetworkSettings):
     @model_validator(mode="after")
     def _frozen_stages_are_trained(self) -> Self:
         if self.frozen_stages and self.weights == "none":
-            raise ValueError(f"frozen_stages {self.frozen_stages} need weights; random ones would never be trained")
+            raise ValueError(
+                f"frozen_stages {self.frozen_stages} need weights; set frozen_stages: 0 to train from random ones"
+            )
         return self
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ def test_shipped_files_load(repository, name):
         ("evaluate", "score_gate", True, "evaluate.score_gate = true needs the image-level head"),
         ("loss", "mask", "iou", "loss.mask.iou"),
         ("loss", "mask", {"bce": 0.0}, "loss.mask.bce = 0.0: input should be greater than 0"),
-        ("model", "frozen_stages", 1, "frozen_stages 1 need weights; random ones would never be trained"),
+        ("model", "frozen_stages", 1, "frozen_stages 1 need weights; set frozen_stages: 0 to train"),
         (
             "model",
             "backbone",

@@ -17,22 +17,29 @@ from pipeline.assembly.inputs import IMAGE_CLASSES, SplitData
 from pipeline.assembly.operating_point import choose_operating_point
 from pipeline.assembly.preprocessing import preprocessing_of
 from pipeline.data.manifest import MANIFEST
-from pipeline.delivery.model_file import CONFIG_FILE, FORMAT_VERSION, ModelConfig, read_config, save_model
+from pipeline.delivery.model_file import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    ModelConfig,
+    read_config,
+    save_model,
+)
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter
-from pipeline.detection.backbones import Backbone
 from pipeline.detection.device import make_fabric
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.mask_losses import MaskSettings
-from pipeline.detection.pretrained import resolve_backbone, saw_nih
+from pipeline.detection.pretrained import imagenet_file, resolve_backbone, saw_nih
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import Architecture, NetworkSettings, PostProcessing
 from pipeline.detection.weights import start_from
 from pipeline.errors import UserError
-from pipeline.params import PRETRAINED, Params
+from pipeline.files import sha256_of
+from pipeline.params import PRETRAINED, ModelParams, Params
 from pipeline.paths import PREPARED, SPLITS_FILE
 from pipeline.training.trainer import Best, Trainer
 
@@ -76,10 +83,11 @@ def build_trainer(
     """Assemble a `Trainer` from the params."""
     torch.manual_seed(params.seed)
     section = params.loss
-    model = RetinaNet(architecture, params.model.weights, resolve_backbone(params.model.backbone).file)
+    model = RetinaNet(architecture, params.model.weights, _backbone_file(params.model))
     start_from(model, params.model.weights)
     model.backbone.require_size(params.preprocess.image_size, architecture.in_channels)
     model.backbone.freeze(params.model.frozen_stages)
+    model.dropout.p = params.model.dropout
     augmenter = Augmenter(params.augment)
     return Trainer(
         fabric=fabric,
@@ -167,15 +175,27 @@ def norm_of(params: Params) -> Literal["group", "frozen_batch"]:
 
 
 def starting_weights(params: Params) -> str:
-    """Return which weights training starts from, in words."""
+    """Return which weights training starts from, in words, with the start of their file's SHA-256."""
     section = params.model
     if section.weights == "none":
         return "random weights"
     if section.weights not in PRETRAINED:
-        return f"the trained model {Path(section.weights).name}"
-    # A folder's name alone: its path is nobody else's business.
-    kind, _, place = section.backbone.partition(":")
-    return f"{section.weights} weights of {Path(place).name if kind == 'local-dir' else section.backbone}"
+        path = Path(section.weights)
+        text = f"the trained model {path.name}"
+        file: Path | None = path if path.is_file() else path / WEIGHTS_FILE
+    else:
+        # A folder's name alone: its path is nobody else's business.
+        kind, _, place = section.backbone.partition(":")
+        text = f"{section.weights} weights of {Path(place).name if kind == 'local-dir' else section.backbone}"
+        file = _backbone_file(section)
+    return f"{text}, sha256 {sha256_of(file)[:12]}" if file else text
+
+
+def _backbone_file(section: ModelParams) -> Path | None:
+    """Return the file of the backbone's weights; None if there is none, or timm or torchvision fetches it."""
+    if section.weights == "imagenet":
+        return imagenet_file(section.backbone)
+    return resolve_backbone(section.backbone).file if section.weights == "pretrained" else None
 
 
 def pretraining_leak(params: Params) -> bool:
@@ -188,10 +208,12 @@ def without_unreachable_weights(params: Params) -> Params:
     if params.model.weights != "imagenet" or not os.environ.get(OPTIONAL_WEIGHTS):
         return params
     try:
-        Backbone(params.model.backbone, "imagenet", "frozen_batch")
+        imagenet_file(params.model.backbone)
     except UserError as error:
         logger.warning("%s. Training starts from random weights", error)
-        return params.model_copy(update={"model": replace(params.model, weights="none", norm="auto", frozen_stages=0)})
+        # In as many epochs, a network with random weights learns too little to need dropout.
+        section = replace(params.model, weights="none", norm="auto", frozen_stages=0, dropout=0.0)
+        return params.model_copy(update={"model": section})
     return params
 
 

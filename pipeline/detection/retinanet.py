@@ -81,6 +81,8 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.architecture = a = architecture
         self.backbone = Backbone(a.backbone, weights, a.norm, a.in_channels, file)
+        # Whole channels of the backbone's features, in training only; the trainer sets the share.
+        self.dropout = nn.Dropout2d(0.0)
         coarse = LastLevelP6P7(a.fpn_channels if a.p6_source == "p5" else self.backbone.channels[-1], a.fpn_channels)
         coarse.use_P5 = a.p6_source == "p5"
         self.fpn = FeaturePyramidNetwork(self.backbone.channels, a.fpn_channels, coarse)
@@ -99,7 +101,7 @@ class RetinaNet(nn.Module):
         The mask is computed in training mode, and if ``with_mask`` is set.
         """
         normalized = (images.float() - PIXEL_MEAN) / PIXEL_STD
-        features = self.backbone(normalized)
+        features = [self.dropout(level) for level in self.backbone(normalized)]
         pyramid = list(self.fpn(OrderedDict(zip("345", features, strict=True))).values())
         mask = self.mask_head(pyramid[0])[:, 0] if self.mask_head and (self.training or with_mask) else None
         image_class = self.image_head(features[-1].mean((2, 3))) if self.image_head else None

@@ -3,7 +3,7 @@
 checkpoints/<fingerprint>/step-00000120/
 model.safetensors      the weights
 averaged.safetensors   their moving average
-state.pt               optimizer, counters and random state: tensors and plain containers
+state.pt               optimizer and counters: tensors and plain containers
 manifest.json          SHA-256 of each of these files, written last
 checkpoints/<fingerprint>/best-0003.safetensors   the best epoch's weights, and best-0003.json its SHA-256
 """

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -92,6 +92,7 @@ class Trainer:
         self.batches = ResumableBatches(train_data, settings, seed, fabric.global_rank, fabric.world_size)
         self.guard = NonFiniteGuard(train_data, settings, alone=fabric.world_size == 1)
         self.val_data = val_data
+        self._seed = seed
         self.epoch, self.position, self.best = 0, 0, Best(-1, -math.inf, {})
 
     @property
@@ -113,7 +114,6 @@ class Trainer:
         self.epoch, self.position = checkpoint.state["epoch"], checkpoint.state["position"]
         best = checkpoint.state["best"]
         self.best = Best(best["epoch"], best["score"], checkpoint.best)
-        _set_random_state(checkpoint.state["random"])
         return True
 
     def checkpoint(self, hooks: Hooks) -> None:
@@ -126,7 +126,6 @@ class Trainer:
                 "position": self.position,
                 "guard": self.guard.state(),
                 "best": {"epoch": self.best.epoch, "score": self.best.score},
-                "random": _random_state(),
             }
             save_checkpoint(self.checkpoints, self.step, self.train_step.weights(), state)
         self.fabric.barrier()
@@ -190,6 +189,8 @@ class Trainer:
     def _take_step(self, batches: list[Batch]) -> tuple[Values, float]:
         s, steps = self.settings, self.batches.steps_per_epoch
         lr = learning_rate(self.step, s.epochs * steps, round(s.warmup_epochs * steps), s.lr)
+        # Dropout depends on the step, and not on what was drawn before it: a resumed run draws the same.
+        torch.manual_seed(_seed_of(self._seed, self.step, self.fabric.global_rank))
         values = self.train_step.step(batches, lr)
         self.guard.look(values["train/loss"], values["train/gradient_norm"], self.epoch, self.step, lr, batches)
         return values, lr
@@ -228,13 +229,5 @@ class Trainer:
             raise Killed(f"asked to stop; step {self.step} is saved in {self.checkpoints}")
 
 
-def _random_state() -> dict[str, Any]:
-    """Return torch's random state only: order and augmentation depend on seed, epoch and study alone."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": devices}
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -23,7 +23,7 @@ from pipeline.detection.matching import _match_everything
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.errors import Killed, UserError
 from pipeline.training.optimizer import learning_rate
-from pipeline.training.trainer import Hooks, Trainer
+from pipeline.training.trainer import Hooks, Trainer, _seed_of
 from tests.detection.settings import AUGMENT
 
 SLIGHT = replace(
@@ -35,15 +35,18 @@ SLIGHT = replace(
 @pytest.fixture
 def build(architecture, loss_settings, post_processing, train_settings, dataset, squares, tmp_path):
     def make(
-        folder="checkpoints", augment=None, data=None, precision="32-true", loss=None, extra=None, seed=3, **changes
-    ):
+        folder="checkpoints", augment=None, data=None, precision="32-true", loss=None, extra=None, seed=3, dropout=0.0,
+        **changes,
+    ):  # fmt: skip
         torch.manual_seed(1)
         train_data = data or (DetectionDataset(*squares, Augmenter(augment), 0) if augment else dataset)
+        model = RetinaNet(
+            replace(architecture, mask_head=bool(extra and extra.mask.terms), image_classes=3 if extra else 0)
+        )
+        model.dropout.p = dropout
         return Trainer(
             fabric=make_fabric("cpu", precision),
-            model=RetinaNet(
-                replace(architecture, mask_head=bool(extra and extra.mask.terms), image_classes=3 if extra else 0)
-            ),
+            model=model,
             loss=DetectionLoss(loss or loss_settings),
             extra_losses=extra or ExtraLosses(MaskSettings({}, 0.5, 10.0, 5.0), 0.0),
             train_data=train_data,
@@ -107,15 +110,15 @@ def test_learns_to_find_squares(build, squares, precision):
 def test_a_resumed_run_equals_an_uninterrupted_one(build, loss_settings, normalizer, precision, stop):
     """The runs are equal bit for bit, whether stopped within an epoch or after its last step, before validation."""
     loss = replace(loss_settings, normalizer=normalizer)
-    whole = build("a", SLIGHT, loss=loss, precision=precision, epochs=3)
+    whole = build("a", SLIGHT, loss=loss, precision=precision, epochs=3, dropout=0.3)
     steps = []
     whole.fit(silent(steps=steps))
 
-    first = build("b", SLIGHT, loss=loss, precision=precision, epochs=3)
+    first = build("b", SLIGHT, loss=loss, precision=precision, epochs=3, dropout=0.3)
     again = []
     with pytest.raises(Killed):
         first.fit(replace(silent(steps=again), stop_requested=lambda: first.step >= stop))
-    second = build("b", SLIGHT, loss=loss, precision=precision, epochs=3)
+    second = build("b", SLIGHT, loss=loss, precision=precision, epochs=3, dropout=0.3)
     torch.manual_seed(99)
     assert second.resume()
     assert (second.step, second.epoch) == (stop, 0 if stop <= 4 else 1)
@@ -456,6 +459,34 @@ def test_accumulated_batches_equal_a_large_one(build, loss_settings, normalizer)
         for name, value in weights.items():
             torch.testing.assert_close(others_weights[name], value, rtol=1e-6, atol=1e-6)
         assert torch.equal(running, others_running)
+
+
+def test_each_step_and_process_drops_other_channels(build):
+    trainer = build(dropout=0.5)
+    model = trainer.train_step.model
+    batch = next(iter(trainer.batches.groups(0, 0)))[0].images
+
+    def outputs(epoch, rank):
+        torch.manual_seed(_seed_of(3, epoch, rank))
+        with torch.no_grad():
+            return model.train()(batch).logits
+
+    assert torch.equal(outputs(0, 0), outputs(0, 0))
+    assert not torch.equal(outputs(0, 0), outputs(1, 0))
+    assert not torch.equal(outputs(0, 0), outputs(0, 1))
+    with torch.no_grad():
+        known = model.eval()(batch).logits
+        assert torch.equal(known, model(batch).logits)
+        model.dropout.p = 0.0
+        assert torch.equal(known, model.train()(batch).logits)
+
+
+def test_the_loop_seeds_each_step(build, monkeypatch):
+    seeds = []
+    trainer = build(epochs=1)
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    trainer.fit(silent())
+    assert seeds == [_seed_of(3, step, 0) for step in range(4)]
 
 
 def test_accumulation_and_resuming(build):
