@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
@@ -24,6 +25,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Under nohup, pytest ignores SIGHUP; a handler of ours is not inherited, and keeps pytest alive.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+# A full disk cache or a busy machine is no fault of an example that took longer.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -28,6 +28,7 @@ _REFUSED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 FINAL = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 # MLflow puts the address, which is in the message already, before the reason.
 _PREAMBLE = re.compile(r"^API request to \S+ failed with (timeout )?exception (HTTPS?ConnectionPool\(.*?\(Caused by )?")
+_SHOWN = 400  # characters: the advice of MLflow on an old database is this long
 Answer = TypeVar("Answer")
 
 
@@ -99,7 +100,7 @@ def _is_final(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """Return an error as one short line without passwords."""
     words = _PREAMBLE.sub("", " ".join(str(error).split()))
-    text = shortened(redact(words)) or type(error).__name__
+    text = shortened(redact(words), _SHOWN) or type(error).__name__
     if isinstance(error, MlflowException) and error.error_code in _REFUSED:
         return f"access is refused: {text}"
     return text

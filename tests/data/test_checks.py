@@ -110,7 +110,7 @@ def test_every_rule_says_what_to_do():
     assert all(rule.advice and rule.title and name == rule.name for name, rule in RULES.items())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(0, 40))
 def test_similar_pairs_against_a_plain_loop(count, seed, distance):
     rng = np.random.default_rng(seed)

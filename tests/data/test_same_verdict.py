@@ -119,7 +119,7 @@ def test_every_kind_of_defect(rsna, ids, params, tmp_path):
         assert reason in wanted[name]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(*[st.floats(-2e-4, 70)] * 2, *[st.floats(1e-9, 140)] * 2), max_size=5))
 def test_boxes_are_inside_their_image_or_refused(rows):
     boxes = np.array(rows).reshape(-1, 4)

@@ -31,7 +31,7 @@ def studies(count, seed):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(100, 400), st.integers(0, 1000))
 def test_no_patient_is_in_two_splits(count, seed):
     table = studies(count, seed)
@@ -73,7 +73,7 @@ def test_what_is_added_at_the_end_moves_nobody():
     assert assign_splits(both, SHARES, 1)[: len(table)].equals(assign_splits(table, SHARES, 1))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0, 0.6))
 def test_who_was_dealt_stays_whatever_is_added_or_removed(seed, gone):
     table = studies(400, seed)

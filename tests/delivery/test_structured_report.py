@@ -203,7 +203,7 @@ KEYWORDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(KEYWORDS), st.binary(max_size=70), min_size=1, max_size=6))
 def test_whatever_the_header_holds_there_is_a_valid_report_or_a_reason(report_on, values):
     def change(dataset):

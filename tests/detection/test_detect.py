@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ensemble_boxes import weighted_boxes_fusion as reference_fusion
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
@@ -55,7 +55,6 @@ def detections(rows):
     ],
     0.3,
 )
-@settings(deadline=None)
 @given(looks(), st.sampled_from([0.3, 0.55, 0.8]))
 def test_fusion_is_that_of_its_authors(rows, threshold):
     found = [detections(one) for one in rows]

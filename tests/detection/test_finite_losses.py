@@ -40,7 +40,7 @@ def is_finite(loss, values):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(offsets, rectangles, rectangles)
 @example(extremes, ANCHOR, BOX)
 @example(extremes, NOTHING, BOX)
@@ -67,7 +67,6 @@ def test_box_losses_of_halves_under_autocast(kind, dtype):
     assert torch.isfinite(deltas.grad).all()
 
 
-@settings(deadline=None)
 @given(offsets, rectangles)
 def test_decoded_boxes(rows, anchor):
     deltas = torch.tensor(rows, dtype=torch.float32, requires_grad=True)
@@ -77,7 +76,6 @@ def test_decoded_boxes(rows, anchor):
     assert torch.isfinite(deltas.grad).all()
 
 
-@settings(deadline=None)
 @given(rectangles, rectangles)
 def test_encoded_boxes(box, anchor):
     assert torch.isfinite(encode_boxes(torch.tensor([box]), torch.tensor([anchor]))).all()
@@ -132,7 +130,7 @@ CLASS_LOSSES = ("focal", "cross_entropy", "balanced_cross_entropy", "weighted_cr
 @pytest.mark.parametrize("normalizer", ["per_image", "batch", "ema"])
 @pytest.mark.parametrize("sampling", ["all", "ohem"])
 @pytest.mark.parametrize("kind", CLASS_LOSSES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.lists(numbers, min_size=8, max_size=8),
     st.sampled_from([0.0, 0.5, 2.0, 5.0]),
@@ -153,7 +151,7 @@ def test_the_whole_detection_loss(kind, sampling, normalizer, rows, gamma, box, 
     assert torch.isfinite(deltas.grad).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(numbers, min_size=4, max_size=4), st.sampled_from(KINDS))
 def test_both_ways_to_the_box_loss(rows, kind):
     anchors = make_anchors(128, 128, [(1.0, 1.0)]).boxes
@@ -168,7 +166,7 @@ TERMS = ("bce", "distance_weighted_bce", "dice", "tversky", "lovasz_hinge", "lov
 
 
 @pytest.mark.parametrize("name", TERMS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(numbers, min_size=64, max_size=64), st.integers(0, 2))
 @example(ODD * 4 + ODD[:4], 2)
 @example([LARGEST] * 64, 0)

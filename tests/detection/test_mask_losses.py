@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.detection.mask_losses import (
@@ -115,7 +115,6 @@ def test_distances_and_weights():
 
 
 @pytest.mark.parametrize("name", TERMS)
-@settings(deadline=None)
 @given(st.lists(st.floats(-80, 80), min_size=16, max_size=16), st.integers(0, 2))
 def test_every_loss_is_finite_and_zero_at_the_truth(name, values, count):
     boxes = torch.tensor([[[8.0, 8, 16, 24], [16, 8, 32, 16]]])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
@@ -31,7 +31,6 @@ def slow_match(boxes, low_quality):
 
 
 @pytest.mark.parametrize("low_quality", [True, False])
-@settings(deadline=None)
 @given(st.lists(st.lists(box, max_size=4), min_size=1, max_size=3))
 def test_equals_a_slow_reference_and_torchvision(low_quality, images):
     boxes, labels = padded(images)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms, box_iou
 
@@ -35,7 +35,6 @@ def slow_soft_nms(boxes, scores, labels, sigma, score_thresh, count):
     return found
 
 
-@settings(deadline=None)
 @given(candidates, st.floats(0.1, 2), st.integers(1, 14))
 def test_soft_nms_is_its_definition(rows, sigma, count):
     inputs = tensors(rows)
@@ -45,7 +44,6 @@ def test_soft_nms_is_its_definition(rows, sigma, count):
     assert len(boxes) == len(labels) == len(wanted) <= count
 
 
-@settings(deadline=None)
 @given(candidates, st.integers(1, 14))
 def test_nms_with_early_end_is_torchvisions(rows, count):
     inputs = tensors(rows)
@@ -69,7 +67,6 @@ def test_fusion_averages_a_cluster_by_its_scores():
     assert len(weighted_boxes_fusion(boxes, scores, other, 0.5, views=1, count=9)[0]) == 3
 
 
-@settings(deadline=None)
 @given(candidates)
 def test_fusion_keeps_boxes_within_their_clusters(rows):
     boxes, scores, labels = tensors(rows)

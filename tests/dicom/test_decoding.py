@@ -113,7 +113,7 @@ def test_colours_without_loss(kind):
     np.testing.assert_array_equal(found, colours)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_uncompressed_colours_in_any_layout(data):
     """Colours by plane or by pixel, in either byte order, with 8 or 16 bits, are read the same."""

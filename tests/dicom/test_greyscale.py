@@ -49,7 +49,7 @@ def test_windows_are_pydicoms(make, function, centre, width, slope, intercept):
     assert np.abs(shown(path) - wanted).max() <= 1
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(bits=st.integers(2, 16), spare=st.integers(0, 14), signed=st.booleans(), seed=st.integers(0, 99))
 def test_a_sample_lies_where_the_header_says_and_other_bits_are_ignored(make, bits, spare, signed, seed):
     """PS3.5 8.1.1: a sample has the bits HighBit - BitsStored + 1 to HighBit."""

@@ -83,7 +83,7 @@ def test_an_optional_value_that_cannot_be_read_costs_nothing(make, element):
         assert np.isnan(found.age)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     keyword=st.sampled_from(["PatientAge", "ImagerPixelSpacing", "WindowCenter", "WindowWidth", "VOILUTFunction",
                              "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "ViewPosition", "PatientSex"]),

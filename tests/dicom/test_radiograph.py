@@ -110,7 +110,7 @@ def test_other_images_are_refused(make):
         read_radiograph(make(np.full((8, 8), 7, np.uint16)))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_only_our_error_leaves_the_reader(study, tmp_path_factory, data):
     content = bytearray(study.read_bytes())

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
@@ -23,7 +23,6 @@ from pipeline.metrics.results import image_result
 slopes, intercepts = st.floats(0.05, 2.0), st.floats(-4, 4)
 
 
-@settings(deadline=None)
 @given(slopes, intercepts, st.lists(st.floats(1e-4, 1 - 1e-4), min_size=2, max_size=20, unique=True))
 def test_a_map_keeps_the_ranking_and_has_an_inverse(slope, intercept, scores):
     own = ScoreMap(slope=slope, intercept=intercept)
@@ -34,7 +33,6 @@ def test_a_map_keeps_the_ranking_and_has_an_inverse(slope, intercept, scores):
     np.testing.assert_allclose(own.inverse(mapped), far_enough, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(slopes, intercepts)
 def test_the_ends_stay_finite(slope, intercept):
     mapped = ScoreMap(slope=slope, intercept=intercept)(np.array([0.0, 1.0]))

@@ -69,7 +69,7 @@ def test_coco_metrics_are_those_of_pycocotools(seed, whole, scale):
         assert ours[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(results())
 def test_coco_metrics_are_those_of_pycocotools_on_made_cases(images):
     if not any(len(image.truth) for image in images):
@@ -79,7 +79,7 @@ def test_coco_metrics_are_those_of_pycocotools_on_made_cases(images):
         assert ours[key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(results(least=2))
 def test_weighted_precision_equals_repeating_images(images):
     weights = np.arange(len(images)) % 3

@@ -48,13 +48,13 @@ def literal_score(images, threshold):
     return sum(scores) / len(scores) if scores else 0.0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(results(), st.sampled_from([0.0, 0.25, 0.55, 0.95]))
 def test_is_the_definition(images, threshold):
     assert rsna_score(images, threshold) == pytest.approx(literal_score(images, threshold), abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(results())
 def test_no_threshold_is_better_than_the_best(images):
     threshold, score = best_threshold(images)
@@ -100,7 +100,7 @@ def results_of_any_score(draw):
     return images
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(results_of_any_score())
 def test_the_best_threshold_keeps_what_it_must_whatever_the_scores(images):
     threshold, score = best_threshold(images)
@@ -109,7 +109,7 @@ def test_the_best_threshold_keeps_what_it_must_whatever_the_scores(images):
         assert literal_score(images, other) <= score + 1e-12
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(results_of_any_score(), st.sampled_from([-np.inf, -4.0, -0.5, 0.0, 0.5, 1.0]))
 def test_an_image_without_detections_says_nothing_at_any_threshold(images, threshold):
     said = [bool((image.scores > threshold).any()) for image in images]

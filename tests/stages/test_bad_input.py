@@ -179,7 +179,7 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
 
     values = yaml.safe_load((repository / "profiles/rsna.yaml").read_text())
     values["preprocess"]["workers"] = 1
-    values["model"]["weights"] = "none"
+    values["model"] |= {"weights": "none", "frozen_stages": 0}
     # On a CPU that only emulates bf16, one step at this size takes minutes.
     cpu = {"accelerator": "cpu", "precision": "32-true", "workers": 0}
     values["train"] |= cpu | {"epochs": 1, "batch_size": 1, "log_every_steps": 1}

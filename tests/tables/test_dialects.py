@@ -112,7 +112,7 @@ def packed(folder, name, content, packing):
     path.write_bytes(content)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(studies(), dialects())
 def test_every_dialect_reads_the_same(tmp_path_factory, made, dialect):
     folder = tmp_path_factory.mktemp("t")
@@ -310,7 +310,7 @@ def test_submissions_in_other_dialects(tmp_path):
         read_submission(tmp_path / "p.csv")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.one_of(st.binary(max_size=200), st.text(alphabet="aA1,;\t\"' \r\n.\0é|=-", max_size=120).map(str.encode)),
        st.booleans())  # fmt: skip
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content, headed):
