@@ -62,10 +62,10 @@ def mlflow_server(port: int) -> Iterator[str]:
     """Run an MLflow server over the store that runs are written to; yield its URL."""
     from pipeline.tracking import make_database, shown_uri, tracking_uri  # imports MLflow, which takes seconds
 
-    store = tracking_uri()
-    if store.startswith("http"):
-        yield shown_uri()  # the runs are on a server already
+    if mlflow_is_elsewhere():
+        yield shown_uri()
         return
+    store = tracking_uri()
     make_database(store)
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", store]
     # MLflow's workers for language models are of no use here, and end in tracebacks.
@@ -73,6 +73,13 @@ def mlflow_server(port: int) -> Iterator[str]:
     server = Server([*_program("mlflow"), "server", *options], f"http://{HOST}:{port}", "/health", jobs)
     with _running(server, shared=False):
         yield server.url
+
+
+def mlflow_is_elsewhere() -> bool:
+    """Return whether runs are written to a server already, wherever it runs."""
+    from pipeline.tracking import tracking_uri
+
+    return tracking_uri().startswith("http")
 
 
 @contextmanager

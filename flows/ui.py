@@ -7,7 +7,7 @@ import typer
 
 from flows.messages import calm_logs
 from flows.running import stop_on_signals
-from flows.servers import HOST, PREFECT_PORT, mlflow_server, prefect_pages
+from flows.servers import HOST, PREFECT_PORT, mlflow_is_elsewhere, mlflow_server, prefect_pages
 from pipeline.errors import run_main
 from pipeline.loopback import bypass_proxy
 
@@ -19,11 +19,8 @@ def serve(
     """Print the URLs of both servers; start on loopback those that run nowhere yet, and end them together."""
     with mlflow_server(mlflow_port) as mlflow_url, prefect_pages(prefect_port) as prefect_url:
         print(f"MLflow:  {mlflow_url}\nPrefect: {prefect_url}", flush=True)
-        here = [
-            name
-            for name, url, port in (("MLflow", mlflow_url, mlflow_port), ("Prefect", prefect_url, prefect_port))
-            if url == f"http://{HOST}:{port}"
-        ]
+        here = [] if mlflow_is_elsewhere() else ["MLflow"]
+        here += ["Prefect"] if prefect_url == f"http://{HOST}:{prefect_port}" else []
         if here:
             print(f"Ctrl+C ends {'both' if len(here) == 2 else here[0]}", flush=True)
             signal.pause()

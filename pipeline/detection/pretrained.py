@@ -78,9 +78,12 @@ def imagenet_file(architecture: str) -> Path | None:
     """Fetch timm's weights of an architecture; None: timm has none, or keeps them elsewhere than in the hub.
 
     Raises:
-        UserError: the hub cannot be reached, and its cache has no such weights.
+        UserError: timm knows no such weights, or the hub cannot be reached and its cache does not have them.
     """
-    config = timm.get_pretrained_cfg(architecture)
+    try:
+        config = timm.get_pretrained_cfg(architecture)
+    except RuntimeError as error:  # a name may end in a tag, which says which of several weights
+        raise UserError(f"model.backbone = {architecture!r}: {one_line(str(error))}") from None
     if config is None or not config.hf_hub_id or config.hf_hub_filename:
         return None
     problem = f"model.weights = 'imagenet': the weights of {architecture}"

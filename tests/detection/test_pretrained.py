@@ -140,6 +140,11 @@ def hub(tmp_path, monkeypatch):
         server.shutdown(socket.SHUT_RDWR)
 
 
+def test_a_tag_that_timm_does_not_know_is_one_line():
+    with pytest.raises(UserError, match="model.backbone = 'resnet50.nope': .*tag .*nope"):
+        imagenet_file("resnet50.nope")
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "hf-hub:clinic/chest"])
 def test_a_hub_out_of_reach_is_asked_once(hub, name):
     with pytest.raises(UserError, match=r"cannot be fetched \(ConnectionError\)"):

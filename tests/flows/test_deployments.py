@@ -201,6 +201,9 @@ def test_pages_that_run_elsewhere_are_named_and_not_started(tmp_path, run, one_l
     assert done.returncode == 0, done.stderr
     pages = prefect_server.removesuffix("/api")
     assert done.stdout == f"MLflow:  http://mlflow.clinic:5000\nPrefect: {pages}\n"
+    # A server of the user's own, on the port that ours would take.
+    done = run("flows.ui", cwd=tmp_path, **elsewhere | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"})
+    assert done.stdout == f"MLflow:  http://127.0.0.1:5000\nPrefect: {pages}\n"
     gone = f"http://127.0.0.1:{free_port()}/api"
     done = run("flows.ui", cwd=tmp_path, **elsewhere | {"PREFECT_API_URL": gone})
     one_line_error(done, f"PREFECT_API_URL = {gone}: no Prefect server answers", "Connection refused")
