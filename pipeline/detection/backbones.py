@@ -150,8 +150,7 @@ def _create(name: str, weights: str, in_channels: int, file: Path | None) -> nn.
     given: dict[str, Tensor] = {}
     if file is not None:
         given = read_weights(file)  # refuses damaged files
-        # timm reads some models' own weights from a format of their authors instead.
-        options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
+        options["pretrained_cfg_overlay"] = {"file": str(file)}
     try:
         body: Any = timm.create_model(name, **options)
         if set(body.feature_info.reduction()) == {_PATCH}:

@@ -106,12 +106,13 @@ def test_weights_of_a_smaller_network_of_the_family_are_refused(tmp_path):
         Backbone("resnet34", "pretrained", "frozen_batch", 1, tmp_path / "model.safetensors")
 
 
-def test_a_model_with_a_format_of_its_authors_loads_safetensors(tmp_path):
-    """timm reads this transformer's own weights from an .npz file."""
+def test_a_plain_transformer_loads_a_file(tmp_path):
+    """timm has a reader of its own for this transformer's weights, which takes .npz files too."""
     torch.manual_seed(1)
     weights = timm.create_model("vit_tiny_patch16_224").state_dict()
     save_file(weights, tmp_path / "model.safetensors")
-    backbone = Backbone("vit_tiny_patch16_224", "pretrained", "frozen_batch", 3, tmp_path / "model.safetensors")
+    named = "vit_tiny_patch16_224.augreg_in21k"
+    backbone = Backbone(named, "pretrained", "frozen_batch", 3, tmp_path / "model.safetensors")
     name = "blocks.0.attn.qkv.weight"
     torch.testing.assert_close(backbone.body.state_dict()[f"model.{name}"], weights[name])
 
