@@ -5,10 +5,13 @@ import time
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import WorkPoolStatus
+from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, run_main
 from pipeline.escaping import shortened
+from pipeline.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,26 @@ def wait_for_server() -> None:
         time.sleep(_POLL_SECONDS)
 
 
+def reachable_server() -> str:
+    """Return in words which Prefect server runs report to, and whether a worker waits for them.
+
+    Raises:
+        UserError: the server does not answer, or refuses this client.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        return "no server is set (PREFECT_API_URL); a flow starts one of its own"
+    require_server()
+    try:
+        with _client() as client:
+            pools = client.read_work_pools()
+            ready = [pool.name for pool in pools if pool.status is WorkPoolStatus.READY]
+    except (httpx.HTTPError, PrefectException) as error:
+        raise UserError(f"PREFECT_API_URL = {redact(url)}: {shortened(redact(str(error)))}") from None
+    waiting = f"workers wait in {', '.join(ready)}" if ready else "no worker waits in a work pool"
+    return f"{redact(url)} answers; {waiting}"
+
+
 def server_answers() -> bool:
     """Return whether the server answers at once."""
     return not _what_is_wrong()
@@ -71,3 +94,12 @@ def _what_is_wrong() -> str:
 def _client() -> SyncPrefectClient:
     # A separate client, because the flow's client keeps connections to a server that may be gone.
     return get_client(sync_client=True, httpx_settings={"timeout": 10.0})
+
+
+def main() -> None:
+    """Print which server runs report to, for `pneumoflow doctor`."""
+    print(reachable_server(), flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -44,7 +44,7 @@ def download_challenge(out: Path, mapping: Path | None) -> None:
     """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: has contents; give a new or an empty folder")
-    _require_credentials()
+    require_credentials()
     with directory_atomic(out) as folder:
         archive = _fetch(folder)
         extract_challenge(archive, folder)
@@ -53,7 +53,8 @@ def download_challenge(out: Path, mapping: Path | None) -> None:
             write_groups(mapping, folder / GROUPS)
 
 
-def _require_credentials() -> None:
+def require_credentials() -> None:
+    """Require that there is a Kaggle token; raise `UserError` if not."""
     home = Path(os.environ.get("KAGGLE_CONFIG_DIR", Path.home() / ".kaggle"))
     in_environment = "KAGGLE_API_TOKEN" in os.environ or {"KAGGLE_USERNAME", "KAGGLE_KEY"} <= os.environ.keys()
     if not in_environment and not any((home / name).exists() for name in ("kaggle.json", "access_token")):
