@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
@@ -17,6 +18,7 @@ from rich.progress import track
 
 from pipeline.errors import UserError
 
+_JOIN_SECONDS = 60.0
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Submit = Callable[[Callable[[Any], Any], Any], "Future[Any]"]
@@ -102,19 +104,49 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-@contextmanager
-def _dask(address: str) -> Iterator[Submit]:
+def require_shared(workers: Workers, folders: Sequence[Path]) -> None:
+    """Require that every worker of the Dask cluster sees these folders, given by absolute paths.
+
+    Raises:
+        UserError: a worker does not, there is no worker, or the cluster cannot be used.
+    """
+    if not workers.scheduler:
+        return
+    with _client(workers.scheduler) as client:
+        try:
+            client.wait_for_workers(1, timeout=_JOIN_SECONDS)
+        except TimeoutError:
+            raise UserError(
+                f"preprocess.scheduler = {workers.scheduler!r}: no worker has joined within {_JOIN_SECONDS:g} seconds"
+            ) from None
+        for worker, unseen in sorted(client.run(_unseen, [str(folder) for folder in folders]).items()):
+            if unseen:
+                raise UserError(
+                    f"preprocess.scheduler = {workers.scheduler!r}: worker {worker} has no folder {unseen[0]}; all"
+                    " workers need this project's files at the same paths, on a shared file system"
+                )
+
+
+def _unseen(folders: list[str]) -> list[str]:
+    return [folder for folder in folders if not Path(folder).is_dir()]
+
+
+def _client(address: str) -> Any:
     try:
         from distributed import Client
     except ImportError:
         raise UserError("preprocess.executor = 'dask': needs pip install -c constraints.txt -e '.[dask]'") from None
     try:
-        client = Client(address, timeout="5s", set_as_default=False)
+        return Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError) as error:  # a refused or timed-out connection, a malformed address
         raise UserError(
             f"preprocess.scheduler = {address!r}: no Dask scheduler answers there ({type(error).__name__})"
         ) from None
-    with client:
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[Submit]:
+    with _client(address) as client:
         executor = client.get_executor(pure=False)
         try:
             yield executor.submit

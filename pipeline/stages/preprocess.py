@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.assembly.preprocessing import preprocessing_of, workers_of
 from pipeline.data.annotations import BOX, Annotations
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
 from pipeline.data.manifest import write_manifest
+from pipeline.data.parallel import require_shared
 from pipeline.data.prepared import BOXES, INDEX
 from pipeline.data.prepared_tables import INDEX_COLUMNS
 from pipeline.data.settings import Preprocessing
@@ -44,6 +46,7 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
     workers = workers_of(params)
     waiting = prepared.with_name(f".{prepared.name}.parts")
     waiting.mkdir(parents=True, exist_ok=True)
+    require_shared(workers, [Path(params.data.dir).absolute(), waiting.resolve()])
     jobs = _jobs(params, inventory, waiting)
     results = preprocess_shards(list(jobs.values()), workers, "Preprocessing")
     examination = examine(inventory, results)
@@ -70,7 +73,7 @@ def _jobs(params: Params, inventory: Inventory, folder: Path) -> dict[int, Shard
     return {
         number: ShardJob(
             folder.resolve() / f"{_key(code, settings, studies)}.npy",
-            tuple(studies),
+            tuple(replace(study, path=study.path.absolute()) for study in studies),
             settings,
             params.data.study_seconds,
         )

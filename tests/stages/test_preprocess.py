@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from pipeline.data.annotations import CLASSES, GROUPS, IMAGES, LABELS
-from pipeline.data.parallel import Workers
+from pipeline.data.parallel import Workers, require_shared
 from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import ShardJob, Study, preprocess_shards
+from pipeline.errors import UserError
 from tests.waiting import wait_until
 
 STAGE = [sys.executable, "-m", "pipeline.stages.preprocess"]
@@ -144,12 +145,14 @@ def test_studies_at_the_end_of_a_long_table_leave_most_shards_alone(prepare, rsn
 
 @pytest.fixture
 def cluster(repository, tmp_path):
-    """Start a Dask scheduler and two workers in processes of their own; yield (address, the workers)."""
+    """Start a Dask scheduler and two workers in processes and a folder of their own; yield (address, the workers)."""
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     dask, file = [sys.executable, "-m", "dask"], tmp_path / "scheduler.json"
     scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file]
     worker = [*dask, "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
-    quiet = {"env": environment, "stderr": subprocess.DEVNULL, "start_new_session": True, "cwd": tmp_path}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    quiet = {"env": environment, "stderr": subprocess.DEVNULL, "start_new_session": True, "cwd": elsewhere}
     processes = [subprocess.Popen(scheduler, **quiet)]
     try:
         wait_until(lambda: file.exists() and file.read_text(), pause=0.005)
@@ -175,3 +178,18 @@ def test_dask_gives_the_same_bytes_though_a_worker_is_killed(cluster, start, pre
     scaled = contents(tmp_path / "data/prepared")
     assert prepare(preprocess={**shards, "executor": "processes"})[0] == 0
     assert contents(tmp_path / "data/prepared") == scaled
+
+
+@pytest.mark.slow
+def test_a_worker_without_the_files_is_named(cluster, tmp_path, monkeypatch):
+    workers = Workers(scheduler=cluster[0])
+    require_shared(workers, [tmp_path])
+    gone = tmp_path / "not mounted"
+    with pytest.raises(UserError, match=f"worker tcp://127.0.0.1:.* has no folder {gone}; all workers need"):
+        require_shared(workers, [tmp_path, gone])
+    monkeypatch.setattr("pipeline.data.parallel._JOIN_SECONDS", 0.5)
+    for worker in cluster[1]:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    with pytest.raises(UserError, match="no worker has joined within 0.5 seconds"):
+        require_shared(workers, [tmp_path])
