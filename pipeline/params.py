@@ -171,6 +171,7 @@ class TrainParams(TrainSettings):
     accelerator: Literal["auto", "cpu", "cuda", "mps"]
     devices: Annotated[int, Field(ge=1, le=1024)]
     restarts: Annotated[int, Field(ge=0)]
+    checkpoint_store: Annotated[float, Field(ge=0, le=1440)]
     picture_epochs: Annotated[int, Field(ge=0)]
 
 

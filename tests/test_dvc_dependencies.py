@@ -46,6 +46,7 @@ ONLY_SHOWS = {"preprocess": ["pipeline/reports"], "train": ["pipeline/reports"]}
 # Params of training that change no byte of the model, and their effects.
 SHOWS_OR_SHARES_WORK = {
     "checkpoint_steps": "how much work a kill costs",
+    "checkpoint_store": "where checkpoints are copied to",
     "log_every_steps": "logs",
     "picture_epochs": "pictures in MLflow",
     "profile_steps": "measures",

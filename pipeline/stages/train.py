@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -29,7 +30,15 @@ from pipeline.params import Params, load_params
 from pipeline.paths import CHECKPOINTS, CROSSVAL, MODELS, RUN_FILE, SPLITS_FILE
 from pipeline.ranks import rank
 from pipeline.stopping import stop_signals
-from pipeline.tracking import PARENT, require_registry
+from pipeline.tracking import (
+    PARENT,
+    TRAINING,
+    copied_checkpoints,
+    fetch_copies,
+    find_copies,
+    require_registry,
+)
+from pipeline.training.checkpoint import snapshot
 from pipeline.training.ended import ENDED, drop_ended
 from pipeline.training.launch import launch
 from pipeline.training.malloc import keep_freed_memory
@@ -71,15 +80,18 @@ def train(
     if not folder.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         logger.info("%s: made with other params, data or code; this run starts afresh", checkpoints)
     require_registry()
+    if params.train.checkpoint_store:
+        _take_up(folder)
     # The tag says which precision is used; the params say which one was asked for.
     used = {"precision": used_precision(params.train.accelerator, params.train.precision)}
-    used |= {"pretraining_leak": LEAK} if leak else {}
+    used |= {TRAINING: folder.name} | ({"pretraining_leak": LEAK} if leak else {})
     with run_of(folder, run_tags(params) | used | dict(tags or {})) as run:
         log_start(run, params, architecture, splits)
         trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         if trainer.resume():
             _say_where(trainer, folder, params)
-        with run.system_metrics(), run.stopping.deferred():
+        copies = copied_checkpoints(run, folder, partial(snapshot, folder), params.train.checkpoint_store)
+        with run.system_metrics(), copies, run.stopping.deferred():
             best = trainer.fit(epoch_hooks(run, splits["val"], picture_epochs=params.train.picture_epochs))
         if (folder / PROFILE).exists():
             run.log_files(folder / PROFILE, PROFILE)
@@ -93,6 +105,16 @@ def train(
         write_json(models / RUN_FILE, {"run_id": run.run_id})
     write_json(folder / ENDED, {})
     logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, config.operating_threshold)
+
+
+def _take_up(folder: Path) -> None:
+    """Fetch the checkpoints of a run that began the same training on another machine, and was killed there."""
+    if folder.exists() or (run_id := find_copies(folder.name)) is None:
+        return
+    logger.info("taking up MLflow run %s, which began this training elsewhere", run_id)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fetch_copies(run_id, folder)
+    write_json(folder / RUN_FILE, {"run_id": run_id})
 
 
 def _say_where(trainer: Trainer, folder: Path, params: Params) -> None:

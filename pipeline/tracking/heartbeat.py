@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 PID, HOST, PROCESSES, HEARTBEAT = (f"pneumoflow.{name}" for name in ("pid", "host", "processes", "heartbeat"))
 _BEAT_SECONDS = 15.0
 # Beats may be late: a server may be away for a moment, and clocks may differ.
-_SILENT_SECONDS = 120.0
+SILENT_SECONDS = 120.0
 _BEATS_BETWEEN_LOOKS = 4
 
 
@@ -98,7 +98,7 @@ def _has_ended(tags: Mapping[str, str]) -> bool:
     same_table = tags[PROCESSES] == here if here and PROCESSES in tags else not beat and _same_host(tags)
     if same_table and not _exists(int(pid)):
         return True
-    return beat.isdigit() and time.time() - int(beat) > _SILENT_SECONDS
+    return beat.isdigit() and time.time() - int(beat) > SILENT_SECONDS
 
 
 def _same_host(tags: Mapping[str, str]) -> bool:

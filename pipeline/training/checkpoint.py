@@ -85,6 +85,22 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def snapshot(folder: Path, into: Path) -> str | None:
+    """Link the newest checkpoint and all best weights into a folder of the same disk; return the checkpoint's name.
+
+    Returns:
+        None if there is no checkpoint, or if it was removed in the meantime because newer ones were written.
+    """
+    try:
+        newest = _newest_first(folder)[0]
+        (into / newest.name).mkdir()
+        for path in (*newest.iterdir(), *folder.glob("best-*.*")):
+            (into / path.relative_to(folder)).hardlink_to(path)
+    except (IndexError, FileNotFoundError):
+        return None
+    return newest.name
+
+
 def save_best(folder: Path, epoch: int, weights: Weights) -> None:
     """Write the best epoch's weights beside the checkpoints; `drop_bests` removes those that no checkpoint needs."""
     path = folder / f"best-{epoch:04d}.safetensors"
