@@ -94,10 +94,16 @@ def _close_unmarked(client: SyncPrefectClient) -> None:
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_AT_WORK)),
     )
     for run in client.read_flow_runs(flow_run_filter=wanted):
-        # Only the machine that a run works on can judge whether its process is gone.
-        here = run.labels.get(_HOST, socket.gethostname()) == socket.gethostname()
-        if here and not (FOLDER / str(run.id)).exists() and _is_overdue(run):
+        if _is_here(run) and not (FOLDER / str(run.id)).exists() and _is_overdue(run):
             _close(client, run)
+
+
+def _is_here(run: FlowRun) -> bool:
+    """Return whether a run works on this machine: no other can judge whether its process is gone."""
+    here = socket.gethostname()
+    # A worker notes its host and the number of the process; the run itself notes the host when it begins.
+    host = (run.infrastructure_pid or here).partition(":")[0]
+    return run.labels.get(_HOST, host) == here
 
 
 def _is_overdue(run: FlowRun) -> bool:

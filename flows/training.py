@@ -1,5 +1,6 @@
 """The training flow: it gets the raw data from DVC, then runs every stage that has something to do."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -32,14 +33,26 @@ NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the 
 METRICS = Path("reports/metrics.json")
 REPORT = Path("reports/report.html")
 PROMOTION = Path("reports/promotion.json")
+# Seconds between the tries of a task that needs a server. Together they outlast a restart of it.
+OUTAGE = [5.0, 10.0, 20.0, 40.0, 60.0]
+# Seconds for which requests to MLflow are repeated: more than in a command, because nobody watches a night's run.
+_PATIENCE_SECONDS = "150"
 _EPOCH = re.compile(r"epoch (\d+)/(\d+)(  step )?")
 _SHOWN = ("rsna_score", "map", "map_50", "map_75", "auroc", "froc_1")
 
 
-@task(name="pull data", retries=2, retry_delay_seconds=5)
+@task(name="pull data", retries=len(OUTAGE), retry_delay_seconds=OUTAGE)
 def pull_data() -> None:
     """Bring the raw data set to the version that its ``.dvc`` file names."""
     run_dvc(["pull", f"{RAW_DATA}.dvc"], get_run_logger().info)
+
+
+@task(name="check rights")
+def check_rights() -> None:
+    """Find out whether the run can be logged and the model registered, before hours are spent on it."""
+    from pipeline.jobs.doctor import BEFORE_TRAINING, doctor
+
+    doctor(BEFORE_TRAINING, get_run_logger().info)
 
 
 @task(name="stage", task_run_name="{name}")
@@ -98,13 +111,20 @@ def promote() -> None:
     show(lambda: create_markdown_artifact(markdown=text, key="promotion", description="Champion or not, and why"))
 
 
+@task(name="keep results", retries=len(OUTAGE), retry_delay_seconds=OUTAGE)
+def keep_results() -> None:
+    """Push the run's files to DVC's remote and ``dvc.lock`` to MLflow, so that others can restore exactly this run."""
+    run_command("pneumoflow keep", ["-m", "pipeline.cli", "keep"], get_run_logger().info)
+
+
 @flow(name="training", validate_parameters=False)
 def training() -> State[Any] | None:
-    """Pull the raw data, run the stages that have something to do, publish the results, promote the model."""
+    """Pull the raw data, run the stages that have something to do, publish and keep the results, promote the model."""
     return run_alone(LOCK, "training run", _run_pipeline)
 
 
 def _run_pipeline() -> State[Any] | None:
+    os.environ.setdefault("PNEUMOFLOW_PATIENCE", _PATIENCE_SECONDS)
     load_params()  # a wrong key is reported before anything is fetched
     state = raw_data_state()
     if state == "changed":
@@ -118,11 +138,13 @@ def _run_pipeline() -> State[Any] | None:
     if not changed() and not UNFINISHED.exists():
         get_run_logger().info(NOTHING_TO_DO)
         return Completed(message=NOTHING_TO_DO)
+    check_rights()
     write_text(UNFINISHED, f"{runtime.flow_run.id}\n")
     for name in STAGES:
         run_stage(name)
     publish_results()
     promote()
+    keep_results()
     UNFINISHED.unlink(missing_ok=True)
     return None
 

@@ -301,28 +301,39 @@ def register(models: ModelsFolder = Path("models"), reports: ReportsFolder = Pat
 
 
 @app.command()
+def keep() -> None:
+    """Push the results of the last run to DVC's remote, so that `pneumoflow restore` finds them elsewhere."""
+    from pipeline.jobs.keep import keep as keep_results
+
+    keep_results(typer.echo)
+
+
+@app.command()
+def restore(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An MLflow run's id, or models:/NAME@ALIAS.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a dvc.lock that names other files.")] = False,
+) -> None:
+    """Bring all files of the run that made a model into this clone: models, reports, prepared data."""
+    from pipeline.jobs.keep import restore as restore_results
+
+    restore_results(model, typer.echo, force=force)
+
+
+@app.command()
 def doctor(
     relocate: Annotated[
         bool, typer.Option("--relocate", help="Make mlruns beside MLflow's database the folder of all its files.")
     ] = False,
 ) -> None:
-    """Check whether runs and models can be written and read here; --relocate corrects a moved store's file places."""
-    from pipeline.tracking import (
-        open_client,
-        open_experiment,
-        registered_champion,
-        require_registry,
-        shown_uri,
-        tracking_uri,
-    )
+    """Check versions, disk, servers, rights and the GPU; --relocate corrects a moved store's file places."""
+    from pipeline.jobs.doctor import ALL, BEFORE_TRAINING
+    from pipeline.jobs.doctor import doctor as run_doctor
     from pipeline.tracking import relocate as set_places
+    from pipeline.tracking import shown_uri, tracking_uri
 
     if relocate:
         typer.echo(f"{set_places(tracking_uri())} file locations were set in {shown_uri()}")
-    open_experiment(open_client())
-    require_registry()
-    champion = registered_champion()
-    typer.echo(f"{shown_uri()} can be used; champion: {f'version {champion.version}' if champion else 'none yet'}")
+    run_doctor(BEFORE_TRAINING if relocate else ALL, typer.echo)
 
 
 @app.command()
@@ -415,13 +426,13 @@ def crossval() -> None:
 
 @app.command()
 def sync() -> None:
-    """Deliver metrics that runs of this folder could not deliver because MLflow did not answer."""
+    """Deliver metrics and pictures that runs of this folder could not deliver because MLflow did not answer."""
     from pipeline.tracking import shown_uri, sync_left_behind
 
     delivered, waiting = sync_left_behind()
     typer.echo(f"{delivered} entries delivered to {shown_uri()}")
     if waiting:
-        raise UserError(f"{shown_uri()}: the metrics of {waiting} runs could not be delivered and wait on this disk")
+        raise UserError(f"{shown_uri()}: data of {waiting} runs could not be delivered and wait on this disk")
 
 
 def _say_reports(reports: "ReportWriter", folder: Path) -> None:

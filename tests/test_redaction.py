@@ -55,7 +55,7 @@ def test_libraries_get_an_address_without_a_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
     assert tracking_uri() == shown_uri() == os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:1/x"
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("al@ice", f"{WORD}!")
-    monkeypatch.setenv("PNEUMOFLOW_MLFLOW_PATIENCE", "0")
+    monkeypatch.setenv("PNEUMOFLOW_PATIENCE", "0")
     assert WORD not in run_place("0" * 32)
 
 

@@ -21,7 +21,7 @@ FAILURES = (
     MlflowException, OSError, SQLAlchemyError, CommandError, ParseError, ImportError, KeyError, ValueError,
     TypeError,
 )  # fmt: skip
-PATIENCE = "PNEUMOFLOW_MLFLOW_PATIENCE"
+PATIENCE = "PNEUMOFLOW_PATIENCE"
 _PATIENCE_SECONDS = 20.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
 _REFUSED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
@@ -49,7 +49,7 @@ def ask(what: str, call: Callable[[], Answer]) -> Answer:
 
     Raises:
         MissingError: the store answered that there is no such object.
-        UserError: the store refused the request for good, or it failed for ``PNEUMOFLOW_MLFLOW_PATIENCE`` seconds (20).
+        UserError: the store refused the request for good, or it failed for ``PNEUMOFLOW_PATIENCE`` seconds (20).
     """
     deadline, pause = time.monotonic() + patience(), _PAUSE_SECONDS
     while True:
@@ -93,8 +93,8 @@ def is_missing(error: BaseException) -> bool:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Return whether the store has understood the request and will never accept it."""
-    return isinstance(error, MlflowException) and error.error_code in FINAL
+    """Return whether the store has understood the request and will not accept it from this caller."""
+    return isinstance(error, MlflowException) and error.error_code in {*FINAL, *_REFUSED}
 
 
 def reason(error: BaseException) -> str:

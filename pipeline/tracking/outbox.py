@@ -3,6 +3,7 @@
 .pneumoflow/spool/<run id>/entries.jsonl   one entry a line, in order
 .pneumoflow/spool/<run id>/delivered       how many bytes of it have arrived
 .pneumoflow/spool/<run id>/damaged.jsonl   lines that are not entries, or that the store refuses for good
+.pneumoflow/spool/<run id>/files/          files for the run's artifacts, under the names that they will have there
 .pneumoflow/spool/<run id>/lock            held by the process that writes or delivers
 """
 
@@ -17,12 +18,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.files import write_text
+from pipeline.files import write_atomic, write_text
 
 logger = logging.getLogger(__name__)
 
 OUTBOX = Path(".pneumoflow/spool")
-_ENTRIES, _DELIVERED, _DAMAGED, _LOCK = "entries.jsonl", "delivered", "damaged.jsonl", "lock"
+_ENTRIES, _DELIVERED, _DAMAGED, _LOCK, _FILES = "entries.jsonl", "delivered", "damaged.jsonl", "lock", "files"
 _BATCH = 1000  # as many metrics as MLflow takes in one request
 Entry = dict[str, Any]
 _ENDS = ("FINISHED", "FAILED", "KILLED")
@@ -59,6 +60,12 @@ class Outbox:
             self._file.writelines(json.dumps(entry) + "\n" for entry in entries)
             self._file.flush()
 
+    def add_file(self, name: str, content: bytes) -> None:
+        """Add a file for the run's artifacts; ``name`` is its path there, such as ``val/epoch-0004.jpg``."""
+        path = self._folder / _FILES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda temporary: temporary.write_bytes(content))
+
     def sync(self) -> None:
         """Wait until the entries are on the disk: they survive a power failure from here on."""
         self._file.flush()
@@ -76,7 +83,16 @@ class Outbox:
     @property
     def waiting(self) -> int:
         """Return the number of bytes that have not arrived."""
-        return max(0, self._path.stat().st_size - self._delivered())
+        return max(0, self.size - self._delivered())
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes that were ever added."""
+        return self._path.stat().st_size
+
+    def has_delivered(self, size: int) -> bool:
+        """Return whether all has arrived that was there when `size` had this value."""
+        return self._delivered() >= size
 
     def deliver(self, send: Callable[[str, list[Entry]], None]) -> int:
         """Give ``send`` the run's id and its entries, in order and in batches; an exception ends the delivery.
@@ -96,6 +112,25 @@ class Outbox:
             write_text(self._folder / _DELIVERED, str(end))
             count += len(entries)
         return count
+
+    def deliver_files(self, send: Callable[[str, Path, str], None]) -> int:
+        """Give ``send`` the run's id, each file and its folder among the artifacts; an exception ends the delivery.
+
+        Returns:
+            The number of files that were delivered; they are removed here.
+        """
+        paths = self._waiting_files()
+        for path in paths:
+            folder = path.parent.relative_to(self._folder / _FILES).as_posix()
+            send(self.run_id, path, "" if folder == "." else folder)
+            path.unlink()
+        return len(paths)
+
+    def _waiting_files(self) -> list[Path]:
+        root = self._folder / _FILES
+        # What lies in a folder whose name begins with a dot is not finished: its process writes it, or was killed.
+        finished = (path for path in root.rglob("*") if "/." not in f"/{path.relative_to(root).as_posix()}")
+        return sorted(path for path in finished if path.is_file())
 
     def _batches(self) -> Iterator[tuple[list[Entry], int]]:
         offset = self._delivered()
@@ -128,7 +163,7 @@ class Outbox:
     def close(self, *, remove: bool) -> None:
         """Release the outbox; ``remove`` (no more entries come) deletes it if all arrived and none was put aside."""
         self._file.close()
-        if remove and not self.waiting and not (self._folder / _DAMAGED).exists():
+        if remove and not self.waiting and not self._waiting_files() and not (self._folder / _DAMAGED).exists():
             shutil.rmtree(self._folder)
         self._lock.release()
 

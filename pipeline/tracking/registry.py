@@ -175,6 +175,25 @@ def download_artifact(run_id: str, name: str, folder: Path) -> Path:
         raise UserError(f"{name}: not among the files of MLflow run {run_id}: {error}") from None
 
 
+def log_artifact(run_id: str, path: Path) -> None:
+    """Add a file to a run that has ended.
+
+    Raises:
+        UserError: there is no such run, or the store does not accept the file.
+    """
+    client = open_client()
+    tell(f"writing {path.name} of run {run_id}", lambda: client.log_artifact(run_id, str(path)))
+
+
+def read_tags(run_id: str) -> dict[str, str]:
+    """Return the tags of a run.
+
+    Raises:
+        UserError: there is no such run, or the store cannot be queried.
+    """
+    return dict(tell(f"looking for run {run_id}", lambda: open_client().get_run(run_id)).data.tags)
+
+
 def _signature() -> ModelSignature:
     inputs = [
         ColSpec(DataType.string, "dicom", required=False),

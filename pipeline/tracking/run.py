@@ -11,11 +11,9 @@ from typing import Any
 import mlflow
 from filelock import Timeout
 from mlflow.entities import DatasetInput, InputTag, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from pipeline.errors import Killed, UserError
-from pipeline.files import temporary_folder
 from pipeline.redaction import redact
 from pipeline.stopping import Stopping, stop_signals
 from pipeline.tracking.asking import MissingError, ask, tell
@@ -30,6 +28,7 @@ from pipeline.tracking.uploader import Uploader, sync_left_behind
 logger = logging.getLogger(__name__)
 
 _PARAM_LENGTH = 500
+_PAUSE_SECONDS = 0.2
 # Seconds for the last metrics to arrive; after a signal to end the process, the wait is short.
 _LAST_WAIT = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 5.0}
 
@@ -37,7 +36,7 @@ _LAST_WAIT = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 5.0}
 class TrackedRun:
     """One MLflow run: parameters, metrics, tags, files, data sets, the model.
 
-    Metrics go to an outbox on this disk, and a separate thread sends them from there to the store: the
+    Metrics and pictures go to an outbox on this disk, and a separate thread sends them from there to the store: the
     caller never waits for a server, and nothing is lost if the server is dead.
 
     Attributes:
@@ -90,6 +89,13 @@ class TrackedRun:
         """Make sure that the noted entries survive a power failure."""
         self._outbox.sync()
 
+    def wait_until_sent(self, seconds: float) -> bool:
+        """Wait until all metrics that were noted so far have arrived; return whether they did within ``seconds``."""
+        size, end = self._outbox.size, time.monotonic() + seconds
+        while not (arrived := self._outbox.has_delivered(size)) and time.monotonic() < end:
+            time.sleep(_PAUSE_SECONDS)
+        return arrived
+
     def close(self, status: str) -> None:
         """Note the run's end and wait a little for all entries to arrive; log a warning if they do not."""
         self._heartbeat.stop()
@@ -97,7 +103,7 @@ class TrackedRun:
         arrived = self._uploader.finish(_LAST_WAIT[status])
         if not arrived:
             logger.warning(
-                "MLflow at %s does not answer: the run's metrics wait in %s; `pneumoflow sync` delivers them",
+                "MLflow at %s does not answer: data of the run wait in %s; `pneumoflow sync` delivers them",
                 shown_uri(), OUTBOX,
             )  # fmt: skip
         self._outbox.close(remove=arrived)
@@ -125,16 +131,12 @@ class TrackedRun:
         tell(f"writing {name} of run {self.run_id}", call)
 
     def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
-        """Log pictures, artifact name -> bytes; if the server does not accept them, the run goes on."""
-        with temporary_folder() as folder:
+        """Note pictures, artifact name -> bytes, which are sent soon; if this disk is full, the run goes on without."""
+        try:
             for name, content in pictures.items():
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            try:
-                self._client.log_artifacts(self.run_id, str(folder))
-            except (MlflowException, OSError) as error:
-                logger.warning("MLflow does not accept %s (%s)", ", ".join(pictures), type(error).__name__)
+                self._outbox.add_file(name, content)
+        except OSError as error:
+            logger.warning("pictures of the run cannot be kept: %s: %s", error.filename, error.strerror)
 
     def system_metrics(self) -> AbstractContextManager[None]:
         """Log load and memory of CPU and GPU inside the block, every ten seconds, as ``system/...``."""

@@ -1,4 +1,4 @@
-"""The delivery to MLflow of the entries that runs note on this disk."""
+"""The delivery to MLflow of the entries and files that runs leave on this disk."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import threading
 import time
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric
@@ -22,16 +23,39 @@ logger = logging.getLogger(__name__)
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
 
-def deliver(client: mlflow.MlflowClient, outbox: Outbox) -> int:
-    """Deliver the entries that wait in an outbox; entries that the store refuses for their content are put aside.
+def deliver(client: mlflow.MlflowClient, outbox: Outbox, *, left_behind: bool = False) -> int:
+    """Deliver the entries and files that wait in an outbox; what the store refuses for its content is put aside.
+
+    With ``left_behind``, another machine may have taken the run up since: a step that the store has from the same time
+    or later is not sent.
 
     Returns:
-        The number of entries that were delivered.
+        The number of entries and files that were delivered.
 
     Raises:
-        MlflowException, OSError: the store does not answer, or does not let this process write.
+        Exception: the store does not answer, or does not let this process write. Each kind of artifact store has a
+            library of its own, with its own errors.
     """
-    return outbox.deliver(partial(_send, client, outbox))
+    send = partial(_send_new if left_behind else _send, client, outbox)
+    return outbox.deliver(send) + outbox.deliver_files(partial(_send_file, client))
+
+
+def _send_new(client: mlflow.MlflowClient, outbox: Outbox, run_id: str, entries: list[Entry]) -> None:
+    noted: dict[tuple[str, int], int] = {}
+    for key in {entry["key"] for entry in entries if "key" in entry}:
+        for metric in client.get_metric_history(run_id, key):
+            noted[key, metric.step] = max(metric.timestamp, noted.get((key, metric.step), 0))
+    new = [one for one in entries if "key" not in one or noted.get((one["key"], one["step"]), -1) < one["timestamp"]]
+    _send(client, outbox, run_id, new)
+
+
+def _send_file(client: mlflow.MlflowClient, run_id: str, path: Path, folder: str) -> None:
+    try:
+        client.log_artifact(run_id, str(path), folder or None)
+    except MlflowException as error:
+        if error.error_code not in FINAL:
+            raise
+        logger.warning("MLflow refuses %s of run %s: %s", path.name, run_id, shortened(redact(str(error))))
 
 
 def _send(client: mlflow.MlflowClient, outbox: Outbox, run_id: str, entries: list[Entry]) -> None:
@@ -80,9 +104,9 @@ class Uploader:
                 if ending:
                     self._arrived = True
                     return
-            except (MlflowException, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - see `deliver`
                 if pause == _PAUSE_SECONDS:
-                    logger.warning("MLflow does not accept metrics (%s); they wait on disk", type(error).__name__)
+                    logger.warning("MLflow does not accept data (%s); they wait on disk", type(error).__name__)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 if ending:
                     time.sleep(_PAUSE_SECONDS)
@@ -107,8 +131,8 @@ def sync_left_behind(client: mlflow.MlflowClient | None = None) -> tuple[int, in
     delivered = waiting = 0
     for outbox in left_behind():
         try:
-            delivered += deliver(client, outbox)
-        except (MlflowException, OSError) as error:
+            delivered += deliver(client, outbox, left_behind=True)
+        except Exception as error:  # noqa: BLE001 - see `deliver`
             logger.warning("MLflow run %s: %s", outbox.run_id, shortened(redact(str(error))))
             waiting += 1
         outbox.close(remove=True)

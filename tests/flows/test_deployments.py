@@ -57,13 +57,13 @@ def ask(server, path, **body):
         return json.load(answer)
 
 
-def finished_run(server, deployment, seconds=120, run_id=None):
-    """Wait for a finished run of a deployment, or for the run ``run_id``, and return it."""
+def finished_run(server, deployment, seconds=120, run_id=None, but=None):
+    """Wait for a finished run of a deployment other than ``but``, or for the run ``run_id``, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for run in ask(server, "flow_runs/filter", deployments={"name": {"any_": [deployment]}}):
             ended = run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-            if ended and run_id in (None, run["id"]):
+            if ended and run_id in (None, run["id"]) and run["id"] != but:
                 return run
         time.sleep(0.5)
     pytest.fail("no run finished")

@@ -19,7 +19,10 @@ KILLS = 10
 # Kills come between the first second and this one, which is after the flow's last step.
 LATEST_SECONDS = 75
 SAME = ("models/model.safetensors", "models/model.json", "data/splits.csv", "reports/metrics.json", "data/prepared")
-_STEPS = ("promote", "publish results", "evaluate", "train", "split", "preprocess", "pull data")
+_STEPS = (
+    "keep results", "promote", "publish results", "evaluate", "train", "split", "preprocess", "check rights",
+    "pull data",
+)  # fmt: skip
 
 
 def fresh_project(folder, sample, params):

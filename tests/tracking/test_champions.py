@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch):
     monkeypatch.setenv("PNEUMOFLOW_LEASE_SECONDS", "0.05")
-    monkeypatch.setenv("PNEUMOFLOW_MLFLOW_PATIENCE", "0.5")
+    monkeypatch.setenv("PNEUMOFLOW_PATIENCE", "0.5")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ except ChampionChangedError as error:
 
 def test_of_several_first_models_at_once_one_becomes_champion(client, version, monkeypatch):
     monkeypatch.setenv("PNEUMOFLOW_LEASE_SECONDS", "1")
-    monkeypatch.setenv("PNEUMOFLOW_MLFLOW_PATIENCE", "30")
+    monkeypatch.setenv("PNEUMOFLOW_PATIENCE", "30")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     made = [version(name) for name in "abc"]
     processes = [

@@ -7,6 +7,8 @@ import ipaddress
 import json
 import ssl
 import threading
+import time
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -24,9 +26,12 @@ from pipeline.tracking import (
     make_champion,
     registered_champion,
     require_registry,
+    require_rights,
     roll_back,
+    sync_left_behind,
     tracked_run,
 )
+from pipeline.tracking.outbox import OUTBOX
 from pipeline.tracking.versions import MODEL_NAME, WEIGHTS
 from tests.flows.conftest import free_port
 
@@ -34,6 +39,7 @@ pytestmark = pytest.mark.slow
 
 SOME, MORE = ["403", "503", "empty"], ["401", "404", "500", "cut off", "slow", "truncated", "half"]
 KINDS = [*SOME, *(pytest.param(kind, marks=pytest.mark.long) for kind in MORE)]
+REFUSALS = ("401", "403")
 READS = {
     "model": "GET .*registered-models/get",
     "version": "GET .*model-versions/get",
@@ -104,7 +110,7 @@ def store(server, make_proxy, monkeypatch):
         "MLFLOW_TRACKING_URI": proxy.url,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
-        "PNEUMOFLOW_MLFLOW_PATIENCE": "0.4",
+        "PNEUMOFLOW_PATIENCE": "0.4",
         "PNEUMOFLOW_LEASE_SECONDS": "0",
     }.items():
         monkeypatch.setenv(key, value)
@@ -137,10 +143,10 @@ def test_a_read_that_fails_crowns_nobody(store, kind, read):
     assert registered_champion() == first
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in (*SOME, *MORE) if kind not in REFUSALS])
 def test_a_moment_is_survived(store, kind, monkeypatch):
     proxy, client, (first, second) = store
-    monkeypatch.setenv("PNEUMOFLOW_MLFLOW_PATIENCE", "30")
+    monkeypatch.setenv("PNEUMOFLOW_PATIENCE", "30")
     proxy.fail("registered-models/get", kind, times=2)
     assert registered_champion() == first
     assert proxy.hits == 2
@@ -148,6 +154,36 @@ def test_a_moment_is_survived(store, kind, monkeypatch):
     make_champion(second, "better", first)
     assert proxy.hits == 1
     assert state(client) == ("2", ["1", "2"])
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_refusal_is_final(store, kind, monkeypatch):
+    proxy, _, _ = store
+    monkeypatch.setenv("PNEUMOFLOW_PATIENCE", "30")
+    proxy.fail("registered-models/get", kind)
+    with pytest.raises(UserError, match=f"access is refused: .*{kind}"):
+        registered_champion()
+    assert proxy.hits == 1
+
+
+def test_pictures_do_not_wait_for_the_store_of_files(store, caplog, monkeypatch):
+    proxy, _, _ = store
+    monkeypatch.setattr("pipeline.tracking.run._LAST_WAIT", {"FINISHED": 2.0})
+    proxy.fail("PUT .*artifacts", "slow")
+    with tracked_run(None, {}) as run:
+        began = time.perf_counter()
+        for epoch in range(5):
+            run.log_pictures({f"val/epoch-{epoch}.jpg": bytes([epoch])})
+            run.log_metrics({"val/map": epoch}, epoch)
+        assert time.perf_counter() - began < 1
+    assert "`pneumoflow sync` delivers them" in caplog.text
+    proxy.clear()
+    client = mlflow.MlflowClient(proxy.url)
+    assert [metric.value for metric in client.get_metric_history(run.run_id, "val/map")] == [0, 1, 2, 3, 4]
+    assert sync_left_behind()[1] == 0
+    assert [one.path for one in client.list_artifacts(run.run_id, "val")] == [f"val/epoch-{n}.jpg" for n in range(5)]
+    assert Path(client.download_artifacts(run.run_id, "val/epoch-3.jpg")).read_bytes() == b"\3"
+    assert not (OUTBOX / run.run_id).exists()
 
 
 @pytest.mark.long
@@ -202,6 +238,23 @@ def test_no_access_is_said_at_the_start(store):
         assert proxy.hits
 
 
+def test_each_right_is_asked_for_and_nothing_is_written(store):
+    proxy, client, _ = store
+    before = len(client.search_runs(["1"])), len(client.search_model_versions(f"name = '{MODEL_NAME}'"))
+    require_rights()
+    assert (len(client.search_runs(["1"])), len(client.search_model_versions(f"name = '{MODEL_NAME}'"))) == before
+    aliases = client.get_registered_model(MODEL_NAME).aliases
+    for pattern, right in {
+        "POST .*runs/create": "logging a run",
+        "POST .*model-versions/create": "registering a model",
+        "POST .*registered-models/alias": "naming the challenger",
+    }.items():
+        proxy.fail(pattern, "403")
+        with pytest.raises(UserError, match=f"{right}: access is refused: .*403"):
+            require_rights()
+    assert client.get_registered_model(MODEL_NAME).aliases == aliases
+
+
 def test_nobody_listens(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:GeHeim1@127.0.0.1:{free_port()}")
     with pytest.raises(UserError, match="looking for the model.*Connection refused") as caught:
@@ -211,5 +264,6 @@ def test_nobody_listens(store, monkeypatch):
 
 def test_a_certificate_that_nobody_vouches_for_is_named(self_signed_server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", self_signed_server)
+    monkeypatch.setenv("PNEUMOFLOW_PATIENCE", "0")
     with pytest.raises(UserError, match=f"{self_signed_server}: looking for the model .*self-signed certificate"):
         registered_champion()

@@ -59,6 +59,27 @@ def test_everything_arrives_once_and_in_order(events):
         assert not (Path(root) / "run").exists()
 
 
+def test_files_wait_until_they_have_arrived(tmp_path):
+    outbox, sent = Outbox("run", tmp_path), []
+    outbox.add_file("val/epoch-1.jpg", b"one")
+    outbox.add_file("curve.png", b"two")
+    half = tmp_path / "run/files/.pneumoflow-a.tmp"  # left by a process that was killed while it wrote
+    half.mkdir()
+    (half / "epoch-2.jpg").write_bytes(b"thr")
+
+    def refuse(*_):
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        outbox.deliver_files(refuse)
+    outbox.close(remove=True)
+    (again,) = left_behind(tmp_path)
+    assert again.deliver_files(lambda run, path, folder: sent.append((run, path.name, folder, path.read_bytes()))) == 2
+    assert sent == [("run", "curve.png", "", b"two"), ("run", "epoch-1.jpg", "val", b"one")]
+    again.close(remove=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_many_go_in_batches(tmp_path):
     outbox, sizes = Outbox("run", tmp_path), []
     outbox.append([metric(step) for step in range(2500)])
