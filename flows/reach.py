@@ -16,6 +16,7 @@ from pipeline.redaction import redact
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
+_REFUSALS = ("HTTP status 401", "HTTP status 403")
 _OUTAGE_SECONDS = 3600.0
 _POLL_SECONDS = 2.0
 
@@ -24,7 +25,7 @@ def require_server() -> None:
     """Require that the server at ``PREFECT_API_URL`` answers.
 
     Raises:
-        UserError: the server does not answer after a few tries.
+        UserError: the server does not answer after a few tries, or refuses this client.
     """
     reason = ""
     for attempt in range(_TRIES):
@@ -32,6 +33,11 @@ def require_server() -> None:
             return
         if attempt + 1 < _TRIES:
             time.sleep(1)
+    if reason in _REFUSALS:
+        raise UserError(
+            f"PREFECT_API_URL = {PREFECT_API_URL.value()}: the server refuses this client ({reason}); set"
+            " PREFECT_API_AUTH_STRING to the server's name:password"
+        )
     raise UserError(
         f"PREFECT_API_URL = {PREFECT_API_URL.value()}: no Prefect server answers ({reason}); start it (`make ui` or"
         " `prefect server start`), or unset the variable or the profile's setting to run without a server"

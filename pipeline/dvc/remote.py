@@ -1,5 +1,6 @@
 """DVC's default remote: where it is, and whether this machine may write to it and read from it."""
 
+import logging
 import uuid
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def probe_remote() -> str:
     from dvc.exceptions import DvcException  # importing DVC takes a second
     from dvc.repo import Repo
 
+    logging.getLogger("aiobotocore").setLevel(logging.WARNING)  # it tells where it has found credentials
     try:
         with Repo() as repo:
             name = repo.config["core"].get("remote")

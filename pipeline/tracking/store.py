@@ -27,6 +27,8 @@ from pipeline.tracking.locations import mend_locations, new_location, require_lo
 from pipeline.tracking.place import shown_uri, tracking_uri
 
 EXPERIMENT = "rsna-pneumonia"
+# MLflow would take an empty path for "do not check the server's certificate".
+_CERTIFICATES = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 # Without this tag, MLflow's pages open on tools for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -40,6 +42,8 @@ def open_client() -> mlflow.MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration of a new database
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that we report
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # one line per repeated request
+    if not os.environ.get(_CERTIFICATES, "unset"):
+        del os.environ[_CERTIFICATES]
     mlflow.set_tracking_uri(tracking_uri())
     make_database(tracking_uri())
     mend_locations(tracking_uri())

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -57,11 +58,21 @@ def _no_deployments(request):
         return
     server = request.getfixturevalue("prefect_server")
     listing = urllib.request.Request(f"{server}/deployments/filter", b"{}", {"Content-Type": "application/json"})
-    with urllib.request.urlopen(listing, timeout=30) as answer:
-        found = json.load(answer)
-    for one in found:
-        gone = urllib.request.Request(f"{server}/deployments/{one['id']}", method="DELETE")
-        urllib.request.urlopen(gone, timeout=30).close()
+    for one in json.loads(ask_until_answered(listing)):
+        ask_until_answered(urllib.request.Request(f"{server}/deployments/{one['id']}", method="DELETE"))
+
+
+def ask_until_answered(request, seconds=60):
+    """Return the body of the answer; a server whose database is locked answers 503 for a moment."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
 
 
 @pytest.fixture

@@ -51,6 +51,30 @@ def test_no_proxy_at_all_stays():
     assert without_proxy({"no_proxy": "*"}) == {"no_proxy": "*"}
 
 
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that refuses everybody."""
+
+    def do_GET(self):
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Log nothing."""
+
+
+def test_a_server_that_refuses_is_not_one_that_is_away():
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        with temporary_settings({PREFECT_API_URL: url}), pytest.raises(UserError) as caught:
+            require_server()
+        server.shutdown()
+    assert str(caught.value) == (
+        f"PREFECT_API_URL = {url}: the server refuses this client (HTTP status 401); set PREFECT_API_AUTH_STRING to the"
+        " server's name:password"
+    )
+
+
 def test_a_server_that_is_not_there_is_one_line():
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}), pytest.raises(UserError) as caught:

@@ -190,7 +190,7 @@ def test_more_than_fits_is_refused_before_anything_is_written(tmp_path, monkeypa
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     """A limit on the file size stands in for a full disk: in both cases, the kernel reports it from write()."""
     path = make(tmp_path / "c.zip", [(BIG, noise(300_000))])
-    monkeypatch.setattr(download, "_require_credentials", lambda: None)
+    monkeypatch.setattr(download, "require_credentials", lambda: None)
     monkeypatch.setattr(download, "_fetch", lambda folder: path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
