@@ -7,6 +7,7 @@ checkpoints/step-00000120/copied    written last: a copy without it was interrup
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -122,19 +123,18 @@ def find_copies(training: str, wait_seconds: float = SILENT_SECONDS + 30) -> str
     """
     client = open_client()
     experiment = open_experiment(client)
-    ended, waited = threading.Event(), 0.0
+    end = time.monotonic() + wait_seconds
     while True:
         close_silent_runs(client, experiment)
         runs = tell("looking for runs of the same training", lambda: _begun(client, experiment, training))
         if not (alive := [run for run in runs if run.info.status == "RUNNING"]):
             break
-        if waited >= wait_seconds:
+        if time.monotonic() >= end:
             host = alive[0].data.tags.get(HOST, "another machine")
             raise UserError(
                 f"{shown_uri()}: run {alive[0].info.run_id} on {host} is the same training, and is at work; wait for it"
             )
-        ended.wait(_LOOK_SECONDS)
-        waited += _LOOK_SECONDS
+        time.sleep(_LOOK_SECONDS)
     for run_id in [str(run.info.run_id) for run in runs if run.info.status != "FINISHED"]:
         if tell("looking for checkpoints", partial(_whole, client, run_id)):
             return run_id
