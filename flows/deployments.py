@@ -6,6 +6,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -40,7 +41,8 @@ def folder_of(deployment: DeploymentResponse) -> str | None:
 def _source_of(deployment: DeploymentResponse) -> Source | None:
     for step in deployment.pull_steps or []:
         if STEP in step:
-            return Source.parse(str(step[STEP]["source"]))
+            with suppress(ValueError, TypeError, KeyError):  # written by another version, or by hand
+                return Source.parse(str(step[STEP]["source"]))
     return None
 
 

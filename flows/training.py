@@ -19,6 +19,7 @@ from prefect.states import Completed, State
 from flows.raw_data import RAW_DATA, raw_data_state, verify_raw_data
 from flows.running import flow_process, run_alone
 from flows.showing import show
+from flows.workspace import LOCK
 from pipeline.documents import read_json_object
 from pipeline.dvc.command import changed, run_command, run_dvc
 from pipeline.errors import UserError, run_main
@@ -26,7 +27,6 @@ from pipeline.files import write_text
 from pipeline.params import load_params
 
 STAGES = ("preprocess", "split", "train", "evaluate")
-LOCK = Path(".pneumoflow.lock")
 # Exists from the first stage until the new model is judged: the next run finishes one that was killed in between.
 UNFINISHED = Path(".pneumoflow/training_unfinished")
 NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the pipeline last ran"
@@ -34,14 +34,14 @@ METRICS = Path("reports/metrics.json")
 REPORT = Path("reports/report.html")
 PROMOTION = Path("reports/promotion.json")
 # Seconds between the tries of a task that needs a server. Together they outlast a restart of it.
-OUTAGE = [5.0, 10.0, 20.0, 40.0, 60.0]
+_OUTAGE = [5.0, 10.0, 20.0, 40.0, 60.0]
 # Seconds for which requests to MLflow are repeated: more than in a command, because nobody watches a night's run.
 _PATIENCE_SECONDS = "150"
 _EPOCH = re.compile(r"epoch (\d+)/(\d+)(  step )?")
 _SHOWN = ("rsna_score", "map", "map_50", "map_75", "auroc", "froc_1")
 
 
-@task(name="pull data", retries=len(OUTAGE), retry_delay_seconds=OUTAGE)
+@task(name="pull data", retries=len(_OUTAGE), retry_delay_seconds=_OUTAGE)
 def pull_data() -> None:
     """Bring the raw data set to the version that its ``.dvc`` file names."""
     run_dvc(["pull", f"{RAW_DATA}.dvc"], get_run_logger().info)
@@ -111,7 +111,7 @@ def promote() -> None:
     show(lambda: create_markdown_artifact(markdown=text, key="promotion", description="Champion or not, and why"))
 
 
-@task(name="keep results", retries=len(OUTAGE), retry_delay_seconds=OUTAGE)
+@task(name="keep results", retries=len(_OUTAGE), retry_delay_seconds=_OUTAGE)
 def keep_results() -> None:
     """Push the run's files to DVC's remote and ``dvc.lock`` to MLflow, so that others can restore exactly this run."""
     run_command("pneumoflow keep", ["-m", "pipeline.cli", "keep"], get_run_logger().info)

@@ -17,6 +17,7 @@ from pipeline.redaction import redact
 
 WORKSPACE, REPOSITORY = "PNEUMOFLOW_WORKSPACE", "PNEUMOFLOW_REPOSITORY"
 STEP = "flows.workspace.enter"
+# Held by a training run, and while the clone is brought to a commit.
 LOCK = Path(".pneumoflow.lock")
 # Tracked by git, but written by runs: a run's own stay as long as no commit changes them.
 _RESULTS = ("dvc.lock", "reports/metrics.json", "crossval/dvc.lock")

@@ -47,8 +47,10 @@ def restore(model: str, tell: Callable[[str], None], *, force: bool = False) -> 
     version = resolve_version(model)
     run_id = str(version.run_id) if version else model
     with temporary_folder() as folder:
-        lock, metrics = (download_artifact(run_id, path.name, folder).read_text() for path in (LOCK, METRICS))
-    if LOCK.exists() and LOCK.read_text() != lock and not force:
+        lock, metrics = (
+            download_artifact(run_id, path.name, folder).read_text(encoding="utf-8") for path in (LOCK, METRICS)
+        )
+    if LOCK.exists() and LOCK.read_text(encoding="utf-8") != lock and not force:
         raise UserError(f"{LOCK}: names the results of another run; commit it first, then --force replaces it")
     write_text(LOCK, lock)
     write_text(METRICS, metrics)

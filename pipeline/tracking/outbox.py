@@ -128,7 +128,7 @@ class Outbox:
 
     def _waiting_files(self) -> list[Path]:
         root = self._folder / _FILES
-        # What lies in a folder whose name begins with a dot is not finished: its process writes it, or was killed.
+        # A folder whose name begins with a dot holds a file that is not written to its end.
         finished = (path for path in root.rglob("*") if "/." not in f"/{path.relative_to(root).as_posix()}")
         return sorted(path for path in finished if path.is_file())
 

@@ -8,7 +8,7 @@ import urllib.request
 
 import psutil
 
-from flows.training import LOCK
+from flows.workspace import LOCK
 from tests.conftest import project_environment
 from tests.flows.conftest import free_port
 from tests.flows.family import Family, kill_at_once

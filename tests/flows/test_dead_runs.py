@@ -2,11 +2,15 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
 
+from flows.dead_runs import _is_here
 from tests.conftest import project_environment
 from tests.flows.test_deployments import ask
 
@@ -55,3 +59,20 @@ def test_a_killed_run_is_crashed_and_a_living_one_is_left_alone(start, prefect_s
             one.kill()
             one.wait()
             one.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("worker", "labels", "here"),
+    [
+        (None, {}, True),
+        ("{host}:17", {}, True),
+        ("gpu2:17", {}, False),
+        (None, {"pneumoflow.host": "gpu2"}, False),
+        ("gpu2:17", {"pneumoflow.host": "{host}"}, True),
+    ],
+)
+def test_the_machine_that_a_run_works_on(worker, labels, here):
+    host = socket.gethostname()
+    labels = {key: value.format(host=host) for key, value in labels.items()}
+    pid = worker and worker.format(host=host)
+    assert _is_here(FlowRun(flow_id=uuid4(), infrastructure_pid=pid, labels=labels)) is here
