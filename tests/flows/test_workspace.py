@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
-from flows.workspace import REPOSITORY, WORKSPACE, Source, deployed_source, enter, update
+from flows.deployments import folder_of
+from flows.workspace import REPOSITORY, STEP, WORKSPACE, Source, deployed_source, enter, update
 from pipeline.errors import UserError
 from tests.conftest import project_environment
 from tests.flows.test_deployments import finished_run, stop
@@ -52,6 +54,13 @@ def test_without_the_variable_the_deployed_folder_is_used(source, clone, monkeyp
     elsewhere = Source("/nowhere/project", source.repository, source.commit)
     with pytest.raises(UserError, match=f"/nowhere/project: not on this machine; set {WORKSPACE} to a folder"):
         enter(str(elsewhere))
+
+
+def test_a_deployment_of_another_version_is_no_folders():
+    step = {STEP: {"source": "a folder"}}
+    assert folder_of(SimpleNamespace(tags=[], pull_steps=[step])) is None
+    step[STEP]["source"] = str(Source("/srv/project", "", ""))
+    assert folder_of(SimpleNamespace(tags=[], pull_steps=[step])) == "/srv/project"
 
 
 def test_the_clone_follows_the_commit_and_keeps_what_runs_left(source, clone, tmp_path, monkeypatch):
