@@ -7,18 +7,26 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
 
-.PHONY: demo test test-long check ui bench clean
+.PHONY: demo test test-long test-team check ui bench pins clean
 
 # Without a network, training starts from random weights.
 demo: .venv/installed
 	PNEUMOFLOW_WEIGHTS_OPTIONAL=1 python -m flows.training
 
 test: .venv/installed
-	python -m pytest -m "not long"
+	python -m pytest -m "not long and not team"
 
 # Kills, servers that go and come back, several processes: what takes long.
 test-long: .venv/installed
 	python -m pytest -m long
+
+# A team's servers, and hosts in namespaces: needs root. On Debian it installs PostgreSQL and nginx; elsewhere, the tests
+# that need them are skipped with a line.
+test-team: .venv/installed
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { ls -d /usr/lib/postgresql/*/bin && command -v nginx; } \
+	  >/dev/null 2>&1; then apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends \
+	  postgresql nginx-light; fi
+	python -m pytest tests/deploy
 
 check: .venv/installed
 	ruff format --check .
@@ -31,6 +39,15 @@ ui: .venv/installed
 
 bench: .venv/installed
 	python -m benchmarks
+
+# Packages of the images in deploy/, with digests: those of constraints.txt.
+UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+  --constraint constraints.txt
+pins: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	printf 'mlflow[auth]\nprefect\npsycopg[binary]\nboto3\n' | $(UV) - --output-file deploy/servers.txt
+	$(UV) pyproject.toml --extra team --extra sr --extra export --extra dask --extra kaggle \
+	  --output-file deploy/worker.txt
 
 # What runs leave behind. The raw data and the environment stay.
 clean:
