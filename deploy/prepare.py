@@ -1,6 +1,8 @@
-"""Make what the servers need before their first use: two buckets in the object store, and the workers' MLflow account.
+"""Make what the servers need before their first use.
 
-Waits until both servers answer. What is there stays, except for the workers' password, which becomes the given one.
+In the object store, the buckets of MLflow and DVC; in MLflow, the role ``engineers``, which may log runs and register
+models, and the workers' account, which has it. Waits until both servers answer. What is there stays, except for the
+workers' password, which becomes the given one. MLflow's variables name the server and its administrator.
 """
 
 import os
@@ -10,9 +12,13 @@ from collections.abc import Callable
 import boto3
 import requests
 from botocore.exceptions import BotoCoreError, ClientError
+from mlflow.exceptions import MlflowException
+from mlflow.server import get_app_client
 
 BUCKETS = ("mlflow", "dvc")
-WORKER = "worker"
+ROLE, WORKER = "engineers", "worker"
+# Of MLflow, which has one workspace unless more are asked for.
+WORKSPACE = "default"
 PATIENCE_SECONDS = 180
 
 
@@ -25,15 +31,25 @@ def make_buckets(endpoint: str) -> None:
             client.create_bucket(Bucket=name)
 
 
-def make_account(address: str, administrator: tuple[str, str], password: str) -> None:
-    """Make the workers' account in MLflow, or give it another password."""
-    users = f"{address}/api/2.0/mlflow/users"
-    known = requests.get(f"{users}/get", params={"username": WORKER}, auth=administrator, timeout=30)
-    request, path = (requests.patch, "update-password") if known.ok else (requests.post, "create")
-    if not known.ok and known.status_code != requests.codes.not_found:
-        known.raise_for_status()
-    body = {"username": WORKER, "password": password}
-    request(f"{users}/{path}", json=body, auth=administrator, timeout=30).raise_for_status()
+def make_accounts(address: str, password: str) -> None:
+    """Make the role and the workers' account in MLflow, or give the account another password."""
+    client = get_app_client("basic-auth", address)
+    role = next((one for one in client.list_roles(WORKSPACE) if one.name == ROLE), None)
+    role = role or client.create_role(WORKSPACE, ROLE, "may log runs and register models")
+    granted = {one.resource_type for one in client.list_role_permissions(role.id)}
+    for kind in ("experiment", "registered_model"):
+        if kind not in granted:
+            client.add_role_permission(role.id, kind, "*", "EDIT")
+    try:
+        client.get_user(WORKER)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_user(WORKER, password)
+    else:
+        client.update_user_password(WORKER, password)
+    if role.id not in {one.id for one in client.list_user_roles(WORKER)}:
+        client.assign_role(WORKER, role.id)
 
 
 def patiently(action: Callable[[], None], server: str) -> None:
@@ -46,18 +62,17 @@ def patiently(action: Callable[[], None], server: str) -> None:
     while True:
         try:
             return action()
-        except (BotoCoreError, ClientError, requests.RequestException) as error:
+        except (BotoCoreError, ClientError, MlflowException, requests.RequestException) as error:
             if time.monotonic() - started > PATIENCE_SECONDS:
                 raise SystemExit(f"error: {server}: {error}") from None
             time.sleep(1)
 
 
 def main() -> None:
-    """Make the buckets and the account."""
+    """Make the buckets, the role and the account."""
     store, mlflow = os.environ["AWS_ENDPOINT_URL"], os.environ["MLFLOW_TRACKING_URI"]
-    administrator = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
     patiently(lambda: make_buckets(store), store)
-    patiently(lambda: make_account(mlflow, administrator, os.environ["WORKER_MLFLOW_PASSWORD"]), mlflow)
+    patiently(lambda: make_accounts(mlflow, os.environ["WORKER_MLFLOW_PASSWORD"]), mlflow)
 
 
 if __name__ == "__main__":

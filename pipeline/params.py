@@ -202,6 +202,7 @@ class EvaluateParams(PostProcessing):
 class CrossvalParams(_Section):
     """The combination of a cross-validation's networks into one model."""
 
+    fusion: Literal["average", "boxes"]
     fusion_thresh: Annotated[list[OpenFraction], Field(min_length=1)]
 
 

@@ -4,9 +4,10 @@ Input ``images``: uint8 ``[1, C, S, S]`` as `preprocess` returns them. Outputs, 
 ``[N, 4]`` xyxy pixels of that image, ``scores`` ``[N]``, calibrated. Candidates below ``operating_threshold`` are among
 them: the program that runs the graph drops them.
 
-A model of several networks becomes one file for each: ``model-0.onnx`` and so on. The program that runs them fuses
-their outputs, as `load_export` does: weighted boxes fusion (Solovyev et al. 2021) at ``ensemble.fusion_thresh``, with
-the score of a fused box being the mean over all networks; then the calibration, see `ScoreMap`, and the box shrink.
+A model of several networks whose outputs are averaged is one graph too. One whose boxes are fused becomes a file for
+each network: ``model-0.onnx`` and so on, with NMS at IoU .5. The program that runs them does what `load_export` does:
+weighted boxes fusion (Solovyev et al. 2021) at ``ensemble.fusion_thresh``, with the score of a fused box being the mean
+over all networks; then suppression, box shrink and calibration, see `ScoreMap`.
 """
 
 import shutil
@@ -24,7 +25,8 @@ from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_file import CONFIG_FILE, ModelConfig, load_model, read_config
 from pipeline.detection.anchors import decode_boxes
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.detect import Ensemble, NotFiniteError, detect, fuse
+from pipeline.detection.detect import Detector, NotFiniteError, detect
+from pipeline.detection.ensemble import Ensemble, fuse, one_look
 from pipeline.detection.postprocess import Detections, shrink
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
@@ -57,7 +59,7 @@ class Rules:
 class ExportedDetector(nn.Module):
     """The model with its post-processing as one graph; only its last shape, the box count, depends on the image."""
 
-    def __init__(self, model: RetinaNet, anchors: Sequence[Tensor], settings: Rules) -> None:
+    def __init__(self, model: Detector, anchors: Sequence[Tensor], settings: Rules) -> None:
         super().__init__()
         self.model, self.settings = model, settings
         self.sizes = [len(level) for level in anchors]
@@ -134,28 +136,33 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
             raise UserError(f"{key} = {value!r}: only {' or '.join(map(str, allowed))} can be exported")
     size = config.preprocessing.image_size
     example = torch.zeros(1, config.architecture.in_channels, size, size, dtype=torch.uint8)
-    networks = list(model.members) if isinstance(model, Ensemble) else [model]
+    fused = _boxes_are_fused(config)
+    networks: Sequence[Detector] = [model]
+    if fused and isinstance(model, Ensemble):
+        networks = [member for member in model.members if isinstance(member, RetinaNet)]
     file = Path(FORMATS[kind])
     with directory_atomic(out) as target:
         for number, network in enumerate(networks):
-            assert isinstance(network, RetinaNet)
             detector = ExportedDetector(network, network.anchors_for(example).levels, _rules(config)).eval()
-            name = f"{file.stem}-{number}{file.suffix}" if config.ensemble else file.name
+            name = f"{file.stem}-{number}{file.suffix}" if fused else file.name
             (_write_onnx if kind == "onnx" else _write_program)(detector, example, target / name)
         shutil.copyfile(folder / CONFIG_FILE, target / CONFIG_FILE)
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(2)]
-        exported = target if config.ensemble else target / file
+        exported = target if fused else target / file
         write_json(target / "check.json", asdict(compare_export(folder, exported, images)))
-    return out if config.ensemble else out / file
+    return out if fused else out / file
+
+
+def _boxes_are_fused(config: ModelConfig) -> bool:
+    return config.ensemble is not None and config.ensemble.fusion_thresh is not None
 
 
 def _rules(config: ModelConfig) -> Rules:
-    """Return the post-processing of each graph; with several networks, what follows the fusion is not in the graphs."""
-    size, rules = config.preprocessing.image_size, config.postprocessing
-    alone = config.ensemble is None
-    score_map = config.calibration.box if config.calibration and alone else IDENTITY
-    shrink_by = rules.box_shrink if alone else 0.0
+    """Return the post-processing of each graph; the fusion of boxes, and what follows it, is not in the graphs."""
+    size, fused = config.preprocessing.image_size, _boxes_are_fused(config)
+    rules = one_look(config.postprocessing) if fused else config.postprocessing
+    score_map = config.calibration.box if config.calibration and not fused else IDENTITY
     return Rules(
         image_size=(size, size),
         topk=rules.topk_candidates,
@@ -163,7 +170,7 @@ def _rules(config: ModelConfig) -> Rules:
         nms_thresh=rules.nms_thresh,
         soft_nms_sigma=rules.soft_nms_sigma,
         count=rules.detections_per_img,
-        box_shrink=shrink_by,
+        box_shrink=rules.box_shrink,
         score_map=score_map,
     )
 
@@ -198,7 +205,7 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
     """
     model, config = load_model(folder)
     run = load_export(exported)
-    limit = 0.0 if config.ensemble else _rules(config).score_map(np.array(config.postprocessing.score_thresh))
+    limit = 0.0 if _boxes_are_fused(config) else _rules(config).score_map(np.array(config.postprocessing.score_thresh))
     boxes = scores = 0.0
     for number, image in enumerate(images):
         batch = channels_first([preprocess(image, config.preprocessing)])
@@ -247,6 +254,7 @@ def load_export(path: Path) -> Runner:
 def _fused_runner(folder: Path) -> Runner:
     config = read_config(folder / CONFIG_FILE)
     assert config.ensemble is not None
+    assert config.ensemble.fusion_thresh is not None
     fusion_thresh, rules = config.ensemble.fusion_thresh, config.postprocessing
     runners = [load_export(path) for path in sorted(folder.glob("model-*"))]
 

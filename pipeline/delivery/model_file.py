@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from pipeline.bounds import CHECKED, Fraction
 from pipeline.data.settings import Preprocessing
-from pipeline.detection.detect import Detector, Ensemble
+from pipeline.detection.detect import Detector
+from pipeline.detection.ensemble import Ensemble
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import Architecture, EnsembleSettings, PostProcessing
 from pipeline.detection.weight_file import read_layouts, read_weights, require_finite, require_layouts
@@ -41,7 +42,7 @@ class ModelConfig(BaseModel):
     """The contents of ``model.json``; its values keep the bounds of ``params.yaml``, and are consistent.
 
     Attributes:
-        ensemble: the networks, all of ``architecture``, whose detections are fused; None: there is one network.
+        ensemble: the networks, all of ``architecture``, whose outputs or boxes are combined; None: there is one network.
         calibration: maps of the scores after suppression or fusion; None, in older models: scores stay.
         operating_threshold: detections whose calibrated score is above it are reported; chosen on the val split.
         operating_rule: how it was chosen.

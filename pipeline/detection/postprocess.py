@@ -70,26 +70,27 @@ def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, post_processing: Po
     # A box that has no area after clipping lies outside the image.
     keep = (scores > post_processing.score_thresh) & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     scores, order = scores[keep].sort(descending=True, stable=True)
-    boxes, labels = boxes[keep][order], labels[keep][order]
+    candidates = boxes[keep][order], scores, labels[keep][order]
+    if post_processing.suppression == "weighted_fusion":
+        kept = weighted_boxes_fusion(*candidates, post_processing.nms_thresh, views, post_processing.detections_per_img)
+    else:
+        kept = suppress(candidates, post_processing, post_processing.score_thresh)
+    return {"boxes": shrink(kept[0], post_processing.box_shrink), "scores": kept[1], "labels": kept[2]}
+
+
+def suppress(candidates: Candidates, post_processing: PostProcessing, score_thresh: float) -> Candidates:
+    """Reduce overlapping candidates, best first, by the configured suppression; one that is a fusion leaves them."""
+    count = post_processing.detections_per_img
     match post_processing.suppression:
         case "nms":
-            kept = nms(boxes, scores, labels, post_processing.nms_thresh, post_processing.detections_per_img)
+            return nms(*candidates, post_processing.nms_thresh, count)
         case "soft_nms":
-            kept = soft_nms(
-                boxes,
-                scores,
-                labels,
-                post_processing.soft_nms_sigma,
-                post_processing.score_thresh,
-                post_processing.detections_per_img,
-            )
+            return soft_nms(*candidates, post_processing.soft_nms_sigma, score_thresh, count)
         case "weighted_fusion":
-            kept = weighted_boxes_fusion(
-                boxes, scores, labels, post_processing.nms_thresh, views, post_processing.detections_per_img
-            )
+            boxes, scores, labels = candidates
+            return boxes[:count], scores[:count], labels[:count]
         case never:
             assert_never(never)
-    return {"boxes": shrink(kept[0], post_processing.box_shrink), "scores": kept[1], "labels": kept[2]}
 
 
 def shrink(boxes: Tensor, share: float) -> Tensor:

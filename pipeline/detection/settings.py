@@ -99,11 +99,12 @@ class EnsembleSettings:
 
     Attributes:
         members: number of networks.
-        fusion_thresh: IoU above which boxes of different networks count as one finding.
+        fusion_thresh: IoU above which boxes of different networks count as one finding; None: the networks' outputs
+            are averaged, and there is nothing to fuse.
     """
 
     members: Annotated[int, Field(ge=2, le=20)]
-    fusion_thresh: OpenFraction
+    fusion_thresh: OpenFraction | None
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

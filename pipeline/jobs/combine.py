@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +16,9 @@ from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import read_folds
 from pipeline.delivery.model_file import ModelConfig, load_model, save_model, save_seen
-from pipeline.detection.detect import Ensemble, fuse, mirror
+from pipeline.detection.detect import mirror
 from pipeline.detection.device import make_fabric
+from pipeline.detection.ensemble import Ensemble, fuse, one_look
 from pipeline.detection.inference import predict
 from pipeline.detection.postprocess import Detections
 from pipeline.detection.retinanet import RetinaNet
@@ -46,14 +46,16 @@ class Fold(NamedTuple):
 def combine(params: Params, folder: Path = CROSSVAL) -> ModelConfig:
     """Write the model of all folds, and the detections of each fold's network on the fold's own studies.
 
-    Fusion, post-processing and threshold are chosen on these detections. No study outside test has detections of more
-    than one network that was not trained on it, so the fusion is chosen between two looks of one network.
+    Post-processing and threshold are chosen on these detections. No study outside test has detections of more than one
+    network that was not trained on it, so a fusion of boxes is chosen between two looks of one network.
     """
     folds = [_read_fold(params, folder, number) for number in read_folds(SPLITS_FILE)]
     fabric = make_fabric(params.train.accelerator, "32-true", alone=True)
     studies = out_of_fold([fold.studies for fold in folds])
     own = post_processing_of(params)
-    fusion_thresh = _choose_fusion(params, fabric, folds, studies, own)
+    fusion_thresh = None
+    if params.crossval.fusion == "boxes":
+        fusion_thresh = _choose_fusion(params, fabric, folds, studies, own)
     ensembles = [Ensemble([fold.network], fusion_thresh) for fold in folds]
 
     def detect_out_of_fold(post_processing: PostProcessing) -> list[Detections]:
@@ -76,9 +78,8 @@ def combine(params: Params, folder: Path = CROSSVAL) -> ModelConfig:
     write_json(folder / MODELS / RUN_FILE, {"run_id": read_run_id(folder / RUN_FILE)})
     detections = detect_out_of_fold(point.post_processing)
     write_text(folder / MODELS / OUT_OF_FOLD, _table(detections, studies, point.calibration))
-    logger.info(
-        "%d networks in one model: fusion_thresh %g, threshold %.3f", len(folds), fusion_thresh, point.threshold
-    )
+    fusion = "outputs averaged" if fusion_thresh is None else f"boxes fused above IoU {fusion_thresh:g}"
+    logger.info("%d networks in one model: %s, threshold %.3f", len(folds), fusion, point.threshold)
     return config
 
 
@@ -111,7 +112,7 @@ def _choose_fusion(
     listed = params.crossval.fusion_thresh
     if len(listed) == 1:
         return listed[0]
-    alone = replace(post_processing, flip=False, box_shrink=0.0)
+    alone = one_look(post_processing)
     looks: list[list[Detections]] = [[], []]
     for fold in folds:
         fabric.to_device(fold.network)

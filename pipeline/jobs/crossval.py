@@ -51,12 +51,15 @@ def crossval(params: Params) -> Trained:
     """Train the folds that are not trained yet, and combine them into one model.
 
     Raises:
-        UserError: ``split.folds`` asks for no folds, or a stage failed; what was trained is kept.
+        UserError: ``split.folds`` asks for no folds, anchors are to be fitted, or a stage failed; what was trained is
+            kept.
     """
     if params.split.folds < 2:
         raise UserError(f"split.folds = {params.split.folds}: a cross-validation needs at least 2; 5 are usual")
     if params.split.leaked:
         raise UserError(f"split.leaked = {params.split.leaked:g}: must be 0 in a cross-validation")
+    if params.model.anchors == "fit":
+        raise UserError("model.anchors = 'fit': the folds' networks must share their anchors; set grid")
     _in_turn("dvc.yaml:split")
     folds = read_folds(SPLITS_FILE)
     CROSSVAL.mkdir(exist_ok=True)

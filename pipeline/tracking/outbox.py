@@ -13,6 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ class Outbox:
         with self._path.open("rb") as file:
             file.seek(offset)
             while True:
-                lines = [line for line in (file.readline() for _ in range(_BATCH)) if line.endswith(b"\n")]
+                # A line that is still being written ends the batch: what would be read after it is its other half.
+                lines = list(takewhile(_is_whole, (file.readline() for _ in range(_BATCH))))
                 if not lines:
                     return
                 offset += sum(len(line) for line in lines)
@@ -181,6 +183,10 @@ def left_behind(root: Path = OUTBOX) -> Iterator[Outbox]:
             logger.warning("%s: cannot be read: %s", folder, error.strerror)
             continue
         yield outbox
+
+
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n")
 
 
 def _entry(line: bytes) -> Entry | None:

@@ -64,11 +64,12 @@ class Host:
         return process
 
     def run(self, *words, cwd=None, code=0, timeout=400, **environment):
-        """Run a Python module in the host; return what it printed."""
+        """Run a Python module in the host; return what it printed. A variable that is None is not set."""
+        environment = {key: value for key, value in (self.environment | environment).items() if value is not None}
         done = subprocess.run(
             self._command(words),
             cwd=cwd or self.folder,
-            env=self.environment | environment,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -103,15 +104,15 @@ class Asking:
         self._servers = servers
         self._authority = str(servers.folder / "tls" / "ca.crt")
 
-    def mlflow(self, path, user=None, method=None, **body):
+    def mlflow(self, path, /, method=None, **body):
         """Ask MLflow; with a body, by POST unless another method is given."""
-        account = user or ("admin", self._servers.env["MLFLOW_ADMIN_PASSWORD"])
+        account = ("admin", self._servers.env["MLFLOW_ADMIN_PASSWORD"])
         address = f"https://localhost:{self._servers.env['MLFLOW_PORT']}/api/2.0/mlflow/{path}"
         method = method or ("POST" if body else "GET")
         content = {"params": body} if method == "GET" else {"json": body}
         answer = requests.request(method, address, auth=account, verify=self._authority, timeout=60, **content)
         assert answer.ok, f"{path}: {answer.status_code} {answer.text[:300]}"
-        return answer.json()
+        return answer.json() if answer.content else {}
 
     def prefect(self, path, **body):
         """Ask Prefect, by POST."""
@@ -144,9 +145,15 @@ class Asking:
         return found.get("runs", [])
 
     def history(self, run_id, metric):
-        """Return the steps of a run's metric, as often as they were logged."""
+        """Return steps and seconds of a run's metric, as often as it was logged."""
         answer = self.mlflow("metrics/get-history", method="GET", run_id=run_id, metric_key=metric, max_results=20000)
-        return [int(one.get("step", 0)) for one in answer.get("metrics", [])]
+        return [(int(one.get("step", 0)), int(one["timestamp"]) / 1000) for one in answer.get("metrics", [])]
+
+    def steps(self, run_id, metric):
+        """Return the steps of a run's metric, which must be there once each."""
+        steps = sorted(step for step, _ in self.history(run_id, metric))
+        assert steps == sorted(set(steps))
+        return steps
 
     def champion(self):
         """Return the number of the version with the alias champion."""

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import subprocess
 import time
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from tests.deploy.servers import DEPLOY, Servers, missing
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.team, pytest.mark.timeout(1500)]
+
+LONGER_THAN_ALL_OUTAGES = 200  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +52,20 @@ def make_host(servers, tmp_path_factory):
         made.append(host)
         return host
 
-    make.origin = origin
+    make.origin, make.made, make.keep = origin, made, None
     yield make
     for host in made:
         host.kill()
+
+
+@pytest.fixture(autouse=True)
+def _switched_off(make_host):
+    """Switch the hosts off that a test made: whatever happened to it, the next one has the machine to itself."""
+    before = len(make_host.made)
+    yield
+    for host in make_host.made[before:]:
+        if host is not make_host.keep:
+            host.kill()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +102,7 @@ def engineer(make_host, sample, _small_params, servers):
 @pytest.fixture(scope="module")
 def first_run(engineer, make_host, ask):
     """Let a worker on another host train; return the host and the ended flow run."""
-    host = make_host("alpha")
+    make_host.keep = host = make_host("alpha")
     host.start_worker()
     started = time.monotonic()
     run = ask.ended(ask.start_training(), 600)
@@ -114,12 +127,9 @@ def test_a_clean_run_from_a_worker_on_another_host(engineer, first_run, ask):
 
 @pytest.fixture(scope="module")
 def reader(first_run, ask):
-    """Make an account that may read only; return its name and password."""
+    """Make an account without a role; return its variables."""
     account = ("reader", "a password of its own")
     ask.mlflow("users/create", username=account[0], password=account[1])
-    experiment = ask.runs()[0]["info"]["experiment_id"]
-    ask.mlflow("experiments/permissions/create", experiment_id=experiment, username=account[0], permission="READ")
-    ask.mlflow("registered-models/permissions/create", name=MODEL, username=account[0], permission="READ")
     return {"MLFLOW_TRACKING_USERNAME": account[0], "MLFLOW_TRACKING_PASSWORD": account[1]}
 
 
@@ -128,11 +138,11 @@ def test_missing_rights_are_found_before_anything_is_computed(engineer, reader, 
     said = engineer.host.run("pipeline.cli", "doctor", cwd=engineer.project, code=1, **reader)
     (line,) = [line for line in said.splitlines() if line.startswith("failed")]
     assert line.startswith("failed  MLflow: ")
-    assert "logging a run" in line
-    assert "403" in line or "ermission" in line
+    assert f"writing the model {MODEL}: " in line
+    assert "403" in line
     engineer.host.run("pipeline.cli", "promote", "--force", "by hand", cwd=engineer.project, code=1, **reader)
     said = engineer.host.run("flows.training", cwd=engineer.project, code=1, **reader)
-    assert "logging a run" in said
+    assert f"writing the model {MODEL}: " in said
     assert "Running stage" not in said
     assert "Traceback" not in said
     assert len(ask.runs()) == before
@@ -146,8 +156,8 @@ def test_missing_rights_are_found_before_anything_is_computed(engineer, reader, 
         ("MLFLOW_TRACKING_PASSWORD", "wrong", "MLflow", "401"),
         ("PREFECT_API_SSL_CERT_FILE", "", "Prefect", "certificate"),
         ("PREFECT_API_AUTH_STRING", "team:wrong", "Prefect", "401"),
-        ("AWS_CA_BUNDLE", "", "DVC remote", "SSL"),
-        ("AWS_SECRET_ACCESS_KEY", "wrong", "DVC remote", "s3://dvc"),
+        ("AWS_CA_BUNDLE", None, "DVC remote", "ertificate"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "DVC remote", "signature"),
     ],
 )
 def test_the_doctor_names_what_a_machine_lacks(engineer, first_run, variable, value, check, reason):
@@ -162,7 +172,7 @@ def test_the_doctor_names_what_a_machine_lacks(engineer, first_run, variable, va
 
 def test_a_run_of_a_host_that_was_switched_off_is_taken_up_by_another(engineer, first_run, make_host, ask):
     first_run.host.kill()
-    engineer.deploy("train", epochs=40, checkpoint_steps=2, checkpoint_store=0.02)
+    engineer.deploy("train", epochs=40, checkpoint_steps=5, checkpoint_store=0.1)
     lost = make_host("bravo")
     lost.start_worker()
     flow_run = ask.start_training()
@@ -184,14 +194,14 @@ def test_a_run_of_a_host_that_was_switched_off_is_taken_up_by_another(engineer, 
     assert "taking up MLflow run" in other.log()
     taken = ask.mlflow("runs/get", method="GET", run_id=run["info"]["run_id"])["run"]
     assert taken["info"]["status"] == "FINISHED"
-    steps = ask.history(run["info"]["run_id"], "val/map")
-    assert sorted(steps) == sorted(set(steps))
-    assert len(steps) == 40
-    other.kill()
+    assert len(ask.steps(run["info"]["run_id"], "val/map")) == 40
 
 
 def test_a_training_outlasts_each_server_being_away(engineer, first_run, make_host, ask, servers):
-    engineer.deploy("train", epochs=400, checkpoint_store=0, lr=0.0006)
+    (_, first), (_, second) = ask.history(ask.runs()[-1]["info"]["run_id"], "val/map")
+    # The servers are away for two minutes and more; a training that ends before them would show little.
+    epochs = math.ceil(LONGER_THAN_ALL_OUTAGES / (second - first))
+    engineer.deploy("train", epochs=epochs, checkpoint_store=0, lr=0.0006)
     host = make_host("delta")
     host.start_worker()
     flow_run = ask.start_training()
@@ -212,11 +222,8 @@ def test_a_training_outlasts_each_server_being_away(engineer, first_run, make_ho
     assert ended["state_type"] == "COMPLETED", host.log()
     (ended_run,) = [one for one in ask.runs() if one["info"]["run_id"] == run_id]
     assert ended_run["info"]["status"] == "FINISHED"
-    for metric in ("val/map", "train/loss"):
-        steps = ask.history(run_id, metric)
-        assert sorted(steps) == sorted(set(steps))
-    assert len(ask.history(run_id, "val/map")) == 400
-    host.kill()
+    assert ask.steps(run_id, "train/loss")
+    assert len(ask.steps(run_id, "val/map")) == epochs
 
 
 def test_two_trainings_that_end_together_are_each_judged_by_their_own_version(engineer, first_run, make_host, ask):
@@ -244,7 +251,6 @@ def test_two_trainings_that_end_together_are_each_judged_by_their_own_version(en
         own = json.loads((host.clone / "models/mlflow_run.json").read_text())["run_id"]
         (version,) = [one for one in versions if one["run_id"] == own]
         assert str(decision["version"]) == version["version"]
-        host.kill()
 
 
 def test_the_champion_comes_back_from_a_backup(engineer, first_run, ask, servers, tmp_path_factory, make_host):
@@ -295,6 +301,7 @@ def test_pages_answer_with_ten_thousand_runs(engineer, first_run, ask, servers):
             "INSERT INTO params (key, value, run_uuid) SELECT 'param ' || k, k::text, md5(n::text)"
             " FROM generate_series(1, 10000) AS n, generate_series(1, 40) AS k"
         )
+        database.execute("ANALYZE")  # the server itself does this within a minute
     started = time.monotonic()
     by_metric = {"max_results": 100, "order_by": ["metrics.`metric 1` DESC"]}
     found = ask.mlflow("runs/search", experiment_ids=[experiment], **by_metric)

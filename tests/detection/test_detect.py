@@ -1,4 +1,4 @@
-"""Several networks as one: fusion against its authors' implementation, looks in the mirror, and refusals."""
+"""Several networks as one: means of outputs, fusion against its authors' implementation, mirror images, refusals."""
 
 from dataclasses import replace
 
@@ -10,11 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.detection.detect import Ensemble, NotFiniteError, detect, fuse
+from pipeline.detection.detect import NotFiniteError, detect
+from pipeline.detection.ensemble import Ensemble, average, fuse, one_look
 from pipeline.detection.retinanet import RetinaNet
 from tests.detection.settings import POST_PROCESSING, TINY
 
 SIZE = 128
+# What the fusion leaves is not reduced further.
+FUSED_ONLY = replace(POST_PROCESSING, suppression="weighted_fusion", box_shrink=0.0)
 box = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(8, 60), st.integers(8, 60))
 # Which of two candidates of equal score comes first is nobody's rule, so scores differ.
 scores_of_looks = st.lists(st.integers(1, 10_000), min_size=1, max_size=16, unique=True)
@@ -58,7 +61,7 @@ def detections(rows):
 @given(looks(), st.sampled_from([0.3, 0.55, 0.8]))
 def test_fusion_is_that_of_its_authors(rows, threshold):
     found = [detections(one) for one in rows]
-    (fused,) = fuse([[one] for one in found], threshold, replace(POST_PROCESSING, box_shrink=0.0))
+    (fused,) = fuse([[one] for one in found], threshold, FUSED_ONLY)
     boxes, scores, labels = reference_fusion(
         [(one["boxes"] / SIZE).numpy() for one in found],
         [one["scores"].numpy() for one in found],
@@ -84,16 +87,61 @@ def members(count):
     return networks
 
 
-@torch.no_grad()
-def test_copies_of_one_network_find_what_it_finds():
-    (network,) = members(1)
-    images = torch.randint(0, 256, (2, 1, SIZE, SIZE), dtype=torch.uint8)
-    alone = detect(network, images, POST_PROCESSING)
-    together = detect(Ensemble([network, network, network], 0.99), images, POST_PROCESSING)
-    assert len(alone[0]["scores"]) > 1
-    for one, other in zip(alone, together, strict=True):
+def same(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
         for name in ("boxes", "scores", "labels"):
             torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flip", [False, True])
+def test_copies_of_one_network_find_what_it_finds(flip):
+    (network,) = members(1)
+    images = torch.randint(0, 256, (2, 1, SIZE, SIZE), dtype=torch.uint8)
+    rules = replace(POST_PROCESSING, flip=flip)
+    alone = detect(network, images, rules)
+    assert len(alone[0]["scores"]) > 1
+    same(detect(Ensemble([network, network, network], None), images, rules), alone)
+
+
+@torch.no_grad()
+def test_fused_boxes_of_copies_are_those_of_one_look():
+    (network,) = members(1)
+    images = torch.randint(0, 256, (2, 1, SIZE, SIZE), dtype=torch.uint8)
+    alone = detect(network, images, one_look(FUSED_ONLY))
+    same(detect(Ensemble([network, network, network], 0.99), images, FUSED_ONLY), alone)
+
+
+@torch.no_grad()
+def test_outputs_are_averaged_as_probabilities_and_offsets_by_their_weight():
+    images = torch.randint(0, 256, (2, 1, SIZE, SIZE), dtype=torch.uint8)
+    one, other = members(2)
+    first, second, both = one(images), other(images), Ensemble([one, other], None)(images)
+    weights = first.logits.double().sigmoid(), second.logits.double().sigmoid()
+    torch.testing.assert_close(both.logits.double().sigmoid(), sum(weights) / 2, rtol=1e-4, atol=1e-6)
+    highest = [weight.amax(2, keepdim=True) for weight in weights]
+    wanted = (first.deltas * highest[0] + second.deltas * highest[1]) / sum(highest)
+    torch.testing.assert_close(both.deltas.double(), wanted, rtol=1e-4, atol=1e-5)
+    with_class = [out._replace(image_class=torch.randn(2, 3)) for out in (first, second)]
+    chances = average(with_class).image_class.softmax(1)
+    torch.testing.assert_close(chances, sum(out.image_class.softmax(1) for out in with_class) / 2)
+
+
+def test_what_a_look_names_twice_does_not_count_twice():
+    box = torch.tensor([[10.0, 10.0, 60.0, 60.0]])
+    rules = replace(POST_PROCESSING, suppression="soft_nms", soft_nms_sigma=0.5, box_shrink=0.0, score_thresh=0.05)
+    once = {"boxes": box, "scores": torch.tensor([0.8]), "labels": torch.tensor([0])}
+    other = {"boxes": box + 100, "scores": torch.tensor([0.4]), "labels": torch.tensor([0])}
+    (found,) = fuse([[once], [other]], 0.5, rules)
+    torch.testing.assert_close(found["scores"], torch.tensor([0.4, 0.2]))
+    assert one_look(rules).suppression == "nms"
+    # Two boxes that are less alike than the fusion asks for go through the suppression that the params name.
+    beside = {**once, "boxes": box + 20, "scores": torch.tensor([0.6])}
+    (found,) = fuse([[once], [beside]], 0.5, rules)
+    overlap = 30 * 30 / (2 * 50 * 50 - 30 * 30)
+    torch.testing.assert_close(found["scores"], torch.tensor([0.4, 0.3 * float(np.exp(-(overlap**2) / 0.5))]))
+    (found,) = fuse([[once], [beside]], 0.5, replace(rules, suppression="nms", nms_thresh=0.2))
+    torch.testing.assert_close(found["scores"], torch.tensor([0.4]))
 
 
 @torch.no_grad()
@@ -102,7 +150,7 @@ def test_every_look_counts(flip):
     networks = members(2)
     images = torch.randint(0, 256, (1, 1, SIZE, SIZE), dtype=torch.uint8)
     rules = replace(POST_PROCESSING, flip=flip)
-    plain = replace(POST_PROCESSING, flip=False)
+    plain = one_look(rules)
     looks = []
     for network in networks:
         looks.append(detect(network, images, plain))
@@ -111,7 +159,7 @@ def test_every_look_counts(flip):
             boxes = mirrored["boxes"].clone()
             boxes[:, [0, 2]] = SIZE - boxes[:, [2, 0]]
             looks.append([{**mirrored, "boxes": boxes}])
-    (wanted,) = fuse(looks, 0.55, plain)
+    (wanted,) = fuse(looks, 0.55, rules)
     (found,) = detect(Ensemble(networks, 0.55), images, rules)
     torch.testing.assert_close(found["boxes"], wanted["boxes"])
     torch.testing.assert_close(found["scores"], wanted["scores"])
@@ -120,10 +168,11 @@ def test_every_look_counts(flip):
 
 
 @torch.no_grad()
-def test_the_shrink_comes_once_after_the_fusion():
+@pytest.mark.parametrize("fusion_thresh", [None, 0.9])
+def test_the_shrink_comes_once_after_the_fusion(fusion_thresh):
     (network,) = members(1)
     images = torch.randint(0, 256, (1, 1, SIZE, SIZE), dtype=torch.uint8)
-    pair = Ensemble([network, network], 0.9)
+    pair = Ensemble([network, network], fusion_thresh)
     (whole,) = detect(pair, images, replace(POST_PROCESSING, box_shrink=0.0))
     (shrunk,) = detect(pair, images, replace(POST_PROCESSING, box_shrink=0.2))
     width = lambda found: found["boxes"][:, 2] - found["boxes"][:, 0]  # noqa: E731
@@ -131,9 +180,11 @@ def test_the_shrink_comes_once_after_the_fusion():
 
 
 @torch.no_grad()
-def test_a_member_that_is_not_finite_is_refused():
+@pytest.mark.parametrize("fusion_thresh", [None, 0.5])
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_a_member_that_is_not_finite_is_refused(fusion_thresh, value):
     networks = members(2)
-    networks[1].class_head.last.bias.fill_(float("nan"))
+    networks[1].class_head.last.bias.fill_(float(value))
     with pytest.raises(NotFiniteError) as caught:
-        detect(Ensemble(networks, 0.5), torch.zeros(2, 1, SIZE, SIZE, dtype=torch.uint8), POST_PROCESSING)
+        detect(Ensemble(networks, fusion_thresh), torch.zeros(2, 1, SIZE, SIZE, dtype=torch.uint8), POST_PROCESSING)
     assert caught.value.indices == [0, 1]

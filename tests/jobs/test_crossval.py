@@ -16,8 +16,9 @@ from pipeline.assembly.inputs import read_inputs
 from pipeline.data.splits import read_folds, read_splits
 from pipeline.delivery.export import export_model, load_export
 from pipeline.delivery.model_file import load_model
-from pipeline.detection.detect import Ensemble
+from pipeline.detection.ensemble import Ensemble
 from pipeline.errors import UserError
+from pipeline.jobs.combine import combine
 from pipeline.jobs.crossval import pipeline_of
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
@@ -116,6 +117,7 @@ def test_the_model_is_used_like_any_other(crossed, sample, run, tmp_path):
     network, config = load_model(model)
     assert isinstance(network, Ensemble)
     assert config.ensemble.members == len(network.members) == 2
+    assert config.ensemble.fusion_thresh is network.fusion_thresh is None
     done = run("pipeline.cli", "predict", model, sample, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(next((tmp_path / "out").glob("*.csv")))
@@ -124,13 +126,30 @@ def test_the_model_is_used_like_any_other(crossed, sample, run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of the exporter
-def test_its_export_is_a_graph_for_each_network(crossed, tmp_path):
+def test_its_export_is_one_graph_of_the_averaged_networks(crossed, tmp_path):
     folder, _ = crossed
     out = export_model(folder / "crossval/models", tmp_path / "out", "onnx")
+    assert out.name == "model.onnx"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["check.json", "model.json", "model.onnx"]
+    boxes, scores = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
+    assert boxes.shape == (len(scores), 4)
+    assert json.loads((out.parent / "check.json").read_text())["images"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # warnings of the exporter
+def test_boxes_are_fused_if_the_params_say_so_and_each_network_has_a_graph(crossed, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(crossed[0], tmp_path / "copy", ignore=shutil.ignore_patterns(".dvc")))
+    monkeypatch.chdir(folder)
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["crossval"] = {"fusion": "boxes", "fusion_thresh": [0.45, 0.65]}
+    config = combine(Params.model_validate(values))
+    assert config.ensemble.fusion_thresh in (0.45, 0.65)
+    assert load_model(Path("crossval/models"))[0].fusion_thresh == config.ensemble.fusion_thresh
+    out = export_model(Path("crossval/models"), tmp_path / "out", "onnx")
     assert sorted(path.name for path in out.iterdir()) == ["check.json", "model-0.onnx", "model-1.onnx", "model.json"]
     boxes, scores = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
     assert boxes.shape == (len(scores), 4)
-    assert json.loads((out / "check.json").read_text())["images"] == 2
 
 
 def test_its_stages_depend_on_what_those_of_a_single_model_do(monkeypatch):
@@ -147,6 +166,10 @@ def test_its_stages_depend_on_what_those_of_a_single_model_do(monkeypatch):
 def test_folds_are_needed(small_params, rsna, write_params, run, one_line_error, tmp_path):
     write_params(small_params)
     one_line_error(run("pipeline.cli", "crossval", cwd=tmp_path), "split.folds = 0", "at least 2")
+    small_params["split"]["folds"], small_params["model"]["anchors"] = 2, "fit"
+    write_params(small_params)
+    one_line_error(run("pipeline.cli", "crossval", cwd=tmp_path), "model.anchors = 'fit'", "share their anchors")
+    small_params["model"]["anchors"] = "grid"
     params = Params.model_validate(small_params)
     preprocess(params)
     split(params)

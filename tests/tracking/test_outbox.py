@@ -1,5 +1,6 @@
 import json
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,26 @@ def test_what_waits_is_not_removed_and_one_process_has_it(tmp_path):
     assert found.waiting == len(json.dumps(metric(0))) + 1
     assert list(left_behind(tmp_path / "nowhere")) == []
     assert not OUTBOX.is_absolute()
+
+
+def test_a_line_that_is_being_written_is_delivered_once_it_is_whole():
+    """The disk sees a long list of entries in pieces, and the delivery may read between two of them."""
+    store, outbox, steps = Store(), Outbox("run"), 3000
+    lines = b"".join(json.dumps(metric(step)).encode() + b"\n" for step in range(steps))
+    written = threading.Event()
+
+    def write_in_pieces():
+        with Path(OUTBOX, "run/entries.jsonl").open("ab", buffering=0) as file:
+            for start in range(0, len(lines), 7):
+                file.write(lines[start : start + 7])
+        written.set()
+
+    thread = threading.Thread(target=write_in_pieces)
+    thread.start()
+    while not written.is_set():
+        outbox.deliver(store.send)
+    thread.join()
+    outbox.deliver(store.send)
+    assert store.entries == [metric(step) for step in range(steps)]
+    outbox.close(remove=True)
+    assert not Path(OUTBOX, "run").exists()
