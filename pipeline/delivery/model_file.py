@@ -42,7 +42,7 @@ class ModelConfig(BaseModel):
     """The contents of ``model.json``; its values keep the bounds of ``params.yaml``, and are consistent.
 
     Attributes:
-        ensemble: the networks, all of ``architecture``, whose outputs or boxes are combined; None: there is one network.
+        ensemble: the networks, all of ``architecture``, whose outputs or boxes are combined; None: it is one network.
         calibration: maps of the scores after suppression or fusion; None, in older models: scores stay.
         operating_threshold: detections whose calibrated score is above it are reported; chosen on the val split.
         operating_rule: how it was chosen.
