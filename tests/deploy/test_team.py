@@ -240,8 +240,7 @@ def test_two_trainings_that_end_together_are_each_judged_by_their_own_version(en
         engineer.deploy("train", epochs=3, lr=0.001 + 0.0005 * number)
         host.start_worker()
         flow_runs.append(ask.start_training())
-        wait_until(lambda host=host: (host.clone / "dvc.lock").parent.joinpath("params.yaml").exists(), 120)
-        wait_until(lambda host=host: "Running stage" in host.log() or "preprocess" in host.log(), 120)
+        wait_until(lambda host=host: "Running stage 'preprocess'" in host.log(), 240)
     for flow_run in flow_runs:
         assert ask.ended(flow_run, 600)["state_type"] == "COMPLETED", [host.log() for host in hosts]
     new = [one for one in ask.runs() if one["info"]["run_id"] not in before]

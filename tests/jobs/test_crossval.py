@@ -166,10 +166,6 @@ def test_its_stages_depend_on_what_those_of_a_single_model_do(monkeypatch):
 def test_folds_are_needed(small_params, rsna, write_params, run, one_line_error, tmp_path):
     write_params(small_params)
     one_line_error(run("pipeline.cli", "crossval", cwd=tmp_path), "split.folds = 0", "at least 2")
-    small_params["split"]["folds"], small_params["model"]["anchors"] = 2, "fit"
-    write_params(small_params)
-    one_line_error(run("pipeline.cli", "crossval", cwd=tmp_path), "model.anchors = 'fit'", "share their anchors")
-    small_params["model"]["anchors"] = "grid"
     params = Params.model_validate(small_params)
     preprocess(params)
     split(params)
@@ -177,3 +173,9 @@ def test_folds_are_needed(small_params, rsna, write_params, run, one_line_error,
     assert read_folds(Path("data/splits.csv")) == []
     with pytest.raises(UserError, match="data/splits.csv: has no fold 0; set split.folds"):
         read_splits(Path("data/splits.csv"), index, 0)
+
+
+def test_anchors_that_are_fitted_to_each_fold_are_refused(small_params, write_params, run, one_line_error, tmp_path):
+    small_params["split"]["folds"], small_params["model"]["anchors"] = 2, "fit"
+    write_params(small_params)
+    one_line_error(run("pipeline.cli", "crossval", cwd=tmp_path), "model.anchors = 'fit'", "share their anchors")
