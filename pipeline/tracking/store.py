@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.errors import UserError
 from pipeline.tracking.asking import BrokenAnswerError, MissingError, ask, reason, tell
-from pipeline.tracking.database import make_database
+from pipeline.tracking.database import make_database, reach_database
 from pipeline.tracking.locations import mend_locations, new_location, require_location
 from pipeline.tracking.place import shown_uri, tracking_uri
 
@@ -46,6 +46,7 @@ def open_client() -> mlflow.MlflowClient:
         del os.environ[_CERTIFICATES]
     mlflow.set_tracking_uri(tracking_uri())
     make_database(tracking_uri())
+    reach_database(tracking_uri())
     mend_locations(tracking_uri())
     return mlflow.MlflowClient(tracking_uri())
 

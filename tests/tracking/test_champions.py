@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -208,11 +209,14 @@ def test_a_version_is_known_by_its_weights_and_its_run(client, version):
 @pytest.mark.parametrize("address", ["sqlite:////proc/nowhere/mlflow.db", "postgresql://me:GeHeim1@127.0.0.1:1/x"])
 def test_a_store_that_cannot_be_asked_is_not_an_empty_one(monkeypatch, address):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("PNEUMOFLOW_PATIENCE", "1")
+    started = time.monotonic()
     for call in (registered_champion, roll_back, lambda: find_version("a", "b")):
         with pytest.raises(UserError) as caught:
             call()
         assert "GeHeim1" not in str(caught.value)
         assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 60
 
 
 def test_a_store_of_a_newer_mlflow_is_not_an_empty_one(client, version, tmp_path):
