@@ -42,7 +42,11 @@ class Ensemble(nn.Module):
 
 
 def average(outputs: Sequence[HeadOutputs]) -> HeadOutputs:
-    """Return logits of the mean probabilities, and the means of box offsets, weighted by the highest probability."""
+    """Return the mean of several networks' outputs for the same images and anchors, as float32.
+
+    ``logits`` are those of the mean probabilities; ``deltas`` are means weighted by each network's highest class
+    probability at the anchor; ``image_class`` are logarithms of the mean probabilities. There is no ``mask``.
+    """
     probabilities = torch.stack([one.logits.float().sigmoid() for one in outputs])  # (members, B, A, K)
     weights = probabilities.amax(3, keepdim=True).clamp(min=_EPS)
     deltas = torch.stack([one.deltas.float() for one in outputs])
@@ -62,8 +66,8 @@ def one_look(post_processing: PostProcessing) -> PostProcessing:
 def fuse(looks: Sequence[list[Detections]], fusion_thresh: float, post_processing: PostProcessing) -> list[Detections]:
     """Fuse the detections of several looks at the same images; suppress and shrink what comes out.
 
-    A finding's score is the mean of its scores over all looks; looks that do not find it count as 0. So the least
-    score after the suppression is that of a box which one look alone finds.
+    A finding's score is the mean of its scores over all looks (weighted boxes fusion, Solovyev et al. 2021); looks that
+    do not find it count as 0. So soft NMS drops scores below ``score_thresh`` divided by the number of looks.
     """
     return [_fused(found, fusion_thresh, post_processing) for found in zip(*looks, strict=True)]
 

@@ -79,7 +79,13 @@ def _one_each(boxes: Tensor, scores: Tensor, labels: Tensor, post_processing: Po
 
 
 def suppress(candidates: Candidates, post_processing: PostProcessing, score_thresh: float) -> Candidates:
-    """Reduce overlapping candidates, best first, by the configured suppression; one that is a fusion leaves them."""
+    """Reduce overlapping candidates by NMS or soft NMS, as configured, to at most ``detections_per_img``.
+
+    Args:
+        candidates: ``boxes`` ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``, best first.
+        post_processing: with ``weighted_fusion``, the candidates are fused already, and only their number is limited.
+        score_thresh: soft NMS drops boxes whose lowered score is not above it.
+    """
     count = post_processing.detections_per_img
     match post_processing.suppression:
         case "nms":

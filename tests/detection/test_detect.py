@@ -16,7 +16,7 @@ from pipeline.detection.retinanet import RetinaNet
 from tests.detection.settings import POST_PROCESSING, TINY
 
 SIZE = 128
-# What the fusion leaves is not reduced further.
+# With this suppression, no box is removed after the fusion.
 FUSED_ONLY = replace(POST_PROCESSING, suppression="weighted_fusion", box_shrink=0.0)
 box = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(8, 60), st.integers(8, 60))
 # Which of two candidates of equal score comes first is nobody's rule, so scores differ.
