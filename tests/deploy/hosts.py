@@ -8,6 +8,7 @@ import sys
 
 import requests
 
+from tests.deploy.servers import DEPLOY
 from tests.waiting import wait_until
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -19,6 +20,14 @@ def may_make_hosts():
     return shutil.which("unshare") is not None and (
         subprocess.run(["unshare", "--mount", "--pid", "--uts", "--fork", "true"], check=False).returncode == 0
     )
+
+
+def write_dvc_config(folder):
+    """Write deploy/dvc.config with a cache in a folder, where DVC looks for it; return DVC_SYSTEM_CONFIG_DIR."""
+    place = folder / "etc"
+    place.mkdir()
+    (place / "config").write_text((DEPLOY / "dvc.config").read_text().replace("/workspace/cache", f"{folder}/cache"))
+    return place
 
 
 class Host:
@@ -38,6 +47,7 @@ class Host:
             "DVC_NO_ANALYTICS": "1",
             "NO_ALBUMENTATIONS_UPDATE": "1",
             "GIT_CONFIG_GLOBAL": str(home / "gitconfig"),
+            "DVC_SYSTEM_CONFIG_DIR": str(write_dvc_config(self.folder)),
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         }
         (home / "gitconfig").write_text("[user]\nname = test\nemail = test@localhost\n[safe]\ndirectory = *\n")
@@ -147,6 +157,11 @@ class Asking:
         found = self.mlflow("runs/search", experiment_ids=[experiment["experiment_id"]], max_results=100)
         return found.get("runs", [])
 
+    def artifacts(self, run_id, folder=""):
+        """Return the paths of the files and folders in a folder of a run's artifacts."""
+        answer = self.mlflow("artifacts/list", method="GET", run_id=run_id, path=folder or None)
+        return [one["path"] for one in answer.get("files", [])]
+
     def history(self, run_id, metric):
         """Return steps and seconds of a run's metric, as often as it was logged."""
         answer = self.mlflow("metrics/get-history", method="GET", run_id=run_id, metric_key=metric, max_results=20000)
@@ -162,3 +177,8 @@ class Asking:
         """Return the number of the version with the alias champion."""
         answer = self.mlflow("registered-models/alias", method="GET", name=MODEL, alias="champion")
         return answer["model_version"]["version"]
+
+    def aliases(self):
+        """Return the model's aliases."""
+        answer = self.mlflow("registered-models/get", method="GET", name=MODEL)
+        return [one["alias"] for one in answer["registered_model"].get("aliases", [])]

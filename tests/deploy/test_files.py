@@ -1,6 +1,7 @@
 """The files in deploy/ are read by the programs for which they are written; no container engine is needed."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from packaging.requirements import Requirement
 from prefect.automations import Automation
 
 from tests.conftest import REPOSITORY
+from tests.deploy.hosts import write_dvc_config
 from tests.deploy.servers import BIN, DEPLOY, fill_template, make_certificates, make_env, resolved
 
 
@@ -170,3 +172,22 @@ def test_kubernetes_accepts_the_jobs_of_the_pool(tmp_path):
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.sh")), ids=lambda path: path.name)
 def test_the_shell_reads_the_scripts(path):
     run("sh", "-n", path)
+
+
+def test_clones_of_one_host_fetch_the_data_once(tmp_path):
+    environment = os.environ | {"DVC_SYSTEM_CONFIG_DIR": str(write_dvc_config(tmp_path)), "DVC_NO_ANALYTICS": "1"}
+    origin, clones = tmp_path / "origin", [tmp_path / "first", tmp_path / "second"]
+    (origin / "data").mkdir(parents=True)
+    (origin / "data" / "study.dcm").write_bytes(b"pixels")
+    run("git", "init", "-q", cwd=origin)
+    for command in ("init -q", f"remote add -q -d team {tmp_path}/remote", "add -q data", "push -q"):
+        run(BIN / "dvc", *command.split(), cwd=origin)
+    run("git", "add", ".", cwd=origin)
+    run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "data", cwd=origin)
+    for clone in clones:
+        run("git", "clone", "-q", origin, clone)
+        run(BIN / "dvc", "pull", "-q", cwd=clone, env=environment)
+        shutil.rmtree(tmp_path / "remote", ignore_errors=True)
+    first, second = (clone / "data" / "study.dcm" for clone in clones)
+    assert second.read_bytes() == b"pixels"
+    assert first.samefile(second)
