@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans
 
 from pipeline.detection.anchors import BASE_SIZE, LEVEL_STRIDES, Anchors, Shape
 from pipeline.detection.matching import pairwise_iou
@@ -32,6 +31,8 @@ def fit_shapes(boxes: npt.ArrayLike, count: int, seed: int) -> tuple[Shape, ...]
     Raises:
         ValueError: there is no box.
     """
+    from sklearn.cluster import KMeans  # takes a second, and most runs fit no anchors
+
     sizes = _sizes(boxes)
     if not len(sizes):
         raise ValueError("anchors cannot be fitted: the train split has no box")

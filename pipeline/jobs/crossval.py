@@ -6,7 +6,7 @@ not trained again, and what was trained elsewhere can be pulled. Several process
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.assembly.training import training_fingerprint
 from pipeline.data.splits import read_folds
 from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE, load_model
 from pipeline.documents import read_json_object, read_yaml
-from pipeline.dvc.command import run_dvc
+from pipeline.dvc.command import read_status, run_dvc
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_text
 from pipeline.folder_lock import STAGE_LOCKS, BusyError, only_one
@@ -34,7 +34,7 @@ from pipeline.tracking import parent_run
 logger = logging.getLogger(__name__)
 
 PIPELINE = CROSSVAL / "dvc.yaml"
-_RETRY_SECONDS = 10.0
+_RETRY_SECONDS = 3.0
 _MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, SEEN_FILE, RUN_FILE)
 
 
@@ -60,7 +60,7 @@ def crossval(params: Params) -> Trained:
         raise UserError(f"split.leaked = {params.split.leaked:g}: must be 0 in a cross-validation")
     if params.model.anchors == "fit":
         raise UserError("model.anchors = 'fit': the folds' networks must share their anchors; set grid")
-    _in_turn("dvc.yaml:split")
+    _in_turn("dvc.yaml:split", is_needed=_split_is_out_of_date)
     folds = read_folds(SPLITS_FILE)
     CROSSVAL.mkdir(exist_ok=True)
     with FileLock(CROSSVAL / ".pipeline.lock"):
@@ -153,19 +153,29 @@ def _train_all(folds: Sequence[int]) -> None:
             time.sleep(_RETRY_SECONDS)
 
 
-def _in_turn(stage: str) -> None:
-    while held := _try(stage):
+def _in_turn(stage: str, is_needed: Callable[[], bool] = lambda: True) -> None:
+    while held := _try(stage, is_needed):
         logger.info("waiting: %s", held)
         time.sleep(_RETRY_SECONDS)
 
 
-def _try(stage: str) -> str:
+def _split_is_out_of_date() -> bool:
+    """Return whether the studies are to be prepared or split.
+
+    `dvc repro` cannot be asked while a fold is in training: it claims all that the stages before a fold write, even if
+    they have nothing to do.
+    """
+    return bool(read_status(["status", "--with-deps", "dvc.yaml:split"]))
+
+
+def _try(stage: str, is_needed: Callable[[], bool] = lambda: True) -> str:
     """Run one stage, if it is not up to date; return who else is at work on it, or nothing."""
     name = stage.replace("/", " ")
     try:
         with only_one(STAGE_LOCKS / f"{name}.lock", f"run of {stage}"):
-            # A single stage alone: what comes before it has run, and may be in use by other processes.
-            run_dvc(["repro", *(["--single-item"] if stage.startswith(str(PIPELINE)) else []), stage], logger.info)
+            if is_needed():
+                # A single stage alone: what comes before it has run, and may be in use by other processes.
+                run_dvc(["repro", *(["--single-item"] if stage.startswith(str(PIPELINE)) else []), stage], logger.info)
     except BusyError as error:
         return str(error)
     return ""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binom  # type: ignore[attr-defined]
+from scipy.special import bdtr
 
 from pipeline.errors import UserError
 from pipeline.metrics.results import Floats, ImageResult, has_truth, image_scores
@@ -73,7 +73,7 @@ def _missable(patients: int, risk: float, confidence: float | None) -> int:
     if confidence is None:
         # n / (n + 1) * missed / n + 1 / (n + 1) <= risk
         return math.floor(risk * (patients + 1) - 1 + 1e-9)
-    allowed = binom.cdf(np.arange(patients + 1), patients, risk) <= 1 - confidence
+    allowed = bdtr(np.arange(patients + 1), patients, risk) <= 1 - confidence
     return int(allowed.sum()) - 1
 
 

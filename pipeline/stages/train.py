@@ -33,6 +33,7 @@ from pipeline.stopping import stop_signals
 from pipeline.tracking import (
     PARENT,
     TRAINING,
+    TrackedRun,
     copied_checkpoints,
     fetch_copies,
     find_copies,
@@ -43,7 +44,7 @@ from pipeline.training.ended import ENDED, drop_ended
 from pipeline.training.launch import launch
 from pipeline.training.malloc import keep_freed_memory
 from pipeline.training.profiling import PROFILE
-from pipeline.training.trainer import Hooks, Trainer
+from pipeline.training.trainer import Best, Hooks, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -90,21 +91,35 @@ def train(
         trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         if trainer.resume():
             _say_where(trainer, folder, params)
-        copies = copied_checkpoints(run, folder, partial(snapshot, folder), params.train.checkpoint_store)
-        with run.system_metrics(), copies, run.stopping.deferred():
-            best = trainer.fit(epoch_hooks(run, splits["val"], picture_epochs=params.train.picture_epochs))
-        if (folder / PROFILE).exists():
-            run.log_files(folder / PROFILE, PROFILE)
-        config = finish(params, architecture, best, splits["val"], models)
-        rules = config.postprocessing
-        chosen = {rules.overlap_key: getattr(rules, rules.overlap_key), "box_shrink": rules.box_shrink}
-        chosen["operating_threshold"] = config.operating_threshold
-        chosen_values = {f"val/{name}": value for name, value in chosen.items()}
-        run.log_metrics(chosen_values, step=params.train.epochs, correct=True)  # other candidates may give others
-        save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
-        write_json(models / RUN_FILE, {"run_id": run.run_id})
+        # Until the model is written: a machine that is lost a moment before has copies to go on from.
+        with copied_checkpoints(run, folder, partial(snapshot, folder), params.train.checkpoint_store):
+            with run.system_metrics(), run.stopping.deferred():
+                best = trainer.fit(epoch_hooks(run, splits["val"], picture_epochs=params.train.picture_epochs))
+            if (folder / PROFILE).exists():
+                run.log_files(folder / PROFILE, PROFILE)
+            threshold = _write_model(run, params, architecture, best, splits, models)
     write_json(folder / ENDED, {})
-    logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, config.operating_threshold)
+    logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, threshold)
+
+
+def _write_model(
+    run: TrackedRun,
+    params: Params,
+    architecture: Architecture,
+    best: Best,
+    splits: Mapping[str, SplitData],
+    models: Path,
+) -> float:
+    """Write the model of the best epoch, and note the operating point; return its threshold."""
+    config = finish(params, architecture, best, splits["val"], models)
+    rules = config.postprocessing
+    chosen = {rules.overlap_key: getattr(rules, rules.overlap_key), "box_shrink": rules.box_shrink}
+    chosen["operating_threshold"] = config.operating_threshold
+    chosen_values = {f"val/{name}": value for name, value in chosen.items()}
+    run.log_metrics(chosen_values, step=params.train.epochs, correct=True)  # other candidates may give others
+    save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
+    write_json(models / RUN_FILE, {"run_id": run.run_id})
+    return config.operating_threshold
 
 
 def _take_up(folder: Path) -> None:

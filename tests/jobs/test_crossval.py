@@ -38,7 +38,7 @@ def crossed(tmp_path_factory, sample, _small_params):
     params["split"]["folds"] = 2
     params["train"]["epochs"] = 1
     make_project(folder, sample, params)
-    environment = project_environment(folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+    environment = project_environment(folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", OMP_NUM_THREADS="1")
     both = [
         subprocess.Popen(
             COMMAND, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -65,6 +65,7 @@ def test_each_fold_is_trained_once_by_one_of_the_processes(crossed):
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == 3
     for output in outputs:
+        assert "epoch 1/1" in output  # each process has trained one of them
         assert "2 networks against one, on" in output
         assert "ms per image against" in output
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")

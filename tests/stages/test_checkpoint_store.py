@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.params import Params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
+from pipeline.stages.train import train
 from pipeline.tracking import TRAINING, copied_checkpoints, fetch_copies, find_copies, sync_left_behind, tracked_run
 from pipeline.tracking.outbox import Outbox
 from tests.conftest import project_environment
@@ -56,6 +57,23 @@ def test_another_machine_goes_on_to_the_same_numbers(small_params, rsna, tmp_pat
     assert all((weights[name] == value).all() for name, value in wanted.items())
     assert history(tmp_path / "shared") == history(tmp_path / "whole")
     assert copies(tmp_path / "shared") == copies(tmp_path / "whole") == []
+
+
+@pytest.mark.slow
+def test_copies_stay_until_the_model_is_written(small_params, rsna, mlflow_store, monkeypatch):
+    small_params["train"] |= {"epochs": 1, "checkpoint_store": 0.005}
+    params = Params.model_validate(small_params)
+    preprocess(params)
+    split(params)
+
+    def machine_is_lost(*_):
+        wait_until(lambda: copies(Path()), 30)
+        raise KeyError
+
+    monkeypatch.setattr("pipeline.stages.train.finish", machine_is_lost)
+    with pytest.raises(KeyError):
+        train(params)
+    assert copies(Path())
 
 
 def copies(folder):
