@@ -126,6 +126,7 @@ def engineer(make_host, sample, _small_params, servers):
 def first_run(engineer, make_host, ask):
     """Let a worker on another host train; return the host and the ended flow run."""
     make_host.kept = host = make_host("alpha")
+    host.environment.pop("MLFLOW_TRACKING_PASSWORD")  # the pool has it
     host.start_worker()
     run = ask.ended(ask.start_training(), 600)
     assert run["state_type"] == "COMPLETED", host.log()
@@ -230,7 +231,6 @@ def test_a_run_of_a_host_that_was_switched_off_is_taken_up_by_another(engineer, 
     # Its record in Prefect is closed by the automation, not by another run.
     assert ask.ended(flow_run, 420)["state_type"] == "CRASHED"
     other = make_host("charlie")
-    other.environment.pop("MLFLOW_TRACKING_PASSWORD")  # the pool has it
     other.start_worker()
     ended = ask.ended(ask.start_training(), 900)
     assert ended["state_type"] == "COMPLETED", other.log()
