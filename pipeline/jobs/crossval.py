@@ -169,7 +169,7 @@ def _split_is_out_of_date() -> bool:
 
 
 def _try(stage: str, is_needed: Callable[[], bool] = lambda: True) -> str:
-    """Run one stage, if it is not up to date; return who else is at work on it, or nothing."""
+    """Run one stage, if it is needed and not up to date; return who else is at work on it, or nothing."""
     name = stage.replace("/", " ")
     try:
         with only_one(STAGE_LOCKS / f"{name}.lock", f"run of {stage}"):

@@ -25,13 +25,17 @@ from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
 from pipeline.submission import read_submission
 from tests.conftest import REPOSITORY, make_project, project_environment
+from tests.waiting import wait_until
 
 COMMAND = [sys.executable, "-m", "pipeline.cli", "crossval"]
 
 
 @pytest.fixture(scope="session")
 def crossed(tmp_path_factory, sample, _small_params):
-    """Let two processes share a cross-validation of two folds; return the project's folder and their outputs."""
+    """Let two processes share a cross-validation of two folds; return the project's folder and their outputs.
+
+    The second joins while the first trains a fold.
+    """
     folder = tmp_path_factory.mktemp("crossed") / "project"
     folder.mkdir()
     params = yaml.safe_load(yaml.safe_dump(_small_params))
@@ -39,14 +43,17 @@ def crossed(tmp_path_factory, sample, _small_params):
     params["train"]["epochs"] = 1
     make_project(folder, sample, params)
     environment = project_environment(folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", OMP_NUM_THREADS="1")
-    both = [
-        subprocess.Popen(
-            COMMAND, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=280)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    logs = [folder.parent / f"{name}.log" for name in ("first", "second")]
+
+    def start(log):
+        with log.open("w") as file:
+            return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    first = start(logs[0])
+    wait_until(lambda: "Running stage 'crossval/dvc.yaml:fold0'" in logs[0].read_text(), 120, process=first)
+    codes = [process.wait(280) for process in (start(logs[1]), first)]
+    outputs = [log.read_text() for log in logs]
+    assert codes == [0, 0], outputs
     return folder, outputs
 
 
@@ -66,6 +73,7 @@ def test_each_fold_is_trained_once_by_one_of_the_processes(crossed):
     assert len(runs) == 3
     for output in outputs:
         assert "epoch 1/1" in output  # each process has trained one of them
+        assert "failed to reproduce 'preprocess'" not in output  # the second did not wait for the first's fold
         assert "2 networks against one, on" in output
         assert "ms per image against" in output
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
