@@ -45,7 +45,7 @@ def main() -> None:
         params = load_params()
         preprocess(params)
         split(params)
-        splits = read_inputs(params.preprocess)
+        splits = read_inputs(params)
         print(", ".join(f"{name} {len(part.index)}" for name, part in splits.items()), flush=True)
         outcomes: dict[str, list[Outcome]] = {}
         for number in range(arguments.seeds):

@@ -59,7 +59,7 @@ def dicom_example(files: list[Path], boxes: list[Boxes], augmenter: Augmenter, p
     equalized = cv2.createCLAHE(2.0, (8, 8)).apply(pydicom.dcmread(files[place]).pixel_array)
     small = cv2.resize(equalized, (TARGET, TARGET), interpolation=cv2.INTER_AREA)
     image, moved = augmenter(np.asarray(small, np.uint8), boxes[place], place)
-    return Example(image, moved, 0, place)
+    return Example(image, moved, np.zeros(len(moved), np.int64), 0, place)
 
 
 if __name__ == "__main__":

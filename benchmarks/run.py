@@ -73,7 +73,7 @@ def outside_the_model() -> None:
     """Measure the time that steps, log and checkpoints take in a real run."""
     _set(train={"log_every_steps": 5, "epochs": EPOCHS, "checkpoint_steps": 0})
     params = load_params()
-    splits = read_inputs(params.preprocess)
+    splits = read_inputs(params)
     trainer = make_trainer(params, splits, Path("checkpoints/bench"))
     with tracked_run(None, {}) as run, run.system_metrics():
         clock = Clock(trainer)

@@ -9,6 +9,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.escaping import printable
 
 if TYPE_CHECKING:
+    from pipeline.data.box_classes import LabelRules
     from pipeline.delivery.batch import Writer
     from pipeline.delivery.served import ServingLimits
     from pipeline.delivery.structured_report import ReportWriter
@@ -86,11 +87,11 @@ def check(
     from pipeline.params import load_params
     from pipeline.reports.data_page import issues_text, render_data_page
 
-    where, rules, seconds = Processes(workers), SMALLEST, 60.0
+    where, settings, seconds = Processes(workers), SMALLEST, 60.0
     if Path("params.yaml").exists():
         params = load_params()
-        rules, seconds = preprocessing_of(params), params.data.study_seconds
-    examination = check_dataset(folder, where, study_seconds or seconds, rules)
+        settings, seconds = preprocessing_of(params), params.data.study_seconds
+    examination = check_dataset(folder, where, study_seconds or seconds, settings, _label_rules())
     write_text(report, render_data_page(examination, study_seconds or seconds))
     typer.echo(examination.summary())
     for line in issues_text(examination, shown):
@@ -141,7 +142,7 @@ def predict(
         reports = _report_writer(out / "sr") if sr else None
         writers: list[Writer] = [reports] if reports else []
         writers += [PictureWriter(out / "pictures")] if pictures else []
-        writers += [stack.enter_context(coco_writer(out / "coco.json"))] if coco else []
+        writers += [stack.enter_context(coco_writer(out / "coco.json", predictor.config.classes))] if coco else []
         writers += [stack.enter_context(table_writer(out / "predictions.csv"))]
         done = predict_files(predictor, reader, files, batch_size, writers)
     for path, reason in done.problems.items():
@@ -257,10 +258,11 @@ def score(
         raise typer.BadParameter("must be a number", param_hint="--score-thresh")
     threshold = EVERYTHING if score_thresh is None else score_thresh
     part = (splits, split) if split else None
+    rules = _label_rules()
     if against:
-        metrics, note = compare_submissions(predictions, against, labels, draws, seed, threshold, part)
+        metrics, note = compare_submissions(predictions, against, labels, draws, seed, threshold, part, rules)
     else:
-        metrics, note = score_submission(predictions, labels, draws, seed, threshold, part)
+        metrics, note = score_submission(predictions, labels, draws, seed, threshold, part, rules)
     typer.echo(note, err=True)
     typer.echo(json.dumps(metrics, indent=2))
 
@@ -460,6 +462,14 @@ def _serving_limits(model: str) -> "ServingLimits":
     from pipeline.tracking import serving_config
 
     return read_limits(serving_config(model), model)
+
+
+def _label_rules() -> "LabelRules | None":
+    """Return the classes of params.yaml, if there is one; otherwise each name in a label table is a class."""
+    from pipeline.assembly.labels import label_rules_of
+    from pipeline.params import load_params
+
+    return label_rules_of(load_params()) if Path("params.yaml").exists() else None
 
 
 def _model_folder(model: str) -> Path:

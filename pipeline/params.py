@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.dataclasses import dataclass
 
 from pipeline.bounds import CHECKED, Count, Fraction, NotNegative, OpenFraction, Positive, Workers
+from pipeline.class_names import ClassName, folded
 from pipeline.data.settings import Channel, ClipLimit, EachOnce, ImageSize, Tiles
 from pipeline.detection.settings import (
     BACKBONE,
@@ -34,11 +35,13 @@ class _Section(BaseModel):
 
 
 class DataParams(_Section):
-    """The folder of the raw data set, and how much of it may be unusable."""
+    """The folder of the raw data set, how much of it may be unusable, and what becomes of its boxes."""
 
     dir: str
     max_bad_fraction: Fraction
     study_seconds: Positive
+    other_classes: Literal["refuse", "drop"]
+    reader_iou: Annotated[float, Field(ge=0, lt=1)]
 
 
 class ClaheParams(_Section):
@@ -288,6 +291,7 @@ class Params(_Section):
     """The whole file: one section per stage and subject."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    classes: Annotated[list[ClassName] | dict[ClassName, list[str]], Field(min_length=1, max_length=100)]
     data: DataParams
     preprocess: PreprocessParams
     split: SplitParams
@@ -301,6 +305,28 @@ class Params(_Section):
     monitor: MonitorParams
     sweep: SweepParams
     schedule: ScheduleParams
+
+    @property
+    def class_aliases(self) -> dict[str, list[str]]:
+        """Return the classes of boxes, and the further names in the label table that mean each of them."""
+        return self.classes if isinstance(self.classes, dict) else {name: [] for name in self.classes}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes; a box's label is its class's position."""
+        return tuple(self.class_aliases)
+
+    @field_validator("classes")
+    @classmethod
+    def _each_name_once(cls, value: list[str] | dict[str, list[str]]) -> list[str] | dict[str, list[str]]:
+        meaning: dict[str, str] = {}
+        if len({folded(name) for name in value}) < len(value):
+            raise ValueError("each class once, whatever its case and spacing")
+        for name, aliases in value.items() if isinstance(value, dict) else {name: [] for name in value}.items():
+            for alias in {folded(one): one for one in [name, *aliases]}.values():
+                if meaning.setdefault(folded(alias), name) != name:
+                    raise ValueError(f"{alias!r} means both {meaning[folded(alias)]!r} and {name!r}")
+        return value
 
     @model_validator(mode="after")
     def _gate_has_a_head(self) -> Self:

@@ -1,17 +1,24 @@
-"""The challenge's submission format: ``patientId,PredictionString``."""
+"""The challenge's submission format: ``patientId,PredictionString``.
+
+With several classes, the string lists the detections of each class behind its name: ``opacity: .9 10 20 30 40; nodule:
+.8 50 60 20 20 .3 70 80 20 20``.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pipeline.class_names import folded
 from pipeline.errors import UserError
 from pipeline.escaping import original_cell, printable, quoted
 from pipeline.tables import is_missing, read_table
 
-_FORMAT = "PredictionString must be confidence x y width height, repeated"
+_FORMAT_OF_ONE = "confidence x y width height"
+_FORMAT = f"PredictionString must be {_FORMAT_OF_ONE}, repeated"
 
 
 def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike, digits: tuple[int, int] = (4, 1)) -> str:
@@ -26,23 +33,66 @@ def prediction_string(boxes: npt.ArrayLike, scores: npt.ArrayLike, digits: tuple
     )
 
 
-def read_submission(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the boxes ``[N, 4]`` xyxy and scores ``[N]`` of each study in a submission file.
+class Submitted(NamedTuple):
+    """The detections of a study: ``boxes`` ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def labelled_string(
+    boxes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    classes: Sequence[str],
+    digits: tuple[int, int] = (4, 1),
+) -> str:
+    """Return the `prediction_string`; with several classes, that of each class that has detections behind its name."""
+    if len(classes) == 1:
+        return prediction_string(boxes, scores, digits)
+    box, score, own = np.asarray(boxes).reshape(-1, 4), np.asarray(scores), np.asarray(labels)
+    found = [(name, own == label) for label, name in enumerate(classes) if (own == label).any()]
+    return "; ".join(f"{name}: {prediction_string(box[rows], score[rows], digits)}" for name, rows in found)
+
+
+def read_submission(path: Path, classes: Sequence[str] = ("",)) -> dict[str, Submitted]:
+    """Return the detections of each study in a submission file; a label is a position in ``classes``.
 
     Raises:
-        UserError: the file is missing or not such a table, or a line is malformed; the message names the line.
+        UserError: the file is missing or not such a table, a line is malformed, or has a class that is not in
+            ``classes``; the message names the line.
     """
     table = read_table(path, ["patientId", "PredictionString"])
     name = printable(path)
-    submission: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    submission: dict[str, Submitted] = {}
     for line, key, text in zip(table.index, table["patientId"], table["PredictionString"], strict=True):
         if not key:
             raise UserError(f"{name} line {line}: no patientId; the id of a study is needed")
         key = original_cell(key)  # a file's name, if the prediction was written by us
         if key in submission:
             raise UserError(f"{name} line {line}: {quoted(key)} occurs twice; each study has one line")
-        submission[key] = _parse(f"{name} line {line}", "" if is_missing(text) else text)
+        submission[key] = _detections(f"{name} line {line}", "" if is_missing(text) else text, classes)
     return submission
+
+
+def _detections(place: str, text: str, classes: Sequence[str]) -> Submitted:
+    """Parse a string with or without classes."""
+    if ":" not in text:
+        if text and len(classes) > 1:
+            raise UserError(f"{place}: detections without a class; needed is `class: {_FORMAT_OF_ONE}; class: ...`")
+        boxes, scores = _parse(place, text)
+        return Submitted(boxes, scores, np.zeros(len(scores), np.int64))
+    label_of = {folded(name): label for label, name in enumerate(classes)}
+    parts = []
+    for part in text.split(";"):
+        name, _, numbers = part.partition(":")
+        if folded(name) not in label_of:
+            known = ", ".join(name for name in classes if name) or "no classes are known"
+            raise UserError(f"{place}: class {quoted(name.strip())}: must be one of: {known}")
+        boxes, scores = _parse(place, numbers)
+        parts.append(Submitted(boxes, scores, np.full(len(scores), label_of[folded(name)])))
+    return Submitted(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def _parse(name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +119,11 @@ def submission_table(
     keys: Sequence[str],
     boxes: Sequence[npt.ArrayLike],
     scores: Sequence[npt.ArrayLike],
+    labels: Sequence[npt.ArrayLike],
+    classes: Sequence[str],
     digits: tuple[int, int] = (4, 1),
 ) -> str:
     """Return the CSV text of a submission; ``digits`` as in `prediction_string`."""
-    strings = [prediction_string(box, score, digits) for box, score in zip(boxes, scores, strict=True)]
+    studies = zip(boxes, scores, labels, strict=True)
+    strings = [labelled_string(*study, classes, digits) for study in studies]
     return pd.DataFrame({"patientId": list(keys), "PredictionString": strings}).to_csv(index=False)

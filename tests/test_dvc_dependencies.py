@@ -130,7 +130,16 @@ def test_a_training_goes_on_only_with_the_code_that_it_began_with():
 def test_each_param_that_decides_what_is_trained_is_named():
     stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["train"]
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    read = ["seed", "preprocess.image_size", "preprocess.clahe", "preprocess.channels", "model", "loss", "augment"]
+    read = [
+        "seed",
+        "classes",
+        "preprocess.image_size",
+        "preprocess.clahe",
+        "preprocess.channels",
+        "model",
+        "loss",
+        "augment",
+    ]
     read += [f"train.{key}" for key in values["train"] if key not in SHOWS_OR_SHARES_WORK]
     read += [f"evaluate.{key}" for key in values["evaluate"] if key not in OF_STAGE_EVALUATE]
     assert sorted(stage["params"]) == sorted(read)

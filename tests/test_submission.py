@@ -15,10 +15,11 @@ def test_what_is_written_is_read(tmp_path_factory, studies):
     path = tmp_path_factory.mktemp("s") / "p.csv"
     boxes = [np.array([[x, y, x + w, y + h] for _, (x, y, w, h) in rows]).reshape(-1, 4) for rows in studies]
     scores = [np.array([score for score, _ in rows]) for rows in studies]
-    path.write_text(submission_table([f"s{i}" for i in range(len(studies))], boxes, scores))
+    labels = [np.zeros(len(one), np.int64) for one in scores]
+    path.write_text(submission_table([f"s{i}" for i in range(len(studies))], boxes, scores, labels, ["opacity"]))
     found = read_submission(path)
     assert list(found) == [f"s{i}" for i in range(len(studies))]
-    for (read_boxes, read_scores), wanted, score in zip(found.values(), boxes, scores, strict=True):
+    for (read_boxes, read_scores, _), wanted, score in zip(found.values(), boxes, scores, strict=True):
         np.testing.assert_allclose(read_boxes, wanted, atol=0.11)
         np.testing.assert_allclose(read_scores, score, atol=5e-5)
 

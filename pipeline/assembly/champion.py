@@ -36,6 +36,10 @@ class AgainstChampion:
     comparison: Comparison
 
 
+class OtherClassesError(UserError):
+    """The champion detects other classes than the new model."""
+
+
 def champion_to_compare() -> Registered | None:
     """Return the champion; None, with a warning, if it is gone: the new model's results do not depend on it."""
     try:
@@ -52,6 +56,7 @@ def compare_with_champion(params: Params, test: SplitData, challenger: Scored, c
     anew since, studies of patients that it was trained or chosen on are left out.
 
     Raises:
+        OtherClassesError: the champion detects other classes than those of the test studies.
         UserError: the champion's files cannot be fetched, or its weights are not those that were registered.
     """
     logger.info("comparing with the champion, version %s", champion.version)
@@ -67,10 +72,14 @@ def compare_with_champion(params: Params, test: SplitData, challenger: Scored, c
         predictor = Predictor(model)
         studies = test.index.iloc[unseen].reset_index(drop=True)
         radiographs = read_originals(params, studies["patientId"])
-        theirs = list(predict_results(predictor, radiographs, [test.boxes[index] for index in unseen]))
+        if predictor.config.classes != test.classes:
+            names, own = (", ".join(classes) for classes in (predictor.config.classes, test.classes))
+            raise OtherClassesError(f"champion {champion.version} detects {names}; this model {own}")
+        truth = [(test.boxes[index], test.labels[index]) for index in unseen]
+        theirs = list(predict_results(predictor, radiographs, truth))
     comparison = compare(
         replace(challenger, results=[challenger.results[index] for index in unseen]),
-        Scored(theirs, predictor.config.operating_threshold, predictor.config.calibration),
+        Scored(theirs, predictor.config.thresholds, predictor.config.calibrations),
         studies,
         params.evaluate.bootstrap_draws,
         params.seed,
@@ -80,11 +89,14 @@ def compare_with_champion(params: Params, test: SplitData, challenger: Scored, c
 
 
 def predict_results(
-    predictor: Predictor, radiographs: Iterable[Radiograph], truth: Iterable[np.ndarray]
+    predictor: Predictor, radiographs: Iterable[Radiograph], truth: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[ImageResult]:
-    """Yield each radiograph's detections, whatever their score, and its true boxes, in pixels of the original."""
+    """Yield each radiograph's detections, whatever their score, and its true boxes, in pixels of the original.
+
+    ``truth`` has each study's boxes ``[M, 4]`` xyxy and their labels ``[M]``.
+    """
     pairs = zip(radiographs, truth, strict=True)
     while batch := list(islice(pairs, _BATCH)):
         predictions = predictor.predict([radiograph.levels for radiograph, _ in batch], score_thresh=0.0)
-        for one, (_, boxes) in zip(predictions, batch, strict=True):
-            yield image_result(one.boxes, one.scores, boxes)
+        for one, (_, (boxes, labels)) in zip(predictions, batch, strict=True):
+            yield image_result(one.boxes, one.scores, boxes, one.labels, labels)

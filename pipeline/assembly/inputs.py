@@ -14,7 +14,7 @@ from pipeline.data.prepared import PreparedImages, read_boxes, read_index, requi
 from pipeline.data.splits import LEAKED, SPLITS, read_splits, require_no_leak
 from pipeline.detection.dataset import UNKNOWN_CLASS, Augment, DetectionDataset
 from pipeline.errors import UserError
-from pipeline.params import PreprocessParams
+from pipeline.params import Params, PreprocessParams
 from pipeline.paths import PREPARED, SPLITS_FILE
 
 # In the order of the image-level head's outputs.
@@ -29,12 +29,16 @@ class SplitData:
         index: the rows of these studies in the index.
         images: their prepared images.
         boxes: true boxes ``[N, 4]`` xyxy in pixels of the original.
+        labels: their labels ``[N]``: positions in ``classes``.
+        classes: the names of the classes.
         image_size: side of the prepared images.
     """
 
     index: pd.DataFrame
     images: PreparedImages
     boxes: list[np.ndarray]
+    labels: list[np.ndarray]
+    classes: tuple[str, ...]
     image_size: int
 
     def prepared_boxes(self) -> list[npt.NDArray[np.float32]]:
@@ -46,20 +50,23 @@ class SplitData:
     def dataset(self, augmenter: Augment | None, seed: int) -> DetectionDataset:
         """Return the dataset that training and inference take."""
         numbers = {name: number for number, name in enumerate(IMAGE_CLASSES)}
-        classes = [numbers.get(name, UNKNOWN_CLASS) for name in self.index["class"]]
+        studies = zip(self.index["class"], self.boxes, strict=True)
+        # Boxes of other classes than the challenge's one are opacities to the image-level head.
+        classes = [numbers.get(name, UNKNOWN_CLASS if name == "" or not len(boxes) else 0) for name, boxes in studies]
         ids = self.index["patientId"].to_list()
-        return DetectionDataset(self.images, self.prepared_boxes(), augmenter, seed, classes, ids)
+        return DetectionDataset(self.images, self.prepared_boxes(), augmenter, seed, classes, ids, self.labels)
 
 
 def read_inputs(
-    section: PreprocessParams, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE, fold: int | None = None
+    params: Params, prepared: Path = PREPARED, splits_file: Path = SPLITS_FILE, fold: int | None = None
 ) -> dict[str, SplitData]:
     """Read the three splits, and ``leaked`` if ``split.leaked`` asked for it; with ``fold``, that fold is val.
 
     Raises:
-        UserError: a file is missing or damaged, a patient is in two splits, or the images do not have the
-            size and channels of ``section``.
+        UserError: a file is missing or damaged, a patient is in two splits, or the prepared data do not have
+            the size, channels and classes of ``params``.
     """
+    section = params.preprocess
     index = read_index(prepared)
     require_shards(prepared, index)
     splits = read_splits(splits_file, index, fold)
@@ -67,8 +74,9 @@ def read_inputs(
     parts = {}
     for name in (*SPLITS, *({LEAKED} & set(splits))):
         rows = index[splits == name].reset_index(drop=True)
-        boxes = [xyxy(box) for box in read_boxes(prepared, rows["patientId"].to_list())]
-        parts[name] = SplitData(rows, PreparedImages(prepared, rows), boxes, section.image_size)
+        boxes, labels = read_boxes(prepared, rows["patientId"].to_list(), params.class_names)
+        images, true = PreparedImages(prepared, rows), [xyxy(box) for box in boxes]
+        parts[name] = SplitData(rows, images, true, labels, params.class_names, section.image_size)
     _require_shape(prepared, next(data.images[0] for data in parts.values() if len(data.images)), section)
     return parts
 
@@ -77,7 +85,9 @@ def out_of_fold(folds: Sequence[SplitData], prepared: Path = PREPARED) -> SplitD
     """Return the studies of all folds as one, in the order of the folds."""
     index = pd.concat([fold.index for fold in folds], ignore_index=True)
     boxes = [boxes for fold in folds for boxes in fold.boxes]
-    return SplitData(index, PreparedImages(prepared, index), boxes, folds[0].image_size)
+    labels = [labels for fold in folds for labels in fold.labels]
+    images = PreparedImages(prepared, index)
+    return SplitData(index, images, boxes, labels, folds[0].classes, folds[0].image_size)
 
 
 def _require_shape(prepared: Path, image: npt.NDArray[np.uint8], section: PreprocessParams) -> None:

@@ -8,8 +8,8 @@ from pipeline.assembly.inputs import SplitData
 from pipeline.assembly.originals import read_originals
 from pipeline.data.image_statistics import grey_features
 from pipeline.delivery.model_file import ModelConfig
-from pipeline.metrics.calibration import image_probabilities
-from pipeline.metrics.results import ImageResult
+from pipeline.metrics.calibration import image_probabilities_of
+from pipeline.metrics.results import ImageResult, reported
 from pipeline.params import Params
 
 # More studies would not improve the statistics, and each one must be decoded.
@@ -24,9 +24,9 @@ def reference_table(
     rows = []
     studies = data.index.iloc[:_MOST]
     radiographs = read_originals(params, studies["patientId"])
-    probabilities = image_probabilities(results, config.calibration)
+    probabilities = [image_probabilities_of(result, config.calibrations).max() for result in results]
     for radiograph, view, result, best in zip(radiographs, studies["view"], results, probabilities, strict=False):
         mean, std = grey_features(radiograph.pixels)
-        findings = int((result.scores > config.operating_threshold).sum())
+        findings = int(reported(result, config.thresholds).sum())
         rows.append((view, round(mean, 3), round(std, 3), round(float(best), 6), findings))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -12,7 +12,7 @@ from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
 from pipeline.delivery.served import ServingLimits
 from pipeline.documents import read_json_object
 from pipeline.errors import UserError
-from pipeline.evaluation.summary import INFLATED, Summary
+from pipeline.evaluation.summary import COUNTS, INFLATED, Summary
 from pipeline.files import sha256_of
 from pipeline.params import Params
 from pipeline.paths import REGISTERED, RUN_FILE
@@ -28,7 +28,6 @@ from pipeline.tracking import (
     tracked_run,
 )
 
-COUNTS = ("images", "patients", "boxes")
 INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
 _HEADLINES = ("rsna_score", "map", "map_50", "auroc")
 _SHOWN_DIGITS = 12
@@ -46,7 +45,7 @@ def register_results(
     ``results_run`` is the run that the results name; it is another one if they come from another store.
     """
     # Each metric becomes a chart in MLflow, so counts and most intervals are only in metrics.json and the report.
-    shown = [name for name in test if not name.endswith(("_low", "_high")) and name not in COUNTS]
+    shown = [name for name in test if not name.endswith(("_low", "_high")) and name.split("/")[-1] not in COUNTS]
     shown += [name for name in INTERVALS_SHOWN if name in test]
     model = LoggedModel(
         folder=models,
@@ -57,6 +56,7 @@ def register_results(
         description=description,
         data=data_version(params),
         serving=ServingLimits().model_dump(),
+        classes=params.class_names,
     )
     return log_model(run_id, model)
 

@@ -10,14 +10,15 @@ import yaml
 
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData
+from pipeline.class_names import split_classes
 from pipeline.delivery.model_file import LEAK, ModelConfig
 from pipeline.files import directory_atomic
-from pipeline.metrics.results import ImageResult
-from pipeline.metrics.rsna_score import rsna_scores
+from pipeline.metrics.results import ImageResult, keep, reported
+from pipeline.metrics.rsna_score import image_rsna_scores
 from pipeline.params import Params
 from pipeline.redaction import redact
 from pipeline.reports.curves import curve_tables, plot_curve, plot_training
-from pipeline.reports.drawing import contact_sheet, data_uri, draw_boxes, encode_jpeg
+from pipeline.reports.drawing import captions, contact_sheet, data_uri, draw_boxes, encode_jpeg
 from pipeline.reports.evaluation_page import Picture
 from pipeline.reports.examples import pick_examples
 from pipeline.tracking import TrackedRun
@@ -35,14 +36,14 @@ def write_plots(
     training: bytes,
 ) -> dict[str, bytes]:
     """Write each curve as a table and a picture, and the examples; return the curves' pictures."""
-    tables = curve_tables(results, config.calibration)
+    tables = curve_tables(results, config.calibrations, config.classes)
     pictures = {name: plot_curve(name, table) for name, table in tables.items()}
     with directory_atomic(folder) as target:
         for name, table in tables.items():
             table.to_csv(target / f"{name}.csv", index=False)
             (target / f"{name}.png").write_bytes(pictures[name])
         (target / "training.png").write_bytes(training)
-        rows = pick_examples(results["test"], config.operating_threshold, EXAMPLES_PER_ROW)
+        rows = pick_examples(results["test"], config.thresholds, EXAMPLES_PER_ROW)
         blank = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), np.uint8)
         sheet = [_draw(results["test"], test, config, index) for row in rows.values() for index in row] or [blank]
         (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
@@ -60,20 +61,22 @@ def training_curves(run: TrackedRun, params: Params, studies: int) -> bytes:
 def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, index: int) -> np.ndarray:
     result, row = results[index], data.index.iloc[index]
     scale = data.image_size / max(row["height"], row["width"])
-    kept = result.scores > config.operating_threshold
+    found = keep(result, reported(result, config.thresholds))
     return draw_boxes(
         np.atleast_3d(data.images[index])[..., 0],
-        result.boxes[kept] * scale,
-        result.scores[kept],
+        found.boxes * scale,
+        found.scores,
         result.truth * scale,
         PICTURE_SIDE,
+        captions(found.labels, config.classes),
+        captions(result.truth_labels, config.classes),
     )
 
 
 def example_pictures(results: list[ImageResult], data: SplitData, config: ModelConfig) -> dict[str, list[Picture]]:
     """Draw the examples of `pick_examples`."""
-    scores = rsna_scores(results, config.operating_threshold)
-    rows = pick_examples(results, config.operating_threshold, EXAMPLES_PER_ROW)
+    scores = image_rsna_scores(results, config.thresholds)
+    rows = pick_examples(results, config.thresholds, EXAMPLES_PER_ROW)
     return {
         title: [
             Picture(
@@ -96,8 +99,14 @@ def data_card(splits: Mapping[str, SplitData]) -> list[dict[str, object]]:
         row: dict[str, object] = {"split": name, "images": len(index), "patients": index["groupId"].nunique()}
         row["with boxes"] = sum(len(boxes) > 0 for boxes in data.boxes)
         row["boxes"] = sum(len(boxes) for boxes in data.boxes)
+        if len(data.classes) > 1:
+            of_class = zip(
+                data.classes, np.bincount(np.concatenate(data.labels), minlength=len(data.classes)), strict=True
+            )
+            row["boxes of each class"] = ", ".join(f"{name} {count}" for name, count in of_class)
         for column in ("class", "view", "sex"):
-            counts = index[column].fillna("").replace("", "not known").value_counts()
+            each = index[column].fillna("").replace("", "not known").map(split_classes).explode()
+            counts = each.value_counts()
             row[column] = ", ".join(f"{value} {count}" for value, count in counts.items())
         row["median age"] = f"{age.median():.0f}" if len(age) else "not known"
         rows.append(row)
@@ -118,8 +127,15 @@ def origin(run: TrackedRun, config: ModelConfig, raw: str) -> dict[str, str]:
         **({"Started from": config.started_from} if config.started_from else {}),
         "Model": f"{config.architecture.backbone}, {config.preprocessing.image_size} px, {_networks(config)}",
         "Chosen on val": f"{rules.overlap_key} {getattr(rules, rules.overlap_key):g}, box_shrink"
-        f" {rules.box_shrink:g}, score threshold {config.operating_threshold:.3f}",
+        f" {rules.box_shrink:g}, score threshold {_thresholds(config)}",
     }
+
+
+def _thresholds(config: ModelConfig) -> str:
+    levels = config.thresholds
+    if len(levels) == 1:
+        return f"{levels[0]:.3f}"
+    return ", ".join(f"{name} {level:.3f}" for name, level in zip(config.classes, levels, strict=True))
 
 
 def _networks(config: ModelConfig) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData
-from pipeline.assembly.validation import epoch_score, val_metrics
+from pipeline.assembly.validation import epoch_score, threshold_keys, val_metrics
 from pipeline.detection.anchor_fit import coverage
 from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors
 from pipeline.detection.postprocess import Detections
@@ -24,7 +24,7 @@ from pipeline.files import temporary_folder, write_json
 from pipeline.params import Params
 from pipeline.paths import RUN_FILE
 from pipeline.reports.anchor_plot import plot_anchor_coverage
-from pipeline.reports.drawing import contact_sheet, draw_boxes, encode_jpeg
+from pipeline.reports.drawing import captions, contact_sheet, draw_boxes, encode_jpeg
 from pipeline.tracking import DataVersion, TrackedRun, tracked_run
 from pipeline.training.trainer import Hooks
 
@@ -97,16 +97,18 @@ def epoch_hooks(
 
 
 def _val_pictures(detections: Sequence[Detections], data: SplitData, values: Mapping[str, float]) -> bytes:
-    """Draw val's first studies with a box, and some without, with detections above the epoch's best threshold."""
+    """Draw val's first studies with a box, and some without, with detections above the epoch's best thresholds."""
+    thresholds = np.array([values[key] for key in threshold_keys(data.classes)])
     truth = data.prepared_boxes()
     chosen = [index for index, boxes in enumerate(truth) if len(boxes)][:7]
     chosen += [index for index, boxes in enumerate(truth) if not len(boxes)][: 8 - len(chosen)]
     pictures = []
     for index in chosen:
-        kept = detections[index]["scores"] > values["best_threshold"]
-        boxes, scores = detections[index]["boxes"][kept].numpy(), detections[index]["scores"][kept].numpy()
+        boxes, scores, labels = (detections[index][name].numpy() for name in ("boxes", "scores", "labels"))
+        kept = scores > thresholds[labels]
         image = np.atleast_3d(data.images[index])[..., 0]
-        pictures.append(draw_boxes(image, boxes, scores, truth[index], _PICTURE_SIDE))
+        names = captions(labels[kept], data.classes), captions(data.labels[index], data.classes)
+        pictures.append(draw_boxes(image, boxes[kept], scores[kept], truth[index], _PICTURE_SIDE, *names))
     return encode_jpeg(contact_sheet(pictures, 4))
 
 

@@ -22,6 +22,7 @@ from pipeline.delivery.model_file import (
     FORMAT_VERSION,
     WEIGHTS_FILE,
     ModelConfig,
+    one_or_each,
     read_config,
     save_model,
 )
@@ -55,6 +56,7 @@ TRAINING_CODE = (
     "pipeline/assembly/preprocessing.py",
     "pipeline/assembly/training.py",
     "pipeline/assembly/validation.py",
+    "pipeline/class_names.py",
     "pipeline/data/classes.py",
     "pipeline/data/geometry.py",
     "pipeline/data/manifest.py",
@@ -125,12 +127,12 @@ def finish(params: Params, architecture: Architecture, best: Best, val_data: Spl
     point = choose_operating_point(params, detect_on_val, post_processing_of(params), val_data)
     config = ModelConfig(
         format_version=FORMAT_VERSION,
-        classes=("lung opacity",),
+        classes=params.class_names,
         architecture=architecture,
         preprocessing=preprocessing_of(params),
         postprocessing=point.post_processing,
-        calibration=point.calibration,
-        operating_threshold=point.threshold,
+        calibration=one_or_each(point.calibrations),
+        operating_threshold=one_or_each(point.thresholds),
         operating_rule=point.rule,
         best_epoch=best.epoch,
         val_map=best.score,
@@ -155,7 +157,7 @@ def architecture_of(params: Params, train_data: SplitData) -> Architecture:
         backbone=resolve_backbone(section.backbone).architecture,
         norm=norm_of(params),
         anchor_shapes=shapes,
-        num_classes=1,
+        num_classes=len(params.class_names),
         in_channels=len(params.preprocess.channels),
         mask_head=bool(params.loss.mask),
         image_classes=len(IMAGE_CLASSES) if params.loss.image_class else 0,
@@ -230,6 +232,7 @@ def _shared(declared: type, section: object) -> dict[str, Any]:
 def training_fingerprint(params: Params, fold: int | None = None) -> str:
     """Return the fingerprint of params, fold, data and code; training runs with equal fingerprints are the same."""
     sections = params.model_dump(mode="json", include={"seed", "model", "loss", "augment", "train", "preprocess"})
+    sections["classes"] = list(params.class_names)
     sections["preprocess"] = {key: sections["preprocess"][key] for key in ("image_size", "clahe", "channels")}
     # Not the candidates, which are tried once the training has ended.
     sections["evaluate"] = asdict(post_processing_of(params))

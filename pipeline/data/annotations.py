@@ -1,11 +1,12 @@
 """The challenge's tables: the studies, the patient of each study, and the boxes.
 
-Boxes are x, y (top left), width, height in pixels of the original image, as in the challenge.
+Boxes are x, y (top left), width, height in pixels of the original image, as in the challenge. The label table may have
+two columns more: ``class``, the name of each box's class, and ``reader``, who drew it.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
+from pipeline.class_names import folded, join_classes
+from pipeline.data.box_classes import CLASS, NO_LABEL, READER, Labelled, LabelRules, label_rows, merge_readers
 from pipeline.data.classes import NORMAL, NOT_NORMAL, OPACITY
 from pipeline.data.data_issues import RULES, DataIssue, unusable
 from pipeline.data.suggestions import likely_cause
@@ -38,15 +41,19 @@ class Annotations:
     Attributes:
         studies: one row per study in the order of the label table:
             ``patientId`` (an image id), ``groupId`` (the patient), ``class``, ``target`` (0 or 1).
-        boxes: one row per box: ``patientId, x, y, width, height``.
+        boxes: one row per box: ``patientId, x, y, width, height, label``; the label is a position in ``names``.
         issues: the problems of the tables.
         grouped: whether there is a table of patients.
+        names: the classes of boxes.
+        dropped: name of another class -> number of its boxes, which are left out.
     """
 
     studies: pd.DataFrame
     boxes: pd.DataFrame
     issues: list[DataIssue]
     grouped: bool
+    names: tuple[str, ...] = ("",)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     @property
     def problems(self) -> dict[str, str]:
@@ -58,14 +65,22 @@ class Annotations:
         grouped = {key: rows[BOX].to_numpy(np.float64) for key, rows in self.boxes.groupby("patientId")}
         return [grouped.get(key, np.zeros((0, 4))) for key in patient_ids]
 
+    def labels_of(self, patient_ids: list[str]) -> list[np.ndarray]:
+        """Return the label of each box of `boxes_of`, ``[N]`` int64."""
+        grouped = {key: rows["label"].to_numpy(np.int64) for key, rows in self.boxes.groupby("patientId")}
+        return [grouped.get(key, np.zeros(0, np.int64)) for key in patient_ids]
 
-def read_annotations(folder: Path, labels: Path | None = None, *, with_classes: bool = True) -> Annotations:
+
+def read_annotations(
+    folder: Path, labels: Path | None = None, *, rules: LabelRules | None = None, with_classes: bool = True
+) -> Annotations:
     """Read the label, class and group tables of a data set in the challenge's layout.
 
     Args:
         folder: the folder of the tables; those of classes and groups are optional.
         labels: the label table, if it has another name or place.
-        with_classes: whether the caller needs the class table.
+        rules: the classes of boxes; None: each name in the label table is a class.
+        with_classes: whether the caller needs the class table of studies.
 
     Raises:
         UserError: the folder or the label table is missing or empty, a table cannot be read, or an
@@ -74,21 +89,54 @@ def read_annotations(folder: Path, labels: Path | None = None, *, with_classes: 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run `dvc pull`, or put a data set in the RSNA layout there")
     path = labels or folder / LABELS
-    table = read_table(path, ["patientId", *BOX, "Target"], numbers=[*BOX, "Target"])
+    table = read_table(path, ["patientId", *BOX, "Target"], numbers=[*BOX, "Target"], optional=[CLASS, READER])
     if table.empty:
         raise UserError(f"{path}: has no rows; one row per box or study is needed")
     _require_plain_ids(path, "patientId", table["patientId"])
     rows, has_box = _with_numbers(table)
+    rules = rules or LabelRules()
+    labelled = label_rows(path, table[CLASS].to_list() if CLASS in table else None, has_box, rules)
+    rows["label"], rows["reader"] = labelled.labels, table.get(READER, "")
     ids = rows["patientId"].drop_duplicates().to_list()
-    positive = rows["Target"] == "1"
+    left_out = has_box & (labelled.labels == NO_LABEL)
+    positive = (rows["Target"] == "1") & ~left_out
     targets = dict.fromkeys(rows["patientId"], 0) | dict.fromkeys(rows["patientId"][positive], 1)
     issues = list(_broken(_LABEL_RULES, rows, path.name, table))
+    boxes = rows.loc[has_box & ~left_out, ["patientId", *BOX, "label"]].reset_index(drop=True)
+    if READER in table and rules.reader_iou:
+        boxes = merge_readers(boxes, rules.reader_iou)
     groups = _read_groups(folder / GROUPS, ids, issues)
     classes = _read_classes(folder / CLASSES if with_classes else None, ids, targets, issues)
+    if classes is None or len(labelled.names) > 1:
+        classes = _classes_of_boxes(ids, targets, boxes, labelled, classes)
     target = [targets[key] for key in ids]
     studies = pd.DataFrame({"patientId": ids, "groupId": groups, "class": classes, "target": target})
-    boxes = rows.loc[has_box, ["patientId", *BOX]].reset_index(drop=True)
-    return Annotations(studies, boxes, issues, table_exists(folder / GROUPS))
+    return Annotations(studies, boxes, issues, table_exists(folder / GROUPS), labelled.names, labelled.dropped)
+
+
+def _classes_of_boxes(
+    ids: Sequence[str],
+    targets: Mapping[str, int],
+    boxes: pd.DataFrame,
+    labelled: Labelled,
+    classes: Sequence[str] | None,
+) -> list[str]:
+    """Return a study's classes of boxes as its class; without boxes, the one that the class table names."""
+    one = len(labelled.names) == 1
+    challenge = one and folded(labelled.names[0]) in ("", folded(OPACITY))
+    found: dict[str, set[int]] = {}
+    for key, label in zip(boxes["patientId"], boxes["label"], strict=True):
+        found.setdefault(str(key), set()).add(int(label))
+    positive = OPACITY if challenge else labelled.names[0]
+    negative = classes or ["No Lung Opacity" if challenge else "no finding"] * len(ids)
+    return [
+        other
+        if not targets[key]
+        else positive
+        if one
+        else join_classes(labelled.names[n] for n in sorted(found.get(key, ())))
+        for key, other in zip(ids, negative, strict=True)
+    ]
 
 
 def _require_plain_ids(path: Path, column: str, ids: pd.Series) -> None:
@@ -130,7 +178,10 @@ _LABEL_RULES = pa.DataFrameSchema(
         _rule("positive_has_box", lambda table: (table["Target"] != "1") | table["whole"]),
         _rule("negative_has_no_box", lambda table: (table["Target"] != "0") | table["blank"]),
         _rule("box_area", lambda table: ~table["whole"] | (table[["width", "height"]] > 0).all(axis=1)),
-        _rule("box_once", lambda table: ~table["whole"] | ~table.duplicated(["patientId", *BOX])),
+        _rule(
+            "box_once",
+            lambda table: (table["label"] < 0) | ~table.duplicated(["patientId", *BOX, "label", "reader"]),
+        ),
         _one_value("one_target", "Target"),
     ],
 )
@@ -184,9 +235,11 @@ def _read_groups(path: Path, ids: list[str], issues: list[DataIssue]) -> list[st
     return [groups.get(key, key) for key in ids]
 
 
-def _read_classes(path: Path | None, ids: list[str], targets: Mapping[str, int], issues: list[DataIssue]) -> list[str]:
+def _read_classes(
+    path: Path | None, ids: list[str], targets: Mapping[str, int], issues: list[DataIssue]
+) -> list[str] | None:
     if path is None or not table_exists(path):
-        return [OPACITY if targets[key] else "No Lung Opacity" for key in ids]
+        return None
     table = read_table(path, ["patientId", "class"])
     table = table[~table["class"].map(is_missing)]
     table["class"] = table["class"].map(_class_name)

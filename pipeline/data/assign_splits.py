@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pipeline.class_names import split_classes
 from pipeline.data.splits import LEAKED, SPLITS
 
 STRATA = ["class", "view", "sex"]
@@ -53,11 +54,13 @@ def _strata_counts(studies: pd.DataFrame) -> tuple[npt.NDArray[np.float64], list
     keys = [pd.Series("all", studies.index), *(studies[name] for name in STRATA)]
     keys.append(studies[STRATA].agg("/".join, axis=1))
     codes, names = pd.factorize(studies["cluster"])
+    cluster = pd.Series(codes, studies.index)
     columns = []
     for key in keys:
-        strata, levels = pd.factorize(key)
+        each = key.map(split_classes).explode()  # a study with boxes of several classes is in several strata
+        strata, levels = pd.factorize(each)
         table = np.zeros((len(names), len(levels)))
-        np.add.at(table, (codes, strata), 1)
+        np.add.at(table, (cluster[each.index], strata), 1)
         columns.append(table)
     return np.concatenate(columns, 1), [str(name) for name in names]
 
@@ -115,9 +118,9 @@ def kfold_shares(fractions: Mapping[str, float], folds: int) -> dict[str, float]
 
 def missing_classes(studies: pd.DataFrame, split: pd.Series) -> Sequence[str]:
     """Return a message for each class that a split lacks."""
-    every = set(studies["class"])
+    classes = studies["class"].map(split_classes).explode()
     return [
         f"split {name} has no study of class {missing!r}"
         for name in SPLITS
-        for missing in sorted(every - set(studies["class"][split == name]))
+        for missing in sorted(set(classes) - set(classes[split[classes.index] == name]))
     ]

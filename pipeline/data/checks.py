@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.annotations import IMAGES, Annotations, read_annotations
+from pipeline.data.box_classes import LabelRules
 from pipeline.data.data_issues import RULES, DataIssue, unusable
 from pipeline.data.discovery import Listing, by_study, list_folder, require_some
 from pipeline.data.duplicates import clusters, same_files, similar_pairs
@@ -16,6 +17,7 @@ from pipeline.data.parallel import Workers
 from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, preprocess_shards
 from pipeline.errors import UserError
+from pipeline.escaping import printable
 
 _STUDIES_PER_JOB = 64
 # The smallest image and no CLAHE, for a check that only asks whether studies can be used.
@@ -39,15 +41,15 @@ class Inventory:
     issues: list[DataIssue]
 
 
-def take_inventory(folder: Path) -> Inventory:
+def take_inventory(folder: Path, rules: LabelRules | None = None) -> Inventory:
     """Read the tables, list the files and match the two.
 
-    No path is ever built from an id: ids are looked up among the files that exist.
+    No path is ever built from an id: ids are looked up among the files that exist. ``rules`` as in `read_annotations`.
 
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
     """
-    annotations = read_annotations(folder)
+    annotations = read_annotations(folder, rules=rules)
     images = folder / IMAGES
     listing = list_folder(images) if images.is_dir() else Listing()
     require_some(images, listing)
@@ -89,11 +91,18 @@ class Examination:
         return "\n".join(
             [
                 f"studies: {len(studies)} of {studies['groupId'].nunique()} patients; {len(self.problems)} unusable",
-                f"boxes: {len(boxes)} on {int(studies['target'].sum())} studies",
+                f"boxes: {len(boxes)} on {int(studies['target'].sum())} studies{self._by_class()}",
                 f"classes: {classes}",
                 f"views: {', '.join(f'{view} {count}' for view, count in sorted(views.items()))}",
             ]
         )
+
+    def _by_class(self) -> str:
+        """Return the number of boxes of each class, if there are several, and of those that were left out."""
+        names, counts = self.annotations.names, self.annotations.boxes["label"].value_counts()
+        each = ", ".join(f"{name} {counts.get(label, 0)}" for label, name in enumerate(names)) if len(names) > 1 else ""
+        dropped = ", ".join(f"{printable(name, 40)} {count}" for name, count in self.annotations.dropped.items())
+        return (f": {each}" if each else "") + (f"; left out (data.other_classes): {dropped}" if dropped else "")
 
 
 def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination:
@@ -147,7 +156,11 @@ def require_few_problems(problems: Sequence[str], total: int, max_bad_fraction: 
 
 
 def check_dataset(
-    folder: Path, workers: Workers, study_seconds: float, settings: Preprocessing = SMALLEST
+    folder: Path,
+    workers: Workers,
+    study_seconds: float,
+    settings: Preprocessing = SMALLEST,
+    rules: LabelRules | None = None,
 ) -> Examination:
     """Read every table and prepare every study of a data set, as ``preprocess`` does, but write nothing.
 
@@ -156,11 +169,12 @@ def check_dataset(
         workers: where studies are read.
         study_seconds: a study that takes longer is unusable.
         settings: how images are prepared.
+        rules: the classes of boxes; None: each name in the label table is a class.
 
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
     """
-    inventory = take_inventory(folder)
+    inventory = take_inventory(folder, rules)
     size = _STUDIES_PER_JOB
     chunks = [tuple(inventory.studies[start : start + size]) for start in range(0, len(inventory.studies), size)]
     jobs = [ShardJob(None, chunk, settings, study_seconds) for chunk in chunks]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.manifest import MANIFEST, REBUILD, read_manifest, read_table, require_digests
-from pipeline.data.prepared_tables import BOX_COLUMNS, parse_boxes, parse_index
+from pipeline.data.prepared_tables import BOX_CLASS, BOX_COLUMNS, parse_boxes, parse_index
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
 
@@ -85,13 +85,29 @@ def read_index(folder: Path) -> pd.DataFrame:
     return parse_index(read_table(folder, INDEX, read_manifest(folder)), path)
 
 
-def read_boxes(folder: Path, patient_ids: Sequence[str]) -> list[np.ndarray]:
-    """Read the boxes of each study, ``[N, 4]`` float64 x, y, width, height in pixels of the original.
+def read_boxes(
+    folder: Path, patient_ids: Sequence[str], classes: Sequence[str]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Read the boxes of each study, ``[N, 4]`` float64 x, y, width, height in pixels of the original, and their labels.
+
+    A box's label ``[N]`` int64 is the position of its class in ``classes``.
 
     Raises:
-        UserError: the boxes are missing, or not as they were written.
+        UserError: the boxes are missing, not as they were written, or of other classes.
     """
-    table = parse_boxes(read_table(folder, BOXES, read_manifest(folder)), folder / BOXES)
+    path = folder / BOXES
+    table = parse_boxes(read_table(folder, BOXES, read_manifest(folder)), path)
     boxes = table[BOX_COLUMNS[1:]].to_numpy(np.float64)
+    labels = np.zeros(len(table), np.int64)
+    if (BOX_CLASS in table) != (len(classes) > 1):
+        raise UserError(f"{path}: prepared for other classes than `classes` names; {REBUILD}")
+    if BOX_CLASS in table:
+        other = ~table[BOX_CLASS].isin(list(classes))
+        if other.any():
+            name = one_line(str(table[BOX_CLASS][other].iloc[0]))
+            raise UserError(f"{path}: has boxes of class {name}, which `classes` does not name; {REBUILD}")
+        labels = np.array([list(classes).index(name) for name in table[BOX_CLASS]], np.int64)
     rows_of = table.groupby("patientId").indices
-    return [boxes[rows_of[key]] if key in rows_of else np.zeros((0, 4)) for key in patient_ids]
+    none = np.zeros(0, np.int64)
+    rows = [rows_of.get(key, none) for key in patient_ids]
+    return [boxes[one] for one in rows], [labels[one] for one in rows]

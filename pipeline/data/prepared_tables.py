@@ -16,6 +16,7 @@ INDEX_COLUMNS = [
     "groupId", "class", "target", "cluster",
 ]  # fmt: skip
 BOX_COLUMNS = ["patientId", "x", "y", "width", "height"]
+BOX_CLASS = "class"  # one column more, if there are several classes
 _NUMBERS = {
     "row": "int64",
     "height": "int64",
@@ -57,12 +58,15 @@ def parse_index(content: bytes, path: Path) -> pd.DataFrame:
 
 
 def parse_boxes(content: bytes, path: Path) -> pd.DataFrame:
-    """Parse the boxes: patientId, x, y, width, height in pixels of the original.
+    """Parse the boxes: patientId, x, y, width, height in pixels of the original, and class, if there are several.
 
     Raises:
         UserError: a column is missing, or a value is impossible for a box.
     """
-    table = _parse(content, path, {"patientId": "str"} | dict.fromkeys(BOX_COLUMNS[1:], "float64"), {})
+    types = {"patientId": "str"} | dict.fromkeys(BOX_COLUMNS[1:], "float64")
+    if content.split(b"\n", 1)[0].rstrip(b"\r").endswith(f",{BOX_CLASS}".encode()):
+        types[BOX_CLASS] = "str"
+    table = _parse(content, path, types, {})
     rules = {name: (~(table[name] >= 0) | ~np.isfinite(table[name]), "must be at least 0") for name in ("x", "y")}
     rules |= {
         name: (~table[name].between(0, _MAX_SIDE, inclusive="right"), f"must be above 0 and at most {_MAX_SIDE}")

@@ -1,8 +1,9 @@
 """The export of a trained model to ONNX or to a program of ``torch.export``, with suppression in the graph.
 
 Input ``images``: uint8 ``[1, C, S, S]`` as `preprocess` returns them. Outputs, best first: ``boxes`` float32
-``[N, 4]`` xyxy pixels of that image, ``scores`` ``[N]``, calibrated. Candidates below ``operating_threshold`` are among
-them: the program that runs the graph drops them.
+``[N, 4]`` xyxy pixels of that image, ``scores`` ``[N]``, calibrated; with several classes, also ``labels`` int64
+``[N]``, positions in ``classes``. Candidates below ``operating_threshold`` are among them: the program that runs the
+graph drops them.
 
 A model of several networks whose outputs are averaged is one graph too. One whose boxes are fused becomes a file for
 each network: ``model-0.onnx`` and so on, with NMS at IoU .5. The program that runs them does what `load_export` does:
@@ -14,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +33,8 @@ from pipeline.detection.postprocess import Detections, shrink
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 from pipeline.files import directory_atomic, write_json
-from pipeline.metrics.calibration import IDENTITY, ScoreMap
+from pipeline.metrics.calibration import IDENTITY, ScoreMap, calibrated
+from pipeline.metrics.results import image_result
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
 ONNX_OPSET = 18
@@ -39,7 +42,15 @@ _EPS = 1e-7  # scores of 0 and 1 have no finite logit
 PIXELS, SCORE = 0.5, 1e-3  # largest differences allowed between an export and the model
 
 
-Runner = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+class Exported(NamedTuple):
+    """Outputs of an export: ``boxes`` ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``."""
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+Runner = Callable[[npt.NDArray[np.uint8]], Exported]
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Rules:
     soft_nms_sigma: float
     count: int
     box_shrink: float
-    score_map: ScoreMap
+    score_maps: tuple[ScoreMap, ...]
 
 
 class ExportedDetector(nn.Module):
@@ -66,25 +77,37 @@ class ExportedDetector(nn.Module):
         for number, level in enumerate(anchors):
             self.register_buffer(f"anchors_{number}", level)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the module's docstring."""
         rules = self.settings
+        classes = len(rules.score_maps)
         outputs = self.model(images)
-        logits, deltas = outputs.logits[0, :, 0], outputs.deltas[0]
-        boxes, scores = [], []
-        for number, (level, offsets) in enumerate(zip(logits.split(self.sizes), deltas.split(self.sizes), strict=True)):
-            best, rows = level.topk(min(rules.topk, self.sizes[number]))
+        logits, deltas = outputs.logits[0].flatten(), outputs.deltas[0]
+        boxes, scores, labels = [], [], []
+        sizes = [size * classes for size in self.sizes]
+        for number, (level, offsets) in enumerate(zip(logits.split(sizes), deltas.split(self.sizes), strict=True)):
+            best, flat = level.topk(min(rules.topk, sizes[number]))
+            rows = flat // classes
             boxes.append(decode_boxes(offsets[rows], getattr(self, f"anchors_{number}")[rows]))
             scores.append(best.sigmoid())
+            labels.append(flat % classes)
+        kinds = torch.cat(labels)
         inside = clip_boxes_to_image(torch.cat(boxes), rules.image_size)
         # A box that was clipped to nothing lies outside the image, and is ranked last.
         ranked = torch.where(((inside[:, 2:] - inside[:, :2]) > 0).all(1), torch.cat(scores), -1.0)
+        # Boxes of different classes are moved apart, so that they do not overlap.
+        apart = inside + kinds[:, None] * (2.0 * max(rules.image_size)) if classes > 1 else inside
         if rules.suppression == "soft_nms":
-            kept, left = _soft_nms(inside, ranked, rules.soft_nms_sigma, min(rules.count, len(ranked)))
+            kept, left = _soft_nms(apart, ranked, rules.soft_nms_sigma, min(rules.count, len(ranked)))
         else:
-            kept = nms(inside, ranked, rules.nms_thresh)[: rules.count]
+            kept = nms(apart, ranked, rules.nms_thresh)[: rules.count]
             left = ranked[kept]
-        return shrink(inside[kept], rules.box_shrink), _mapped(left, rules.score_map)
+        found = shrink(inside[kept], rules.box_shrink)
+        if classes == 1:
+            return found, _mapped(left, rules.score_maps[0])
+        each = torch.stack([_mapped(left, score_map) for score_map in rules.score_maps], 1)  # (N, K)
+        mapped, order = each.gather(1, kinds[kept][:, None])[:, 0].sort(descending=True)
+        return found[order], mapped, kinds[kept][order]
 
 
 def _soft_nms(boxes: Tensor, scores: Tensor, sigma: float, count: int) -> tuple[Tensor, Tensor]:
@@ -162,7 +185,7 @@ def _rules(config: ModelConfig) -> Rules:
     """Return the post-processing of each graph; the fusion of boxes, and what follows it, is not in the graphs."""
     size, fused = config.preprocessing.image_size, _boxes_are_fused(config)
     rules = one_look(config.postprocessing) if fused else config.postprocessing
-    score_map = config.calibration.box if config.calibration and not fused else IDENTITY
+    maps = (None,) * len(config.classes) if fused else config.calibrations
     return Rules(
         image_size=(size, size),
         topk=rules.topk_candidates,
@@ -171,13 +194,14 @@ def _rules(config: ModelConfig) -> Rules:
         soft_nms_sigma=rules.soft_nms_sigma,
         count=rules.detections_per_img,
         box_shrink=rules.box_shrink,
-        score_map=score_map,
+        score_maps=tuple(IDENTITY if one is None else one.box for one in maps),
     )
 
 
 def _write_onnx(detector: ExportedDetector, example: Tensor, path: Path) -> None:
+    names = ["boxes", "scores", "labels"][: 2 if len(detector.settings.score_maps) == 1 else 3]
     torch.onnx.export(
-        detector, (example,), path, input_names=["images"], output_names=["boxes", "scores"],
+        detector, (example,), path, input_names=["images"], output_names=names,
         opset_version=ONNX_OPSET, dynamo=True, external_data=False, verbose=False,
     )  # fmt: skip
 
@@ -205,7 +229,9 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
     """
     model, config = load_model(folder)
     run = load_export(exported)
-    limit = 0.0 if _boxes_are_fused(config) else _rules(config).score_map(np.array(config.postprocessing.score_thresh))
+    least = np.array(config.postprocessing.score_thresh)
+    fused = _boxes_are_fused(config)
+    limits = np.array([0.0 if fused else float(one(least)) for one in _rules(config).score_maps])
     boxes = scores = 0.0
     for number, image in enumerate(images):
         batch = channels_first([preprocess(image, config.preprocessing)])
@@ -214,18 +240,18 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
                 (wanted,) = detect(model, torch.from_numpy(batch), config.postprocessing)
         except NotFiniteError as error:
             raise UserError(f"{folder}: {error}, for the generated image {number}") from None
-        found_boxes, found_scores = run(batch)
-        if not (np.isfinite(found_boxes).all() and np.isfinite(found_scores).all()):
+        found = run(batch)
+        if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
             raise UserError(f"{exported}: its outputs are not finite, for the generated image {number}")
-        if config.calibration:
-            wanted["scores"] = torch.from_numpy(config.calibration.box(wanted["scores"].numpy()))
-        kept = found_scores > limit
-        if kept.sum() != len(wanted["scores"]):
-            counts = f"{kept.sum()} boxes in image {number}, the model {len(wanted['scores'])}"
-            raise UserError(f"{exported}: finds {counts}")
+        own = image_result(wanted["boxes"].numpy(), wanted["scores"].numpy(), [], wanted["labels"].numpy())
+        own = calibrated(own, config.calibrations)
+        kept = found.scores > limits[found.labels]
+        if kept.sum() != len(own.scores) or (found.labels[kept] != own.labels).any():
+            counts = f"{kept.sum()} boxes in image {number}, the model {len(own.scores)}"
+            raise UserError(f"{exported}: finds {counts}, or others")
         if kept.any():
-            boxes = max(boxes, float(np.abs(found_boxes[kept] - wanted["boxes"].numpy()).max()))
-            scores = max(scores, float(np.abs(found_scores[kept] - wanted["scores"].numpy()).max()))
+            boxes = max(boxes, float(np.abs(found.boxes[kept] - own.boxes).max()))
+            scores = max(scores, float(np.abs(found.scores[kept] - own.scores).max()))
     if boxes > PIXELS or scores > SCORE:
         difference = f"boxes differ by {boxes:.3g} pixels, scores by {scores:.3g}"
         raise UserError(f"{exported}: {difference}; at most {PIXELS} and {SCORE} are allowed")
@@ -233,7 +259,7 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
 
 
 def load_export(path: Path) -> Runner:
-    """Load an export as a function of an image ``[1, C, S, S]`` that returns boxes and calibrated scores.
+    """Load an export as a function of an image ``[1, C, S, S]`` that returns boxes, calibrated scores and labels.
 
     ``path`` is the file, or the folder of the files of a model of several networks.
     """
@@ -243,12 +269,18 @@ def load_export(path: Path) -> Runner:
         return _onnx_runner(path)
     program = torch.export.load(path).module()
 
-    def run(images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def run(images: npt.NDArray[np.uint8]) -> Exported:
         with torch.no_grad():
-            boxes, scores = program(torch.from_numpy(images))
-        return boxes.numpy(), scores.numpy()
+            return _exported([value.numpy() for value in program(torch.from_numpy(images))])
 
     return run
+
+
+def _exported(outputs: Sequence[npt.NDArray[Any]]) -> Exported:
+    """Return the outputs of a graph, which has no labels if there is one class."""
+    boxes, scores, *labels = outputs
+    of_one = np.zeros(len(scores), np.int64)
+    return Exported(np.asarray(boxes, np.float32), np.asarray(scores, np.float32), labels[0] if labels else of_one)
 
 
 def _fused_runner(folder: Path) -> Runner:
@@ -259,17 +291,15 @@ def _fused_runner(folder: Path) -> Runner:
     runners = [load_export(path) for path in sorted(folder.glob("model-*"))]
 
     def look(run: Runner, images: npt.NDArray[np.uint8]) -> list[Detections]:
-        boxes, scores = run(images)
-        kept = scores > rules.score_thresh
-        labels = torch.zeros(int(kept.sum()), dtype=torch.int64)
-        return [{"boxes": torch.from_numpy(boxes[kept]), "scores": torch.from_numpy(scores[kept]), "labels": labels}]
+        found = run(images)
+        kept = found.scores > rules.score_thresh
+        return [{name: torch.from_numpy(value[kept]) for name, value in found._asdict().items()}]
 
-    def run_all(images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def run_all(images: npt.NDArray[np.uint8]) -> Exported:
         (found,) = fuse([look(run, images) for run in runners], fusion_thresh, rules)
-        scores = found["scores"].numpy()
-        if config.calibration:
-            scores = config.calibration.box(scores)
-        return found["boxes"].numpy(), scores.astype(np.float32)
+        own = image_result(found["boxes"].numpy(), found["scores"].numpy(), [], found["labels"].numpy())
+        own = calibrated(own, config.calibrations)
+        return Exported(own.boxes.astype(np.float32), own.scores.astype(np.float32), own.labels)
 
     return run_all
 
@@ -279,8 +309,7 @@ def _onnx_runner(path: Path) -> Runner:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        boxes, scores = session.run(["boxes", "scores"], {"images": images})
-        return np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
+    def run(images: npt.NDArray[np.uint8]) -> Exported:
+        return _exported([np.asarray(value) for value in session.run(None, {"images": images})])
 
     return run

@@ -19,7 +19,6 @@ from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.scored import SCORED, append_rows, open_scored
 from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import printable
-from pipeline.submission import prediction_string
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +144,11 @@ class _Look:
 
 def _row(study: Study, model: str) -> list[str]:
     prediction, pixels = study.prediction, study.radiograph.pixels
-    text = prediction_string(prediction.boxes, prediction.scores)
     grey = [f"{value:.3f}" for value in grey_features(pixels)]
     score = f"{prediction.image_score:.6f}"
     count = str(len(prediction.scores))
     warning = RULES["nearly_empty"].title if study.nearly_empty else ""
-    return [study.path.name, _now(), model, score, text, warning, study.radiograph.view, *grey, count]
+    return [study.path.name, _now(), model, score, prediction.text(), warning, study.radiograph.view, *grey, count]
 
 
 def _now() -> str:

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import save_file
 
 from pipeline.bounds import CHECKED, Fraction
+from pipeline.class_names import ClassName
 from pipeline.data.settings import Preprocessing
 from pipeline.detection.detect import Detector
 from pipeline.detection.ensemble import Ensemble
@@ -35,7 +36,12 @@ _MAX_CONFIG_BYTES = 2**18
 _NO_FILE = "no such file; run `dvc repro train`, or give the folder of a trained model"
 
 
-ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+T = TypeVar("T")
+
+
+def one_or_each(values: tuple[T, ...]) -> T | tuple[T, ...]:
+    """Return the values of all classes as ``model.json`` has them: of one class, the value itself."""
+    return values[0] if len(values) == 1 else values
 
 
 class ModelConfig(BaseModel):
@@ -43,8 +49,9 @@ class ModelConfig(BaseModel):
 
     Attributes:
         ensemble: the networks, all of ``architecture``, whose outputs or boxes are combined; None: it is one network.
-        calibration: maps of the scores after suppression or fusion; None, in older models: scores stay.
-        operating_threshold: detections whose calibrated score is above it are reported; chosen on the val split.
+        calibration: maps of the scores after suppression or fusion, for each class; None, in older models: scores stay.
+        operating_threshold: detections whose calibrated score is above it are reported; chosen on the val split, for
+            each class. With one class, both are single values instead of lists.
         operating_rule: how it was chosen.
         best_epoch: 0-based epoch of these weights; ``val_map`` is the score that they reached.
         started_from: the weights from which training started, in words.
@@ -59,13 +66,25 @@ class ModelConfig(BaseModel):
     ensemble: EnsembleSettings | None = None
     preprocessing: Preprocessing
     postprocessing: PostProcessing
-    calibration: Calibration | None = None
-    operating_threshold: Fraction
-    operating_rule: Annotated[str, Field(max_length=300)] = ""
+    calibration: Calibration | tuple[Calibration, ...] | None = None
+    operating_threshold: Fraction | tuple[Fraction, ...]
+    operating_rule: Annotated[str, Field(max_length=10_000)] = ""
     best_epoch: int = Field(ge=0)
     val_map: float
     started_from: Annotated[str, Field(max_length=500)] = ""
     pretraining_leak: bool = False
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Return the operating threshold of each class."""
+        return self.operating_threshold if isinstance(self.operating_threshold, tuple) else (self.operating_threshold,)
+
+    @property
+    def calibrations(self) -> tuple[Calibration | None, ...]:
+        """Return the calibration of each class."""
+        if self.calibration is None:
+            return (None,) * len(self.classes)
+        return self.calibration if isinstance(self.calibration, tuple) else (self.calibration,)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -75,6 +94,10 @@ class ModelConfig(BaseModel):
             raise ValueError(f"architecture.in_channels {network.in_channels}, but preprocessing gives {channels}")
         if network.num_classes != len(self.classes):
             raise ValueError(f"architecture.num_classes {network.num_classes}, but {len(self.classes)} classes")
+        for name, value in (("operating_threshold", self.operating_threshold), ("calibration", self.calibration)):
+            given = len(value) if isinstance(value, tuple) else 1
+            if value is not None and given != len(self.classes):
+                raise ValueError(f"{name}: {given} for {len(self.classes)} classes")
         if self.postprocessing.score_gate and not network.image_classes:
             raise ValueError("postprocessing.score_gate needs the image-level head, architecture.image_classes")
         return self
@@ -176,8 +199,14 @@ def _plain(config: ModelConfig) -> dict[str, Any]:
         "preprocessing": asdict(config.preprocessing),
         "postprocessing": asdict(config.postprocessing),
         "ensemble": config.ensemble and asdict(config.ensemble),
-        "calibration": config.calibration and asdict(config.calibration),
+        "calibration": _plain_calibration(config.calibration),
     }
+
+
+def _plain_calibration(calibration: Calibration | tuple[Calibration, ...] | None) -> Any:
+    if isinstance(calibration, tuple):
+        return [asdict(one) for one in calibration]
+    return calibration and asdict(calibration)
 
 
 def pick_device() -> torch.device:

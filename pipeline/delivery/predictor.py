@@ -13,11 +13,13 @@ from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_file import ModelConfig, load_model, pick_device
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import NotFiniteError, detect
+from pipeline.detection.postprocess import Detections
 from pipeline.dicom.levels import Levels
 from pipeline.errors import UserError
 from pipeline.escaping import one_line
-from pipeline.metrics.calibration import calibrated, image_probabilities
-from pipeline.metrics.results import image_result
+from pipeline.metrics.calibration import calibrated, image_probabilities_of
+from pipeline.metrics.results import image_result, keep, reported
+from pipeline.submission import labelled_string
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,13 +28,24 @@ Floats = npt.NDArray[np.float64]
 class Prediction:
     """Detections of one image, best first: ``boxes`` ``[N, 4]`` xyxy in original pixels, ``scores`` ``[N]``.
 
-    ``scores`` are calibrated. ``image_score`` is the probability that the image has an opacity, from its best
-    candidate, reported or not.
+    ``scores`` are calibrated. ``labels`` ``[N]`` are positions in ``classes``. ``class_scores`` ``[K]`` are the
+    probabilities that the image shows each class, from its best candidate, reported or not.
     """
 
     boxes: Floats
     scores: Floats
-    image_score: float
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    class_scores: Floats
+
+    @property
+    def image_score(self) -> float:
+        """Return the probability of the class that the image shows most probably."""
+        return float(self.class_scores.max())
+
+    def text(self) -> str:
+        """Return the detections as one string; see `labelled_string`."""
+        return labelled_string(self.boxes, self.scores, self.labels, self.classes)
 
 
 class Predictor:
@@ -52,7 +65,9 @@ class Predictor:
         Raises:
             UserError: outputs of the model are not finite; the message gives the images by ``names`` or by number.
         """
-        threshold = self.config.operating_threshold if score_thresh is None else score_thresh
+        thresholds = self.config.thresholds
+        if score_thresh is not None:
+            thresholds = (score_thresh,) * len(thresholds)
         settings = self.config.preprocessing
         prepared = [preprocess(image, settings) for image in images]
         batch = torch.from_numpy(channels_first(prepared)).to(self._device)
@@ -63,17 +78,18 @@ class Predictor:
             what = which if names else f"{which} of the batch"
             raise UserError(f"{self._folder}: the outputs of the model for {what} are not finite") from None
         return [
-            _in_original_pixels(one["boxes"].cpu().numpy(), one["scores"].cpu().numpy(), image, self.config, threshold)
+            _in_original_pixels(one, image, self.config, thresholds)
             for one, image in zip(detections, images, strict=True)
         ]
 
 
 def _in_original_pixels(
-    boxes: npt.ArrayLike, scores: npt.ArrayLike, image: Levels, config: ModelConfig, threshold: float
+    found: Detections, image: Levels, config: ModelConfig, thresholds: Sequence[float]
 ) -> Prediction:
     height, width = image.shape
+    boxes, scores, labels = (found[name].cpu().numpy() for name in ("boxes", "scores", "labels"))
     original = to_original(np.asarray(boxes, np.float64), height, width, config.preprocessing.image_size)
-    result = calibrated(image_result(original, scores, []), config.calibration)
-    kept = result.scores > threshold
-    probability = float(image_probabilities([result], config.calibration)[0])
-    return Prediction(result.boxes[kept], result.scores[kept], probability)
+    result = calibrated(image_result(original, scores, [], labels), config.calibrations)
+    shown = keep(result, reported(result, thresholds))
+    scores_of_classes = image_probabilities_of(result, config.calibrations)
+    return Prediction(shown.boxes, shown.scores, shown.labels, config.classes, scores_of_classes)

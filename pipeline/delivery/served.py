@@ -13,11 +13,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.reader import Reader
-from pipeline.delivery.predictor import Predictor
+from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.dicom.levels import Levels
 from pipeline.dicom.radiograph import MAX_FILE_BYTES, MAX_PIXELS
 from pipeline.errors import BadStudyError, UserError
-from pipeline.submission import prediction_string
 
 Answer = dict[str, Any]
 
@@ -105,14 +104,7 @@ class ServedModel:
             levels = self._levels(number, row)
             with self._one_image:
                 (prediction,) = self._predictor.predict([levels])
-            answers.append(
-                {
-                    "PredictionString": prediction_string(prediction.boxes, prediction.scores),
-                    "image_score": prediction.image_score,
-                    "boxes": prediction.boxes.round(3).tolist(),
-                    "scores": prediction.scores.round(6).tolist(),
-                }
-            )
+            answers.append(_answer(prediction))
         return answers
 
     def _levels(self, number: int, row: Mapping[str, Any]) -> Levels:
@@ -127,6 +119,21 @@ class ServedModel:
             return self._reader.read(_content(number, text)).levels
         except BadStudyError as error:
             raise RequestError(400, f"row {number}: {error}") from None
+
+
+def _answer(prediction: Prediction) -> Answer:
+    """Return the answer of a row; with several classes, with the class of each box, and the score of each class."""
+    answer: Answer = {
+        "PredictionString": prediction.text(),
+        "image_score": prediction.image_score,
+        "boxes": prediction.boxes.round(3).tolist(),
+        "scores": prediction.scores.round(6).tolist(),
+    }
+    if len(prediction.classes) > 1:
+        answer["classes"] = [prediction.classes[label] for label in prediction.labels]
+        scores = zip(prediction.classes, prediction.class_scores.round(6).tolist(), strict=True)
+        answer["class_scores"] = dict(scores)
+    return answer
 
 
 def _content(number: int, text: object) -> bytes:

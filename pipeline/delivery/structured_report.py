@@ -30,6 +30,7 @@ from pipeline.files import write_atomic
 
 # Private codes, because none of the public vocabularies has one for 'an opacity that a reader would box'.
 _SCHEME = "99PNEUMOFLOW"
+_OPACITY = "lung opacity"
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
         evidence=[header],
         content=content[0],
         series_number=9000,
-        series_description="pneumoflow: lung opacities",
+        series_description="pneumoflow: lung opacities" if _is_opacity(prediction) else "pneumoflow: findings",
         series_instance_uid=generate_uid(),
         sop_instance_uid=generate_uid(),
         instance_number=1,
@@ -130,29 +131,47 @@ def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
 
 def _findings(image: pydicom.Dataset, prediction: Prediction) -> list[Any]:
     source = hd.sr.SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID)
-    findings = [_whole_image(image, prediction)]
-    for number, ((x0, y0, x1, y1), score) in enumerate(zip(prediction.boxes, prediction.scores, strict=True), start=1):
+    findings = [_whole_image(image, prediction, label) for label in range(len(prediction.classes))]
+    found = zip(prediction.boxes, prediction.scores, prediction.labels.tolist(), strict=True)
+    for number, ((x0, y0, x1, y1), score, label) in enumerate(found, start=1):
+        name = "Opacity" if _is_opacity(prediction) else _title(prediction, label)
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
         findings.append(
             hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-                tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier=f"Opacity {number}"),
+                tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier=f"{name} {number}"),
                 referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, corners, source),
-                finding_type=_code("lung-opacity", "Lung opacity"),
+                finding_type=_finding(prediction, label, there=True),
                 measurements=[_score(score)],
             )
         )
     return findings
 
 
-def _whole_image(image: pydicom.Dataset, prediction: Prediction) -> Any:
-    """Return the finding on the whole image, which a report has even if no opacity was found."""
-    names = ("lung-opacity", "Lung opacity") if len(prediction.scores) else ("no-lung-opacity", "No lung opacity found")
+def _is_opacity(prediction: Prediction) -> bool:
+    return prediction.classes == (_OPACITY,)
+
+
+def _title(prediction: Prediction, label: int) -> str:
+    name = prediction.classes[label]
+    return name[:1].upper() + name[1:]
+
+
+def _finding(prediction: Prediction, label: int, *, there: bool) -> Any:
+    """Return the code of a class, or of its absence; a code has at most 16 characters, so it counts the classes."""
+    name = prediction.classes[label]
+    own = "lung-opacity" if _is_opacity(prediction) else f"class-{label + 1}"
+    return _code(own, _title(prediction, label)) if there else _code(f"no-{own}", f"No {name} found"[:64])
+
+
+def _whole_image(image: pydicom.Dataset, prediction: Prediction, label: int) -> Any:
+    """Return the finding of a class on the whole image, which a report has even if nothing was found."""
+    which = "" if len(prediction.classes) == 1 else f", {prediction.classes[label]}"
     source = hd.sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)
     return hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier="Image"),
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier=f"Image{which}"),
         source_images=[source],
-        finding_type=_code(*names),
-        measurements=[_score(prediction.image_score)],
+        finding_type=_finding(prediction, label, there=bool((prediction.labels == label).any())),
+        measurements=[_score(prediction.class_scores[label])],
     )
 
 

@@ -5,7 +5,7 @@ The outputs contain file names, which often enough name persons: only their owne
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -13,8 +13,7 @@ from typing import TextIO
 from pipeline.delivery.batch import Study, Writer
 from pipeline.escaping import safe_cell
 from pipeline.files import open_atomic, temporary_folder, write_atomic
-from pipeline.reports.drawing import draw_boxes, encode_png
-from pipeline.submission import prediction_string
+from pipeline.reports.drawing import captions, draw_boxes, encode_png
 
 PICTURE_SIDE = 768
 
@@ -32,8 +31,7 @@ class _Table:
         self._rows.writerow(["patientId", "PredictionString"])
 
     def write(self, study: Study) -> None:
-        prediction = study.prediction
-        self._rows.writerow([safe_cell(study.key), prediction_string(prediction.boxes, prediction.scores)])
+        self._rows.writerow([safe_cell(study.key), study.prediction.text()])
 
 
 @contextmanager
@@ -53,7 +51,8 @@ class PictureWriter:
         """Draw a study."""
         pixels, prediction = study.radiograph.pixels, study.prediction
         side = round(max(pixels.shape) * min(1.0, PICTURE_SIDE / max(pixels.shape)))
-        picture = encode_png(draw_boxes(pixels, prediction.boxes, prediction.scores, [], side))
+        names = captions(prediction.labels, prediction.classes)
+        picture = encode_png(draw_boxes(pixels, prediction.boxes, prediction.scores, [], side, names))
         path = private_folder(self._folder) / f"{study.key}.png"
         write_atomic(path, lambda temporary: temporary.write_bytes(picture), private=True)
 
@@ -70,24 +69,27 @@ class _Coco:
         image = {"id": self._studies + 1, "file_name": study.path.name, "height": height, "width": width}
         self._images.write((",\n" if self._studies else "") + json.dumps(image))
         self._studies += 1
-        for (x0, y0, x1, y1), score in zip(study.prediction.boxes, study.prediction.scores, strict=True):
+        found = study.prediction
+        for (x0, y0, x1, y1), score, label in zip(found.boxes, found.scores, found.labels, strict=True):
             box = [round(float(value), 2) for value in (x0, y0, x1 - x0, y1 - y0)]
-            annotation = {"id": self._boxes + 1, "image_id": self._studies, "category_id": 1, "bbox": box}
+            numbers = {"id": self._boxes + 1, "image_id": self._studies, "category_id": int(label) + 1}
+            annotation = {**numbers, "bbox": box}
             annotation |= {"area": round(box[2] * box[3], 2), "score": round(float(score), 6), "iscrowd": 0}
             self._annotations.write((",\n" if self._boxes else "") + json.dumps(annotation))
             self._boxes += 1
 
 
 @contextmanager
-def coco_writer(path: Path) -> Iterator[Writer]:
+def coco_writer(path: Path, classes: Sequence[str]) -> Iterator[Writer]:
     """Yield a writer of COCO's JSON of a data set, with a ``score`` for each annotation."""
+    categories = json.dumps([{"id": number, "name": name} for number, name in enumerate(classes, start=1)])
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(path.parent) as folder:
         parts = [folder / name for name in ("images", "annotations")]
         with parts[0].open("w", encoding="utf-8") as images, parts[1].open("w", encoding="utf-8") as annotations:
             yield _Coco(images, annotations)
         with open_atomic(path, private=True) as file:
-            file.write('{"categories": [{"id": 1, "name": "lung opacity"}],\n"images": [\n')
+            file.write(f'{{"categories": {categories},\n"images": [\n')
             _copy(parts[0], file)
             file.write('],\n"annotations": [\n')
             _copy(parts[1], file)

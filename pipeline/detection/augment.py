@@ -48,8 +48,10 @@ class Augmenter:
     def __call__(self, image: Image, boxes: Boxes, seed: int) -> tuple[Image, Boxes]:
         """Change an image, uint8 ``[H, W]`` or ``[H, W, C]``, and its boxes, float32 ``[N, 4]`` xyxy pixels.
 
+        Boxes may have further columns, such as a label, which stay as they are.
+
         A box is dropped if less than ``min_visibility`` of it stays inside, because its opacity is cut off.
         """
         self._compose.set_random_seed(seed)
         changed = self._compose(image=image, bboxes=boxes)
-        return changed["image"], np.asarray(changed["bboxes"], np.float32).reshape(-1, 4)
+        return changed["image"], np.asarray(changed["bboxes"], np.float32).reshape(-1, boxes.shape[1])

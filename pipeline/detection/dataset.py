@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipeline.detection.matching import PADDING
 
 Boxes = npt.NDArray[np.float32]
-# Changes an image and its boxes; the third argument is a seed.
+# Changes an image and its boxes ``[N, 5]``, xyxy and a label, which stays; the third argument is a seed.
 Augment = Callable[[npt.NDArray[np.uint8], Boxes, int], tuple[npt.NDArray[np.uint8], Boxes]]
 UNKNOWN_CLASS = -1
 PADDING_INDEX = -1
@@ -22,11 +22,12 @@ PADDING_INDEX = -1
 class Example(NamedTuple):
     """One image, uint8 ``[H, W]`` or ``[H, W, C]``, and its annotations.
 
-    ``boxes`` are float32 ``[N, 4]`` xyxy; ``position`` is the image's index in the data set.
+    ``boxes`` are float32 ``[N, 4]`` xyxy with ``labels`` ``[N]``; ``position`` is the image's index in the data set.
     """
 
     image: npt.NDArray[np.uint8]
     boxes: Boxes
+    labels: npt.NDArray[np.int64]
     image_class: int
     position: int
 
@@ -61,8 +62,10 @@ class DetectionDataset(Dataset[Example]):
         seed: int,
         image_classes: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
+        labels: Sequence[npt.NDArray[np.int64]] | None = None,
     ) -> None:
         assert len(images) == len(boxes)
+        self._labels = labels if labels is not None else [np.zeros(len(one), np.int64) for one in boxes]
         self._classes = image_classes if image_classes is not None else [UNKNOWN_CLASS] * len(images)
         self._images, self._boxes, self._augmenter, self._seed = images, boxes, augmenter, seed
 
@@ -79,12 +82,14 @@ class DetectionDataset(Dataset[Example]):
         """Return the example ``index`` as it looks in ``epoch``; ``key`` is (epoch, index), see `EpochBatches`."""
         epoch, index = key
         position, index = (PADDING_INDEX, -1 - index) if index < 0 else (index, index)
-        image, boxes = self._images[index], self._boxes[index]
+        image, boxes, labels = self._images[index], self._boxes[index], self._labels[index]
         if self._augmenter is not None:
             # Seeded by epoch and index, so that a resumed run and any number of workers see the same images.
             seed = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
-            image, boxes = self._augmenter(image, boxes, seed)
-        return Example(image, boxes, self._classes[index], position)
+            labelled = np.concatenate([boxes, labels[:, None]], 1).astype(np.float32)
+            image, labelled = self._augmenter(image, labelled, seed)
+            boxes, labels = labelled[:, :4], labelled[:, 4].astype(np.int64)
+        return Example(image, boxes, labels, self._classes[index], position)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -134,7 +139,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     labels = np.full((len(examples), most), PADDING, np.int64)
     for row, example in enumerate(examples):
         boxes[row, : len(example.boxes)] = example.boxes
-        labels[row, : len(example.boxes)] = 0  # one class: opacity
+        labels[row, : len(example.boxes)] = example.labels
     images = channels_first([example.image for example in examples])
     classes = np.array([example.image_class for example in examples])
     indices = np.array([example.position for example in examples])

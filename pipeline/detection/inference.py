@@ -75,11 +75,12 @@ def _require_none(fabric: Fabric, data: DetectionDataset, bad: list[int]) -> Non
 def _gathered(fabric: Fabric, detections: list[Detections], indices: Tensor, count: int, most: int) -> list[Detections]:
     """Return the detections of all processes, in the order of the data set."""
     # Every process sends the same number of rows: even with padding, it has no more images than the data set.
-    packed = torch.full((count, most, 6), math.nan)
+    packed = torch.full((count, most, 7), math.nan)
     packed[:, 0, 5] = -1.0  # the position in the data set; -1: no image
     for row, (one, index) in enumerate(zip(detections, indices.tolist(), strict=True)):
         packed[row, : len(one["boxes"]), :4] = one["boxes"]
         packed[row, : len(one["scores"]), 4] = one["scores"]
+        packed[row, : len(one["labels"]), 6] = one["labels"].float()
         packed[row, 0, 5] = index
     shares = [torch.empty_like(packed, device=fabric.device) for _ in range(fabric.world_size)]
     torch.distributed.all_gather(shares, packed.to(fabric.device))
@@ -87,8 +88,7 @@ def _gathered(fabric: Fabric, detections: list[Detections], indices: Tensor, cou
     results: list[Detections] = [{} for _ in range(count)]
     for one in everyone[everyone[:, 0, 5] >= 0]:
         kept = one[torch.isfinite(one[:, 4])]
-        labels = torch.zeros(len(kept), dtype=torch.int64)
-        results[int(one[0, 5])] = {"boxes": kept[:, :4], "scores": kept[:, 4], "labels": labels}
+        results[int(one[0, 5])] = {"boxes": kept[:, :4], "scores": kept[:, 4], "labels": kept[:, 6].long()}
     return results
 
 

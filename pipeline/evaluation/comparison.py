@@ -8,17 +8,17 @@ import pandas as pd
 
 from pipeline.evaluation.subgroups import is_small, subgroups
 from pipeline.metrics.bootstrap import Metrics, paired_difference
-from pipeline.metrics.calibration import Calibration
-from pipeline.metrics.results import ImageResult
+from pipeline.metrics.calibration import Calibrations
+from pipeline.metrics.results import ImageResult, Thresholds
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A model's results, the threshold of its reports, and the calibration that its scores went through."""
+    """A model's results, and of each class the threshold of its reports and the calibration of its scores."""
 
     results: Sequence[ImageResult]
-    threshold: float
-    calibration: Calibration | None = None
+    threshold: Thresholds
+    calibration: Calibrations = None
 
     def metrics(self) -> Metrics:
         """Return the metrics of these results."""

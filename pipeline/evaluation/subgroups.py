@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from pipeline.class_names import split_classes
 from pipeline.metrics.bootstrap import Metrics, interval, patient_weights
 from pipeline.metrics.matching import match
-from pipeline.metrics.results import Bools, ImageResult
+from pipeline.metrics.results import Bools, ImageResult, Thresholds, each_class, keep, reported, thresholds_of
 
 METRICS = ("rsna_score", "map_50", "auroc", "sensitivity", "specificity")
 SMALL_IMAGES, SMALL_POSITIVES = 30, 10
@@ -24,14 +25,14 @@ BOX_SIZES = {"below 0.2": (0.0, 0.2), "0.2 to 0.3": (0.2, 0.3), "0.3 and more": 
 
 
 def subgroup_table(
-    results: Sequence[ImageResult], studies: pd.DataFrame, score_thresh: float, draws: int, seed: int
+    results: Sequence[ImageResult], studies: pd.DataFrame, score_thresh: Thresholds, draws: int, seed: int
 ) -> pd.DataFrame:
     """Return a table with a row for each view, sex, age band, class and size of boxes.
 
     Args:
         results: the result of each study.
         studies: columns ``groupId``, ``view``, ``sex``, ``age``, ``class``, ``height``, ``width``, in the same order.
-        score_thresh: detections above it are reported.
+        score_thresh: of each class; detections above it are reported.
         draws: number of bootstrap draws.
         seed: seed of the draws.
 
@@ -71,9 +72,9 @@ def is_small(images: int, positives: int) -> bool:
 def subgroups(studies: pd.DataFrame) -> Iterator[tuple[str, str, Bools]]:
     """Yield the kind, the name and the members of each group of studies."""
     for column in ("view", "sex", "class"):
-        values = studies[column].fillna("").replace("", "not known")
-        for value in sorted(values.unique()):
-            yield column, str(value), (values == value).to_numpy()
+        values = studies[column].fillna("").replace("", "not known").map(split_classes)
+        for value in sorted(set(values.explode())):
+            yield column, str(value), values.map(lambda own, value=value: value in own).to_numpy(bool)
     age = studies["age"].to_numpy(np.float64)
     known = np.zeros(len(age), bool)
     for name, (low, high) in AGE_BANDS.items():
@@ -84,21 +85,18 @@ def subgroups(studies: pd.DataFrame) -> Iterator[tuple[str, str, Bools]]:
 
 
 def _box_sizes(
-    results: Sequence[ImageResult], studies: pd.DataFrame, score_thresh: float, draws: int, seed: int
+    results: Sequence[ImageResult], studies: pd.DataFrame, score_thresh: Thresholds, draws: int, seed: int
 ) -> Iterator[dict[str, object]]:
     sides = studies[["height", "width"]].max(axis=1).to_numpy(np.float64)
-    reported = [
-        ImageResult(result.boxes[kept], result.scores[kept], result.truth)
-        for result in results
-        for kept in [result.scores > score_thresh]
-    ]
+    kept = [keep(result, reported(result, score_thresh)) for result in results]
+    classes = each_class(kept, len(thresholds_of(score_thresh)))
     groups = studies["groupId"]
     for name, limits in BOX_SIZES.items():
         # Half-open, so that no box belongs to two sizes.
         ranges = [((side * limits[0]) ** 2, np.nextafter((side * limits[1]) ** 2, 0)) for side in sides]
-        matches = [match(result, area) for result, area in zip(reported, ranges, strict=True)]
-        hits = np.array([one.hit[0].sum() for one in matches], np.float64)
-        boxes = np.array([one.truths for one in matches], np.float64)
+        matches = [[match(result, area) for result, area in zip(own, ranges, strict=True)] for own in classes]
+        hits = np.array([[one.hit[0].sum() for one in own] for own in matches], np.float64).sum(0)  # (I,)
+        boxes = np.array([[one.truths for one in own] for own in matches], np.float64).sum(0)
         some = np.flatnonzero(boxes)
         if not len(some):
             continue

@@ -131,7 +131,7 @@ def _inputs(params: Params, base: Params, out: Path) -> dict[str, SplitData]:
         prepared = out / f"prepared-{clip_limit:g}-{_data_version()}"
         if not prepared.exists():
             preprocess(params, prepared, out)
-    return read_inputs(params.preprocess, prepared, SPLITS_FILE)
+    return read_inputs(params, prepared, SPLITS_FILE)
 
 
 def _data_version() -> str:

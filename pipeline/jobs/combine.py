@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from lightning_fabric import Fabric
 
+from pipeline.assembly.detections import results_table
 from pipeline.assembly.inputs import SplitData, out_of_fold, read_inputs
 from pipeline.assembly.operating_point import DRAWS, choose_operating_point
 from pipeline.assembly.run_log import read_run_id
@@ -15,7 +16,7 @@ from pipeline.assembly.training import post_processing_of
 from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import read_folds
-from pipeline.delivery.model_file import ModelConfig, load_model, save_model, save_seen
+from pipeline.delivery.model_file import ModelConfig, load_model, one_or_each, save_model, save_seen
 from pipeline.detection.detect import mirror
 from pipeline.detection.device import make_fabric
 from pipeline.detection.ensemble import Ensemble, fuse, one_look
@@ -26,11 +27,11 @@ from pipeline.detection.settings import EnsembleSettings, PostProcessing
 from pipeline.errors import run_main
 from pipeline.files import write_json, write_text
 from pipeline.metrics.bootstrap import patient_weights
-from pipeline.metrics.calibration import Calibration
+from pipeline.metrics.calibration import Calibration, calibrated
+from pipeline.metrics.results import each_class, image_result
 from pipeline.metrics.rsna_score import best_thresholds
 from pipeline.params import Params, load_params
 from pipeline.paths import CROSSVAL, MODELS, OUT_OF_FOLD, RUN_FILE, SPLITS_FILE
-from pipeline.submission import submission_table
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ def combine(params: Params, folder: Path = CROSSVAL) -> ModelConfig:
         update={
             "ensemble": EnsembleSettings(members=len(folds), fusion_thresh=fusion_thresh),
             "postprocessing": point.post_processing,
-            "calibration": point.calibration,
-            "operating_threshold": point.threshold,
+            "calibration": one_or_each(point.calibrations),
+            "operating_threshold": one_or_each(point.thresholds),
             "operating_rule": point.rule,
             "val_map": float(np.mean([fold.config.val_map for fold in folds])),
         }
@@ -77,9 +78,10 @@ def combine(params: Params, folder: Path = CROSSVAL) -> ModelConfig:
     save_seen(folder / MODELS, studies.index["groupId"])
     write_json(folder / MODELS / RUN_FILE, {"run_id": read_run_id(folder / RUN_FILE)})
     detections = detect_out_of_fold(point.post_processing)
-    write_text(folder / MODELS / OUT_OF_FOLD, _table(detections, studies, point.calibration))
+    write_text(folder / MODELS / OUT_OF_FOLD, _table(detections, studies, point.calibrations))
     fusion = "outputs averaged" if fusion_thresh is None else f"boxes fused above IoU {fusion_thresh:g}"
-    logger.info("%d networks in one model: %s, threshold %.3f", len(folds), fusion, point.threshold)
+    thresholds = ", ".join(f"{threshold:.3f}" for threshold in point.thresholds)
+    logger.info("%d networks in one model: %s, threshold %s", len(folds), fusion, thresholds)
     return config
 
 
@@ -87,7 +89,7 @@ def _read_fold(params: Params, folder: Path, number: int) -> Fold:
     path = folder / f"fold{number}"
     network, config = load_model(path)
     assert isinstance(network, RetinaNet)
-    return Fold(network, config, read_inputs(params.preprocess, fold=number)["val"])
+    return Fold(network, config, read_inputs(params, fold=number)["val"])
 
 
 def _detect(
@@ -124,7 +126,7 @@ def _choose_fusion(
 
     def score(threshold: float) -> float:
         results = results_in_prepared_pixels(fuse(looks, threshold, post_processing), studies)
-        return float(best_thresholds(results, weights)[1].mean())
+        return float(np.mean([best_thresholds(own, weights)[1] for own in each_class(results, len(studies.classes))]))
 
     scores = {threshold: score(threshold) for threshold in listed}
     logger.info("out-of-fold RSNA score by fusion_thresh: %s", {key: round(value, 4) for key, value in scores.items()})
@@ -135,15 +137,22 @@ def _mirrored(image: np.ndarray, boxes: np.ndarray, _: int) -> tuple[np.ndarray,
     return np.ascontiguousarray(image[:, ::-1]), boxes
 
 
-def _table(detections: Sequence[Detections], studies: SplitData, calibration: Calibration) -> str:
+def _table(detections: Sequence[Detections], studies: SplitData, calibrations: Sequence[Calibration]) -> str:
     """Return the detections with calibrated scores, in pixels of the originals, as a submission."""
     sizes = zip(studies.index["height"], studies.index["width"], strict=True)
-    boxes = [
-        to_original(one["boxes"].double().numpy(), height, width, studies.image_size)
+    results = [
+        calibrated(
+            image_result(
+                to_original(one["boxes"].double().numpy(), height, width, studies.image_size),
+                one["scores"].numpy(),
+                [],
+                one["labels"].numpy(),
+            ),
+            calibrations,
+        )
         for one, (height, width) in zip(detections, sizes, strict=True)
     ]
-    scores = [calibration.box(one["scores"].numpy()) for one in detections]
-    return submission_table(studies.index["patientId"].to_list(), boxes, scores, digits=(9, 3))
+    return results_table(studies.index["patientId"].to_list(), results, studies.classes, digits=(9, 3))
 
 
 def main() -> None:

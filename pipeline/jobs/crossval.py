@@ -186,7 +186,7 @@ def gain(params: Params, trained: Trained) -> str:
 
     The first fold's network is what ``split.fold: 0`` would train alone.
     """
-    test = {"test": read_inputs(params.preprocess, fold=read_folds(SPLITS_FILE)[0])["test"]}
+    test = {"test": read_inputs(params, fold=read_folds(SPLITS_FILE)[0])["test"]}
     (together, own_seconds), (alone, seconds) = (
         _scored(params, folder, test) for folder in (trained.model, trained.folds[0])
     )
@@ -207,4 +207,4 @@ def _scored(params: Params, folder: Path, test: Mapping[str, SplitData]) -> tupl
     results = predict_splits(params, folder, test)["test"]
     seconds = (time.perf_counter() - started) / len(results)
     config = load_model(folder)[1]
-    return Metrics(results, config.operating_threshold, config.calibration), seconds
+    return Metrics(results, config.thresholds, config.calibrations), seconds

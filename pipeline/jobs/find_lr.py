@@ -30,7 +30,7 @@ def find_lr(params: Params, out: Path, steps: int, low: float, high: float) -> t
     Raises:
         UserError: the loss falls at none of the rates.
     """
-    splits = read_inputs(params.preprocess)
+    splits = read_inputs(params)
     trainer = make_trainer(params, splits, out)
     rates, losses = _run(trainer, np.geomspace(low, high, steps).tolist())
     smooth = smoothed(losses)

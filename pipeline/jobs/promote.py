@@ -4,7 +4,8 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.assembly.champion import AgainstChampion, compare_with_champion
+from pipeline.assembly.champion import AgainstChampion, OtherClassesError, compare_with_champion
+from pipeline.assembly.detections import with_truth
 from pipeline.assembly.inputs import SplitData, read_inputs
 from pipeline.assembly.registration import own_version, register
 from pipeline.delivery.model_file import ModelConfig, load_model
@@ -12,7 +13,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.evaluation.comparison import Scored, judge
 from pipeline.files import write_json
 from pipeline.metrics.bootstrap import interval, patient_weights
-from pipeline.metrics.results import ImageResult, image_result
+from pipeline.metrics.results import ImageResult
 from pipeline.params import Params, load_params
 from pipeline.paths import DETECTIONS, MODELS, REPORTS
 from pipeline.submission import read_submission
@@ -109,14 +110,17 @@ def _decide(
     name, floor = params.promote.metric, params.promote.floor
     if champion is None and not floor:
         return decision(True, ["the first model"])
-    test = read_inputs(params.preprocess)["test"]
+    test = read_inputs(params)["test"]
     results, config = _own_results(test, models, reports)
-    scored = Scored(results, config.operating_threshold, config.calibration)
+    scored = Scored(results, config.thresholds, config.calibrations)
     if floor and not (low := _lower_end(params, scored, test)) > floor:
         return decision(False, [f"{name}: the interval begins at {low:.3f}, must be above promote.floor, {floor:g}"])
     if champion is None:
         return decision(True, [f"the first model, and {name} is above promote.floor, {floor:g}"])
-    against = compare_with_champion(params, test, scored, champion)
+    try:
+        against = compare_with_champion(params, test, scored, champion)
+    except OtherClassesError as error:
+        return decision(False, [f"{error}: no comparison; `pneumoflow promote --force REASON` decides by hand"])
     return decision(*_judge(params, against))
 
 
@@ -141,12 +145,13 @@ def _lower_end(params: Params, scored: Scored, test: SplitData) -> float:
 
 def _own_results(test: SplitData, models: Path, reports: Path) -> tuple[list[ImageResult], ModelConfig]:
     """Read the detections that the evaluation found with this model, and its configuration."""
-    submission = read_submission(reports / DETECTIONS)
+    config = load_model(models)[1]
+    submission = read_submission(reports / DETECTIONS, config.classes)
     lacking = [key for key in test.index["patientId"] if key not in submission]
     if lacking:
         raise UserError(f"{reports / DETECTIONS}: lacks study {lacking[0]}; run `dvc repro evaluate`")
-    pairs = zip(test.index["patientId"], test.boxes, strict=True)
-    return [image_result(*submission[key], truth) for key, truth in pairs], load_model(models)[1]
+    studies = zip(test.index["patientId"], test.boxes, test.labels, strict=True)
+    return [with_truth(submission[key], *truth) for key, *truth in studies], config
 
 
 def main() -> None:

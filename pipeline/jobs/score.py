@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from pipeline.assembly.detections import with_truth
 from pipeline.data.annotations import GROUPS, Annotations, read_annotations
+from pipeline.data.box_classes import LabelRules
 from pipeline.data.geometry import xyxy
 from pipeline.data.suggestions import likely_cause
 from pipeline.errors import UserError
@@ -15,8 +15,8 @@ from pipeline.escaping import quoted
 from pipeline.evaluation.comparison import known
 from pipeline.evaluation.summary import Summary, summarize
 from pipeline.metrics.bootstrap import Metrics, paired_difference
-from pipeline.metrics.results import ImageResult, image_result
-from pipeline.submission import read_submission
+from pipeline.metrics.results import ImageResult
+from pipeline.submission import Submitted, read_submission
 from pipeline.tables import read_table
 
 Split = tuple[Path, str]
@@ -40,10 +40,10 @@ class Scored:
     truth: Annotations
     note: str
 
-    def results(self, submission: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[ImageResult]:
+    def results(self, submission: Mapping[str, Submitted]) -> list[ImageResult]:
         """Pair the detections with the true boxes."""
-        boxes = self.truth.boxes_of(self.keys)
-        return [image_result(*submission[key], xyxy(truth)) for key, truth in zip(self.keys, boxes, strict=True)]
+        truth = zip(self.keys, self.truth.boxes_of(self.keys), self.truth.labels_of(self.keys), strict=True)
+        return [with_truth(submission[key], xyxy(boxes), labels) for key, boxes, labels in truth]
 
 
 def score_submission(
@@ -53,19 +53,22 @@ def score_submission(
     seed: int,
     score_thresh: float = EVERYTHING,
     split: Split | None = None,
+    rules: LabelRules | None = None,
 ) -> tuple[Summary, str]:
     """Return the metrics of a submission, and a line that says how many studies were scored.
 
     The studies that have a line in the submission are scored; an empty string means that nothing was
     found. All detections count, but metrics that need a threshold use those above ``score_thresh``.
-    ``split`` names a table of splits and the split to score.
+    ``split`` names a table of splits and the split to score. ``rules`` are those of the label table's classes.
 
     Raises:
         UserError: a file is malformed, or the submission names a study that has no label.
     """
-    submission = read_submission(predictions)
-    scored = _scored(predictions, list(submission), labels, split)
-    return summarize(scored.results(submission), scored.groups, score_thresh, draws, seed), scored.note
+    truth = _read_truth(labels, rules)
+    submission = read_submission(predictions, truth.names)
+    scored = _scored(predictions, list(submission), labels, truth, split)
+    results, levels = scored.results(submission), [score_thresh] * len(truth.names)
+    return summarize(results, scored.groups, levels, draws, seed, classes=truth.names), scored.note
 
 
 def compare_submissions(
@@ -76,18 +79,21 @@ def compare_submissions(
     seed: int,
     score_thresh: float = EVERYTHING,
     split: Split | None = None,
+    rules: LabelRules | None = None,
 ) -> tuple[dict[str, dict[str, float | None]], str]:
     """Return by how much the first submission is better than the other on the same studies, with 95 % intervals.
 
     Raises:
         UserError: as in `score_submission`; or the files name different studies.
     """
-    first, second = read_submission(predictions), read_submission(other)
+    truth = _read_truth(labels, rules)
+    first, second = read_submission(predictions, truth.names), read_submission(other, truth.names)
     if first.keys() != second.keys():
         odd = next(iter(first.keys() ^ second.keys()))
         raise UserError(f"{other}: {quoted(odd)} is in only one of the two files; both must name the same studies")
-    scored = _scored(predictions, list(first), labels, split)
-    mine, theirs = (Metrics(scored.results(submission), score_thresh) for submission in (first, second))
+    scored = _scored(predictions, list(first), labels, truth, split)
+    levels = [score_thresh] * len(truth.names)
+    mine, theirs = (Metrics(scored.results(submission), levels) for submission in (first, second))
     differences = paired_difference(mine, theirs, scored.groups, draws, seed)
     table = {
         key: dict(zip(("difference", "low", "high"), (known(value) for value in values), strict=True))
@@ -96,12 +102,16 @@ def compare_submissions(
     return table, scored.note
 
 
-def _scored(predictions: Path, keys: list[str], labels: Path, split: Split | None) -> Scored:
-    # Classes do not matter here, and a class table in the same folder may belong to other labels.
-    annotations = read_annotations(labels.parent, labels, with_classes=False)
+def _read_truth(labels: Path, rules: LabelRules | None) -> Annotations:
+    # Classes of studies do not matter here, and a class table in the same folder may belong to other labels.
+    annotations = read_annotations(labels.parent, labels, rules=rules, with_classes=False)
     if annotations.problems:
         key, reason = next(iter(annotations.problems.items()))
         raise UserError(f"{labels}: {key}: {reason}")
+    return annotations
+
+
+def _scored(predictions: Path, keys: list[str], labels: Path, annotations: Annotations, split: Split | None) -> Scored:
     groups = dict(zip(annotations.studies["patientId"], annotations.studies["groupId"], strict=True))
     _require_labels(predictions, keys, groups, labels)
     if split:

@@ -51,7 +51,7 @@ def sweep(base: Params, out: Path, trials: int | None) -> Path:
     by val's mAP, because test is for the model that is chosen in the end.
     """
     out.mkdir(parents=True, exist_ok=True)
-    splits = read_inputs(base.preprocess)
+    splits = read_inputs(base)
     study = _study(base, out)
     wanted = trials or base.sweep.trials
     with _group(study, base, out) as group:

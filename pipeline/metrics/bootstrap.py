@@ -4,12 +4,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.metrics.calibration import Calibration, image_probabilities, scores_before
+from pipeline.metrics.calibration import (
+    Calibration,
+    Calibrations,
+    calibrations_of,
+    image_probabilities,
+    scores_before,
+)
 from pipeline.metrics.image_level import auroc, calibration_error, image_average_precision
 from pipeline.metrics.matching import AREA_RANGES, MAX_DETECTIONS
 from pipeline.metrics.ranking import FROC_RATES, average_precision, average_recall, froc, rank_detections
-from pipeline.metrics.results import Floats, ImageResult, areas, has_truth, image_scores
-from pipeline.metrics.rsna_score import best_thresholds, rsna_scores
+from pipeline.metrics.results import (
+    Floats,
+    ImageResult,
+    Thresholds,
+    areas,
+    each_class,
+    has_truth,
+    image_scores,
+    thresholds_of,
+)
+from pipeline.metrics.rsna_score import best_thresholds, mean_of_known, rsna_scores
 
 _AT_ONCE = 100  # draws per block: larger blocks only cost memory
 
@@ -23,17 +38,44 @@ def patient_weights(groups: Sequence[str], draws: int, seed: int) -> Floats:
 
 
 class Metrics:
-    """Every metric of a set of images, for any number of draws.
+    """Every metric of a set of images, for any number of draws: those of each class, and their means.
 
     Args:
         results: detections and true boxes of each image.
-        score_thresh: detections above it count for the RSNA score, sensitivity and specificity.
-        calibration: gives the probabilities of images; None: the score of an image's best detection is its probability.
+        thresholds: of each class; detections above it count for the RSNA score, sensitivity and specificity.
+        calibrations: of each class, to give the probabilities of images; None: the score of an image's best detection
+            is its probability.
     """
 
     def __init__(
-        self, results: Sequence[ImageResult], score_thresh: float, calibration: Calibration | None = None
+        self, results: Sequence[ImageResult], thresholds: Thresholds, calibrations: Calibrations = None
     ) -> None:
+        levels = thresholds_of(thresholds)
+        maps = [None] * len(levels) if calibrations is None else calibrations_of(calibrations)
+        parts = each_class(results, len(levels))
+        self._classes = [_OfOneClass(*one) for one in zip(parts, levels, maps, strict=True)]
+
+    def draws(self, weights: Floats) -> dict[str, Floats]:
+        """Return each metric for each row of ``weights`` ``[D, I]``; NaN where it is not defined.
+
+        The mean of several classes is that of those for which it is defined.
+        """
+        return mean_of_classes(self.class_draws(weights))
+
+    def class_draws(self, weights: Floats) -> list[dict[str, Floats]]:
+        """Return what `draws` returns for each class alone."""
+        return [one.draws(weights) for one in self._classes]
+
+
+def mean_of_classes(draws: Sequence[dict[str, Floats]]) -> dict[str, Floats]:
+    """Return the mean of each metric over the classes for which it is defined."""
+    return {key: mean_of_known(np.stack([one[key] for one in draws])) for key in draws[0]}
+
+
+class _OfOneClass:
+    """The metrics of one class; see `Metrics`."""
+
+    def __init__(self, results: Sequence[ImageResult], score_thresh: float, calibration: Calibration | None) -> None:
         self._rsna = rsna_scores(results, score_thresh)
         # Size ranges without a true box need no matching.
         sizes = np.concatenate([np.zeros(0), *(areas(result.truth) for result in results)])
@@ -45,7 +87,6 @@ class Metrics:
         self._raw = None if calibration is None else scores_before(results, calibration)
 
     def draws(self, weights: Floats) -> dict[str, Floats]:
-        """Return each metric for each row of ``weights`` ``[D, I]``; NaN where it is not defined."""
         parts = [self._draws(weights[start : start + _AT_ONCE]) for start in range(0, len(weights), _AT_ONCE)]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

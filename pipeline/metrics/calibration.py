@@ -6,6 +6,7 @@ more shapes, but gives many detections the same score, which changes their ranki
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -13,7 +14,16 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from pipeline.bounds import CHECKED, Fraction, Positive
-from pipeline.metrics.results import Bools, Floats, ImageResult, has_truth, hits, image_scores
+from pipeline.metrics.results import (
+    Bools,
+    Floats,
+    ImageResult,
+    each_class,
+    has_truth,
+    hits,
+    image_result,
+    image_scores,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +72,10 @@ class Calibration:
         return self.image(np.where(np.isneginf(best), self.no_box, best))
 
 
+# A calibration for each class, or for the one class that there is; None: scores stay.
+Calibrations = Calibration | None | Sequence[Calibration | None]
+
+
 def fit_calibration(results: Sequence[ImageResult], score_thresh: float) -> Calibration:
     """Fit both maps to a split's detections, whose scores are the network's.
 
@@ -106,9 +120,29 @@ def fit_map(scores: Floats, positive: Bools, what: str) -> ScoreMap:
     return ScoreMap(slope=slope, intercept=intercept)
 
 
-def calibrated(result: ImageResult, calibration: Calibration | None) -> ImageResult:
-    """Return the image's result with calibrated scores."""
-    return result if calibration is None else ImageResult(result.boxes, calibration.box(result.scores), result.truth)
+def calibrated(result: ImageResult, calibrations: Calibrations) -> ImageResult:
+    """Return the image's result with calibrated scores, in the order that these have."""
+    each = calibrations_of(calibrations)
+    if len(each) == 1:
+        return result if each[0] is None else replace(result, scores=each[0].box(result.scores))
+    scores = result.scores.copy()
+    for label, calibration in enumerate(each):
+        own = result.labels == label
+        scores[own] = scores[own] if calibration is None else calibration.box(scores[own])
+    # The maps of different classes may swap two detections.
+    return image_result(result.boxes, scores, result.truth, result.labels, result.truth_labels)
+
+
+def calibrations_of(calibrations: Calibrations) -> tuple[Calibration | None, ...]:
+    """Return the calibration of each class."""
+    return tuple(calibrations) if isinstance(calibrations, Sequence) else (calibrations,)
+
+
+def image_probabilities_of(result: ImageResult, calibrations: Calibrations) -> Floats:
+    """Return the probability that an image shows each class, ``[K]``; see `image_probabilities`."""
+    each = calibrations_of(calibrations)
+    parts = zip(each_class([result], len(each)), each, strict=True)
+    return np.array([image_probabilities(part, calibration)[0] for part, calibration in parts])
 
 
 def image_probabilities(results: Sequence[ImageResult], calibration: Calibration | None) -> Floats:

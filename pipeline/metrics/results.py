@@ -1,33 +1,85 @@
-"""The input of the metrics: per image, ranked detections and the true boxes."""
+"""The input of the metrics: per image, ranked detections and the true boxes.
+
+All metrics are of one class. With several classes, they are taken for each, and their mean is the metric of all.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+# A score threshold for each class, or for the one class that there is.
+Thresholds = float | Sequence[float]
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: detections ``boxes`` ``[N, 4]`` xyxy with ``scores`` ``[N]``, best first, and ``truth`` ``[M, 4]``."""
+    """One image: detections ``boxes`` ``[N, 4]`` xyxy with ``scores`` ``[N]``, best first, and ``truth`` ``[M, 4]``.
+
+    ``labels`` ``[N]`` and ``truth_labels`` ``[M]`` are the classes of detections and true boxes.
+    """
 
     boxes: Floats
     scores: Floats
     truth: Floats
+    labels: Ints
+    truth_labels: Ints
 
 
-def image_result(boxes: npt.ArrayLike, scores: npt.ArrayLike, truth: npt.ArrayLike) -> ImageResult:
-    """Rank detections by descending score; equal scores keep their order."""
+def image_result(
+    boxes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    labels: npt.ArrayLike | None = None,
+    truth_labels: npt.ArrayLike | None = None,
+) -> ImageResult:
+    """Rank detections by descending score; equal scores keep their order. Without labels, all are of class 0."""
     ranked = np.asarray(scores, np.float64).reshape(-1)
     order = np.argsort(-ranked, kind="stable")
+    true = np.asarray(truth, np.float64).reshape(-1, 4)
     return ImageResult(
         np.asarray(boxes, np.float64).reshape(-1, 4)[order],
         ranked[order],
-        np.asarray(truth, np.float64).reshape(-1, 4),
+        true,
+        _labels(labels, len(ranked))[order],
+        _labels(truth_labels, len(true)),
     )
+
+
+def _labels(labels: npt.ArrayLike | None, count: int) -> Ints:
+    return np.zeros(count, np.int64) if labels is None else np.asarray(labels, np.int64).reshape(-1)
+
+
+def keep(result: ImageResult, chosen: Bools) -> ImageResult:
+    """Return the image with the detections that ``chosen`` ``[N]`` marks."""
+    return replace(result, boxes=result.boxes[chosen], scores=result.scores[chosen], labels=result.labels[chosen])
+
+
+def each_class(results: Sequence[ImageResult], classes: int) -> list[list[ImageResult]]:
+    """Return the results of each class alone: its detections and its true boxes in every image."""
+    if classes == 1:
+        return [list(results)]
+    return [[_of_class(result, label) for result in results] for label in range(classes)]
+
+
+def _of_class(result: ImageResult, label: int) -> ImageResult:
+    true = result.truth_labels == label
+    kept = keep(result, result.labels == label)
+    return replace(kept, truth=result.truth[true], truth_labels=result.truth_labels[true])
+
+
+def thresholds_of(thresholds: Thresholds) -> tuple[float, ...]:
+    """Return the threshold of each class."""
+    return tuple(thresholds) if isinstance(thresholds, Sequence) else (thresholds,)
+
+
+def reported(result: ImageResult, thresholds: Thresholds) -> Bools:
+    """Return which detections ``[N]`` are above the threshold of their class."""
+    return np.asarray(result.scores > np.asarray(thresholds_of(thresholds))[result.labels])
 
 
 def areas(boxes: Floats) -> Floats:

@@ -1,14 +1,15 @@
 """The score of the RSNA Pneumonia Detection Challenge, as its evaluation page defines it.
 
 An image's score is the mean of TP / (TP + FP + FN) over IoU thresholds .40, .45 ... .75; the score of a
-set is the mean over its images. Images with neither boxes nor predictions are left out.
+set is the mean over its images. Images with neither boxes nor predictions are left out. With several classes, an
+image's score is the mean over those for which it is not left out.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.metrics.results import Floats, ImageResult, has_truth, hits
+from pipeline.metrics.results import Floats, ImageResult, Thresholds, each_class, has_truth, hits, thresholds_of
 
 # Dividing whole numbers makes .65 exactly .65, which steps of .05 from .40 do not give.
 IOU_THRESHOLDS = np.arange(40, 80, 5) / 100
@@ -27,6 +28,22 @@ def rsna_scores(results: Sequence[ImageResult], score_thresh: float) -> Floats:
     """Return the score of each image with its detections above ``score_thresh``; NaN: left out of the mean."""
     kept = [int((result.scores > score_thresh).sum()) for result in results]
     return np.array([scores_by_count(result)[count] for result, count in zip(results, kept, strict=True)])
+
+
+def image_rsna_scores(results: Sequence[ImageResult], thresholds: Thresholds) -> Floats:
+    """Return the score of each image, the mean over its classes; NaN: left out for all of them."""
+    levels = thresholds_of(thresholds)
+    parts = zip(each_class(results, len(levels)), levels, strict=True)
+    return mean_of_known(np.stack([rsna_scores(part, level) for part, level in parts]))
+
+
+def mean_of_known(values: Floats) -> Floats:
+    """Return the mean of values ``[K, ...]`` over their first axis, without those that are NaN; NaN if all are."""
+    if len(values) == 1:
+        return np.asarray(values[0])
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, values, 0.0).sum(0) / known.sum(0))
 
 
 def mean_score(scores: Floats) -> float:

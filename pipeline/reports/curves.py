@@ -1,21 +1,29 @@
 """The curves of a split: tables for DVC's plots, and pictures for the report and MLflow."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from pipeline.metrics.calibration import Calibration, image_probabilities, scores_before
+from pipeline.metrics.calibration import (
+    Calibration,
+    Calibrations,
+    calibrations_of,
+    image_probabilities,
+    scores_before,
+)
 from pipeline.metrics.image_level import reliability
 from pipeline.metrics.ranking import rank_detections
-from pipeline.metrics.results import Floats, ImageResult, has_truth, image_scores
+from pipeline.metrics.results import Floats, ImageResult, each_class, has_truth, image_scores
 from pipeline.metrics.rsna_score import mean_score, scores_by_count
 from pipeline.reports.figures import plt, png
 
 # Whole numbers divided by 100, so that each equals its decimal literal; steps of .01 do not give that.
 THRESHOLDS = np.arange(101) / 100
+_BEFORE = " before"
+_MOST_LINES = 6
 
 
 def precision_recall(results: Sequence[ImageResult]) -> pd.DataFrame:
@@ -96,41 +104,53 @@ CURVES = {
 
 
 def curve_tables(
-    results: Mapping[str, Sequence[ImageResult]], fitted: Calibration | None = None
+    results: Mapping[str, Sequence[ImageResult]], fitted: Calibrations = None, classes: Sequence[str] = ("",)
 ) -> dict[str, pd.DataFrame]:
     """Make the table of each curve of `CURVES` over all splits, with a column ``split``.
 
     Those of the calibration are made for the calibrated scores and, if there is a calibration, for those before it.
+    With several classes there is a curve for each, and ``split`` is such as ``test, nodule``.
     """
-    tables = {}
+    maps = [None] * len(classes) if fitted is None else calibrations_of(fitted)
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in CURVES}
+    for split, every in results.items():
+        for name, part, own in zip(classes, each_class(every, len(classes)), maps, strict=True):
+            title = split if len(classes) == 1 else f"{split}, {name}"
+            for curve, kind, made in _makers(own):
+                tables[curve].append(made(part).assign(split=title + kind))
+    joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    before = joined["calibration"]["split"].str.endswith(_BEFORE)
+    joined["calibration"] = pd.concat(
+        [joined["calibration"][~before], joined["calibration"][before]], ignore_index=True
+    )
+    return joined
+
+
+def _makers(fitted: Calibration | None) -> Iterator[tuple[str, str, Callable[[Sequence[ImageResult]], pd.DataFrame]]]:
+    """Yield each curve's name, a suffix for its title, and the function that makes its table."""
     for name, curve in CURVES.items():
-        make: dict[str, Callable[[Sequence[ImageResult]], pd.DataFrame]] = {"": curve.make}
-        if name == "calibration":
-            make = {"": partial(calibration, fitted=fitted)}
-            if fitted is not None:
-                make[" before"] = partial(calibration_before, fitted=fitted)
-        parts = [
-            made(part).assign(split=split + kind) for kind, made in make.items() for split, part in results.items()
-        ]
-        tables[name] = pd.concat(parts, ignore_index=True)
-    return tables
+        yield name, "", partial(calibration, fitted=fitted) if name == "calibration" else curve.make
+    if fitted is not None:
+        yield "calibration", _BEFORE, partial(calibration_before, fitted=fitted)
 
 
 def plot_curve(name: str, table: pd.DataFrame) -> bytes:
-    """Plot a curve as PNG bytes, one line per split."""
+    """Plot a curve as PNG bytes, one line per split; of many lines, only those of test."""
     curve = CURVES[name]
     figure, axes = plt.subplots(figsize=(4.6, 3.6), dpi=110, layout="constrained")
     if curve.diagonal:
         axes.plot([0, 1], [0, 1], color="0.7", linestyle=":")
+    if table["split"].nunique() > _MOST_LINES:
+        table = table[table["split"].str.startswith("test")]
     for split, rows in table.groupby("split", sort=False):
         style = "steps-post" if curve.steps else "default"
-        marker, line = "o" if len(rows) < 11 else "", "--" if str(split).endswith(" before") else "-"
+        marker, line = "o" if len(rows) < 11 else "", "--" if str(split).endswith(_BEFORE) else "-"
         axes.plot(rows[curve.x], rows[curve.y], label=str(split), drawstyle=style, marker=marker, linestyle=line)
     axes.set(xlabel=curve.x.replace("_", " "), ylabel=curve.y.replace("_", " "), ylim=(0, 1.02))
     axes.set_xlim(0, curve.end)
     axes.grid(alpha=0.3)
     if len(table):
-        axes.legend()
+        axes.legend(fontsize="small" if table["split"].nunique() > _MOST_LINES else None)
     return png(figure)
 
 

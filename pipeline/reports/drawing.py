@@ -14,9 +14,23 @@ Colour = tuple[int, int, int]
 # In the order blue, green, red. Colour-blind people can tell the two apart too, and true boxes are drawn dashed.
 TRUTH: Colour = (235, 200, 60)
 DETECTION: Colour = (40, 140, 255)
+_TAB = 20  # height of a tab of text, pixels
 
 
-def draw_boxes(image: Image, boxes: npt.ArrayLike, scores: npt.ArrayLike, truth: npt.ArrayLike, side: int) -> Image:
+def captions(labels: npt.ArrayLike, classes: Sequence[str]) -> list[str]:
+    """Return the name of each label ``[N]`` to write beside its box; nothing if there is only one class."""
+    return ["" if len(classes) == 1 else classes[label] for label in np.asarray(labels, np.int64)]
+
+
+def draw_boxes(
+    image: Image,
+    boxes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    side: int,
+    names: Sequence[str] = (),
+    truth_names: Sequence[str] = (),
+) -> Image:
     """Draw detections (orange, with scores) and true boxes (blue, dashed) on an image.
 
     Args:
@@ -25,28 +39,31 @@ def draw_boxes(image: Image, boxes: npt.ArrayLike, scores: npt.ArrayLike, truth:
         scores: scores of the detections, ``[N]``.
         truth: true boxes ``[M, 4]`` xyxy pixels of ``image``.
         side: the longer side of the picture in pixels.
+        names: what to write before the score of each detection; empty: nothing.
+        truth_names: what to write under each true box.
 
     Returns:
         uint8 ``[h, w, 3]``, in OpenCV's order BGR.
     """
     scale = side / max(image.shape)
     canvas = cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    for box in np.asarray(truth, np.float64).reshape(-1, 4) * scale:
+    for box, name in itertools.zip_longest(np.asarray(truth, np.float64).reshape(-1, 4) * scale, truth_names):
         _dashed(canvas, box)
-    for box, score in zip(
-        np.asarray(boxes, np.float64).reshape(-1, 4) * scale, np.asarray(scores).reshape(-1), strict=True
-    ):
+        if name:
+            _label(canvas, name, round(box[0]), round(box[3]) + _TAB, TRUTH)
+    found = zip(np.asarray(boxes, np.float64).reshape(-1, 4) * scale, np.asarray(scores).reshape(-1), strict=True)
+    for (box, score), name in itertools.zip_longest(found, names):
         x0, y0, x1, y1 = (round(value) for value in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), DETECTION, 2)
-        _label(canvas, f"{score:.2f}", x0, y0)
+        _label(canvas, f"{name} {score:.2f}" if name else f"{score:.2f}", x0, y0, DETECTION)
     return np.asarray(canvas, np.uint8)
 
 
-def _label(canvas: np.ndarray, text: str, x: int, y: int) -> None:
-    """Draw black text on a filled tab, readable on bright and dark lungs; at the upper edge it stays inside."""
+def _label(canvas: np.ndarray, text: str, x: int, y: int, colour: Colour) -> None:
+    """Draw black text on a filled tab above ``y``, readable on bright and dark lungs; it stays inside the image."""
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-    bottom = max(y, height + 8)
-    cv2.rectangle(canvas, (x - 1, bottom - height - 8), (x + width + 6, bottom), DETECTION, cv2.FILLED)
+    bottom = min(max(y, height + 8), canvas.shape[0])
+    cv2.rectangle(canvas, (x - 1, bottom - height - 8), (x + width + 6, bottom), colour, cv2.FILLED)
     cv2.putText(canvas, text, (x + 3, bottom - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.subgroups import METRICS
-from pipeline.evaluation.summary import Summary
+from pipeline.evaluation.summary import OF_EACH_CLASS, Summary
 from pipeline.reports.render import render
 
 _TEMPLATE = "report.html.jinja"
@@ -53,6 +53,7 @@ class Page:
         provenance: name -> value.
         params: the whole params file.
         notes: sentences that a reader must know before the numbers.
+        classes: the names of the classes, if there are several.
     """
 
     metrics: Mapping[str, Summary]
@@ -64,10 +65,19 @@ class Page:
     provenance: Mapping[str, str]
     params: str
     notes: Sequence[str] = ()
+    classes: Sequence[str] = ()
 
 
 def render_report(page: Page) -> str:
     """Render the page as HTML that needs no other file and no network."""
     encoded = {name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in page.curves.items()}
     groups = page.subgroups.astype(object).where(page.subgroups.notna(), None).to_dict("records")
-    return render(_TEMPLATE, page=page, headline=HEADLINE, curves=encoded, groups=groups, group_metrics=METRICS)
+    return render(
+        _TEMPLATE,
+        page=page,
+        headline=HEADLINE,
+        curves=encoded,
+        groups=groups,
+        group_metrics=METRICS,
+        class_headline={key: title for key, title in HEADLINE.items() if key in OF_EACH_CLASS},
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.assembly.champion import champion_to_compare, compare_with_champion
+from pipeline.assembly.champion import AgainstChampion, OtherClassesError, champion_to_compare, compare_with_champion
+from pipeline.assembly.detections import results_table, with_truth
 from pipeline.assembly.inputs import SplitData, out_of_fold, read_inputs
 from pipeline.assembly.reference import reference_table
 from pipeline.assembly.registration import describe, format_metrics, model_run_id, register_results, registered_file
@@ -35,12 +36,12 @@ from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
 from pipeline.files import write_json, write_text
 from pipeline.folder_lock import only_run_of
 from pipeline.metrics.calibration import calibrated
-from pipeline.metrics.results import ImageResult, image_result
+from pipeline.metrics.results import ImageResult, image_result, keep, reported
 from pipeline.params import Params, load_params
 from pipeline.paths import DETECTIONS, MODELS, OUT_OF_FOLD, REFERENCE, REGISTERED, REPORTS, SPLITS_FILE
 from pipeline.reports.evaluation_page import Page, render_report
-from pipeline.submission import read_submission, submission_table
-from pipeline.tracking import TrackedRun, tracked_run
+from pipeline.submission import read_submission
+from pipeline.tracking import Registered, TrackedRun, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         write_json(reports / "metrics.json", metrics)
         subgroups = _write_tables(params, results, splits, config, reports)
         champion = champion_to_compare()
-        scored = Scored(results["test"], config.operating_threshold, config.calibration)
-        against = champion and compare_with_champion(params, splits["test"], scored, champion)
+        scored = Scored(results["test"], config.thresholds, config.calibrations)
+        against = champion and _comparison(params, splits["test"], scored, champion)
         write_json(reports / "comparison.json", asdict(against) if against else None)
         training = training_curves(run, params, len(splits["train"].index))
         evaluated = {name: results[name] for name in EVALUATED}
@@ -73,17 +74,26 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
             origin(run, config, params.data.dir),
             params_text(params),
             notes(config),
+            config.classes if len(config.classes) > 1 else (),
         )
         write_text(reports / "report.html", render_report(page))
         _log(run, params, splits, metrics, models, reports)
     logger.info("%s", format_metrics(metrics))
 
 
+def _comparison(params: Params, test: SplitData, scored: Scored, champion: Registered) -> AgainstChampion | None:
+    try:
+        return compare_with_champion(params, test, scored, champion)
+    except OtherClassesError as error:
+        logger.warning("no comparison: %s", error)
+        return None
+
+
 def _read_splits(params: Params, models: Path) -> dict[str, SplitData]:
     """Read the splits; for a model of several folds, train and val are all studies of the folds."""
     if not load_model(models)[1].ensemble:
-        return read_inputs(params.preprocess)
-    folds = [read_inputs(params.preprocess, fold=fold) for fold in read_folds(SPLITS_FILE)]
+        return read_inputs(params)
+    folds = [read_inputs(params, fold=fold) for fold in read_folds(SPLITS_FILE)]
     studies = out_of_fold([parts["val"] for parts in folds])
     return {"train": studies, "val": studies, "test": folds[0]["test"]}
 
@@ -91,11 +101,9 @@ def _read_splits(params: Params, models: Path) -> dict[str, SplitData]:
 def _metrics(
     params: Params, results_of: Mapping[str, list[ImageResult]], splits: Mapping[str, SplitData], config: ModelConfig
 ) -> dict[str, Summary]:
-    threshold, draws = config.operating_threshold, params.evaluate.bootstrap_draws
+    chosen = config.thresholds, params.evaluate.bootstrap_draws, params.seed, config.calibrations
     metrics = {
-        name: summarize(
-            results, splits[name].index["groupId"].to_list(), threshold, draws, params.seed, config.calibration
-        )
+        name: summarize(results, splits[name].index["groupId"].to_list(), *chosen, config.classes)
         for name, results in results_of.items()
     }
     if LEAKED in metrics:
@@ -134,7 +142,7 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
     for name in (name for name in (*EVALUATED, LEAKED) if name in splits):
         data = splits[name]
         if name == "val" and config.ensemble:
-            results[name] = _from_file(models / OUT_OF_FOLD, data)
+            results[name] = _from_file(models / OUT_OF_FOLD, data, config)
             continue
         detections = predict(fabric, model, data.dataset(None, 0), params.train.batch_size, config.postprocessing)
         sizes = zip(data.index["height"], data.index["width"], strict=True)
@@ -144,21 +152,23 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
                     to_original(one["boxes"].double().numpy(), height, width, data.image_size),
                     one["scores"].numpy(),
                     truth,
+                    one["labels"].numpy(),
+                    labels,
                 ),
-                config.calibration,
+                config.calibrations,
             )
-            for one, truth, (height, width) in zip(detections, data.boxes, sizes, strict=True)
+            for one, truth, labels, (height, width) in zip(detections, data.boxes, data.labels, sizes, strict=True)
         ]
     return results
 
 
-def _from_file(path: Path, data: SplitData) -> list[ImageResult]:
-    read = read_submission(path)
+def _from_file(path: Path, data: SplitData, config: ModelConfig) -> list[ImageResult]:
+    read = read_submission(path, config.classes)
     studies = data.index["patientId"].to_list()
     for study in studies:
         if study not in read:
             raise UserError(f"{path}: lacks study {study}; `pneumoflow crossval` writes it anew")
-    return [image_result(*read[study], truth) for study, truth in zip(studies, data.boxes, strict=True)]
+    return [with_truth(read[study], *truth) for study, *truth in zip(studies, data.boxes, data.labels, strict=True)]
 
 
 def _through_the_file(
@@ -167,12 +177,12 @@ def _through_the_file(
     """Write all detections to one file and return those read back from it: the file alone gives the same numbers."""
     keys = [key for name in results_of for key in splits[name].index["patientId"]]
     results = [result for part in results_of.values() for result in part]
-    boxes, scores = [result.boxes for result in results], [result.scores for result in results]
-    write_text(path, submission_table(keys, boxes, scores, digits=(9, 3)))
-    read = read_submission(path)
+    classes = splits["test"].classes
+    write_text(path, results_table(keys, results, classes, digits=(9, 3)))
+    read = read_submission(path, classes)
     return {
         name: [
-            image_result(*read[key], result.truth)
+            with_truth(read[key], result.truth, result.truth_labels)
             for key, result in zip(splits[name].index["patientId"], part, strict=True)
         ]
         for name, part in results_of.items()
@@ -183,7 +193,7 @@ def _subgroups(
     params: Params, results: list[ImageResult], data: SplitData, config: ModelConfig, name: str
 ) -> pd.DataFrame:
     draws, seed = params.evaluate.bootstrap_draws, params.seed
-    table = subgroup_table(results, data.index, config.operating_threshold, draws, seed)
+    table = subgroup_table(results, data.index, config.thresholds, draws, seed)
     table.insert(0, "split", name)
     return table
 
@@ -194,10 +204,8 @@ def _predictions(
     """Return the detections of val and test above the operating threshold, as one file in the challenge's format."""
     results = [result for name in EVALUATED for result in results_of[name]]
     keys = [key for name in EVALUATED for key in splits[name].index["patientId"]]
-    kept = [result.scores > config.operating_threshold for result in results]
-    boxes = [result.boxes[keep] for result, keep in zip(results, kept, strict=True)]
-    scores = [result.scores[keep] for result, keep in zip(results, kept, strict=True)]
-    return submission_table(keys, boxes, scores)
+    kept = [keep(result, reported(result, config.thresholds)) for result in results]
+    return results_table(keys, kept, config.classes)
 
 
 def _log(

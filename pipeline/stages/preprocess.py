@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import provenance
+from pipeline.assembly.labels import label_rules_of
 from pipeline.assembly.preprocessing import preprocessing_of, workers_of
 from pipeline.data.annotations import BOX, Annotations
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
@@ -42,7 +43,7 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
         UserError: the data set is not in the challenge's layout, or too much of it is unusable;
             the former prepared data then stay unchanged.
     """
-    inventory = take_inventory(Path(params.data.dir))
+    inventory = take_inventory(Path(params.data.dir), label_rules_of(params))
     workers = workers_of(params)
     waiting = prepared.with_name(f".{prepared.name}.parts")
     waiting.mkdir(parents=True, exist_ok=True)
@@ -105,12 +106,15 @@ def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult
 
 
 def _boxes(index: pd.DataFrame, annotations: Annotations) -> pd.DataFrame:
-    """Return the boxes of the prepared studies, cut to their images."""
+    """Return the boxes of the prepared studies, cut to their images; with their class, if there are several."""
     each = annotations.boxes_of(index["patientId"].to_list())
     sizes = zip(each, index["height"], index["width"], strict=True)
     inside = [fit_boxes(boxes, height, width) for boxes, height, width in sizes]
     table = pd.DataFrame(np.concatenate([np.zeros((0, 4)), *inside]), columns=BOX)
     table.insert(0, "patientId", index["patientId"].repeat([len(boxes) for boxes in inside]).to_numpy())
+    if len(annotations.names) > 1:
+        labels = np.concatenate([np.zeros(0, np.int64), *annotations.labels_of(index["patientId"].to_list())])
+        table["class"] = [annotations.names[label] for label in labels]
     return table
 
 

@@ -65,7 +65,7 @@ def train(
     leak = pretraining_leak(params)
     if leak:
         logger.warning("%s %s", params.model.backbone, LEAK)
-    splits = read_inputs(params.preprocess, fold=fold)
+    splits = read_inputs(params, fold=fold)
     for name in ("train", "val"):
         if not sum(len(boxes) for boxes in splits[name].boxes):
             raise UserError(
@@ -99,7 +99,7 @@ def train(
                 run.log_files(folder / PROFILE, PROFILE)
             threshold = _write_model(run, params, architecture, best, splits, models)
     write_json(folder / ENDED, {})
-    logger.info("best epoch %d, val map %.3f, threshold %.3f", best.epoch + 1, best.score, threshold)
+    logger.info("best epoch %d, val map %.3f, threshold %s", best.epoch + 1, best.score, threshold)
 
 
 def _write_model(
@@ -109,17 +109,19 @@ def _write_model(
     best: Best,
     splits: Mapping[str, SplitData],
     models: Path,
-) -> float:
-    """Write the model of the best epoch, and note the operating point; return its threshold."""
+) -> str:
+    """Write the model of the best epoch, and note the operating point; return its threshold in words."""
     config = finish(params, architecture, best, splits["val"], models)
     rules = config.postprocessing
     chosen = {rules.overlap_key: getattr(rules, rules.overlap_key), "box_shrink": rules.box_shrink}
-    chosen["operating_threshold"] = config.operating_threshold
+    thresholds = config.thresholds
+    names = [""] if len(thresholds) == 1 else [f"/{name}" for name in config.classes]
+    chosen |= {f"operating_threshold{name}": value for name, value in zip(names, thresholds, strict=True)}
     chosen_values = {f"val/{name}": value for name, value in chosen.items()}
     run.log_metrics(chosen_values, step=params.train.epochs, correct=True)  # other candidates may give others
     save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
     write_json(models / RUN_FILE, {"run_id": run.run_id})
-    return config.operating_threshold
+    return ", ".join(f"{threshold:.3f}" for threshold in thresholds)
 
 
 def _take_up(folder: Path) -> None:

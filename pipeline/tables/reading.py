@@ -17,8 +17,12 @@ LINE = "line"
 MAX_ROWS = 2_000_000
 
 
-def read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: Path, columns: Sequence[str], numbers: Sequence[str] = (), optional: Sequence[str] = ()
+) -> pd.DataFrame:
     """Read the ``columns`` of a CSV file as stripped text; the index, ``line``, is the file's line where a row begins.
+
+    Columns in ``optional`` are in the result if the file has them.
 
     Commas, semicolons, tabs, bars or spaces may separate the values. Quotes, blank lines, other columns, another order
     or case of the header, R's row names, separators at the ends of lines, and the encodings and compression formats of
@@ -38,6 +42,8 @@ def read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) 
     if not records:
         raise UserError(f"{name}: not a CSV table: it is empty; needs the columns {', '.join(columns)}")
     (header_line, header), *records = records
+    there = {cell.casefold() for cell in header}
+    columns = [*columns, *(column for column in optional if column.casefold() in there)]
     positions = [_positions(f"{name} line {header_line}", column, header, columns) for column in columns]
     rows = align(name, header, records)
     lines = [line for line, _ in records]

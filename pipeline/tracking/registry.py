@@ -1,7 +1,7 @@
 """Registration of models in MLflow's registry, and their retrieval from it."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import Array
+from mlflow.types.schema import Array, Map
 
 from pipeline.errors import UserError
 from pipeline.redaction import redact
@@ -46,6 +46,7 @@ class LoggedModel:
         description: Markdown, for the registered version.
         data: the data set on which the metrics were measured.
         serving: limits of a server of the model, stored with it as its configuration.
+        classes: the names of the classes that it detects.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class LoggedModel:
     description: str
     data: DataVersion
     serving: Mapping[str, object]
+    classes: Sequence[str]
 
 
 def require_registry() -> None:
@@ -108,7 +110,7 @@ def _find_or_log(run_id: str, model: LoggedModel) -> Registered:
         python_model=str(code / "delivery" / "mlflow_model.py"),
         artifacts={"model": str(model.folder)},
         code_paths=[str(code)],
-        signature=_signature(),
+        signature=_signature(model.classes),
         input_example=pd.DataFrame({"dicom": [base64.b64encode(model.example).decode()]}),
         pip_requirements=_pinned(_SERVING_PACKAGES),
         registered_model_name=MODEL_NAME,
@@ -194,7 +196,7 @@ def read_tags(run_id: str) -> dict[str, str]:
     return dict(tell(f"looking for run {run_id}", lambda: open_client().get_run(run_id)).data.tags)
 
 
-def _signature() -> ModelSignature:
+def _signature(classes: Sequence[str]) -> ModelSignature:
     inputs = [
         ColSpec(DataType.string, "dicom", required=False),
         ColSpec(Array(Array(DataType.long)), "image", required=False),
@@ -205,6 +207,8 @@ def _signature() -> ModelSignature:
         ColSpec(Array(Array(DataType.double)), "boxes"),
         ColSpec(Array(DataType.double), "scores"),
     ]
+    if len(classes) > 1:
+        outputs += [ColSpec(Array(DataType.string), "classes"), ColSpec(Map(DataType.double), "class_scores")]
     return ModelSignature(Schema(inputs), Schema(outputs))  # type: ignore[arg-type]
 
 

@@ -70,7 +70,7 @@ def test_nothing_of_test_reaches_the_model(prepared, tmp_path):
 
 def test_the_best_of_the_candidates_is_taken(prepared):
     """Each box is found a third too large, and is found twice unless suppression is strict."""
-    val = read_inputs(prepared().preprocess)["val"]
+    val = read_inputs(prepared())["val"]
 
     def detect_on_val(post_processing):
         found = []
@@ -87,8 +87,8 @@ def test_the_best_of_the_candidates_is_taken(prepared):
     chosen = point.post_processing
     assert chosen == replace(post_processing, nms_thresh=0.3, box_shrink=0.25)
     found = [{**one, "boxes": shrink(one["boxes"], 0.25)} for one in detect_on_val(chosen)]
-    results = [calibrated(one, point.calibration) for one in results_in_prepared_pixels(found, val)]
-    assert rsna_score(results, point.threshold) == pytest.approx(1)
+    results = [calibrated(one, point.calibrations) for one in results_in_prepared_pixels(found, val)]
+    assert rsna_score(results, point.thresholds) == pytest.approx(1)
     # Among equally good candidates, the params' own values are taken.
     params = prepared(nms_thresh=[0.5, 0.6], box_shrink=[0.0])
     assert choose_operating_point(params, detect_on_val, post_processing, val).post_processing == post_processing
@@ -96,7 +96,7 @@ def test_the_best_of_the_candidates_is_taken(prepared):
 
 def test_soft_nms_tries_its_own_setting(prepared):
     """Each box is found twice unless sigma is small; nms_thresh, which soft NMS does not use, is not tried."""
-    val = read_inputs(prepared().preprocess)["val"]
+    val = read_inputs(prepared())["val"]
 
     def detect_on_val(post_processing):
         assert post_processing.nms_thresh == 0.5
@@ -134,7 +134,7 @@ def test_a_val_split_without_a_box_is_one_line(prepared, tmp_path):
 
 def test_a_gain_within_its_error_changes_nothing(prepared):
     """Another suppression improves one image of val and nothing else, which is chance."""
-    val = read_inputs(prepared().preprocess)["val"]
+    val = read_inputs(prepared())["val"]
     first = next(place for place, boxes in enumerate(val.prepared_boxes()) if len(boxes))
 
     def detect_on_val(post_processing):
@@ -152,7 +152,7 @@ def test_a_gain_within_its_error_changes_nothing(prepared):
 
 def test_a_promised_sensitivity_sets_the_threshold(small_params, prepared):
     """Half of val's patients with an opacity have a score of .2, the others .9; all promises but one keep both."""
-    val = read_inputs(prepared().preprocess)["val"]
+    val = read_inputs(prepared())["val"]
     scores = {}
     for number, (group, boxes) in enumerate(zip(val.index["groupId"], val.boxes, strict=True)):
         if len(boxes):
@@ -170,10 +170,10 @@ def test_a_promised_sensitivity_sets_the_threshold(small_params, prepared):
         return choose_operating_point(prepared(nms_thresh=[], box_shrink=[]), detect_on_val, POST_PROCESSING, val)
 
     strict = point({"sensitivity": 0.7})
-    low = float(strict.calibration.box(np.array(0.2)))
-    assert low - 1e-5 < strict.threshold < low
+    low = float(strict.calibrations[0].box(np.array(0.2)))
+    assert low - 1e-5 < strict.thresholds[0] < low
     assert re.search(r"sensitivity 0.7 by patient, .*; on val 0 of \d+ patients missed", strict.rule)
-    assert point({"sensitivity": 0.3}).threshold > low
+    assert point({"sensitivity": 0.3}).thresholds[0] > low
     assert point("best_rsna").rule == "best RSNA score on val"
     with pytest.raises(UserError, match=r"sensitivity 0.99: val has \d+ patients .* the promise needs 99"):
         point({"sensitivity": 0.99})

@@ -37,7 +37,7 @@ def _whole(tmp_path_factory, sample, _small_params):
         split(params)
     finally:
         os.chdir(here)
-    return folder, params.preprocess
+    return folder, params
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_studies_of_unknown_age_and_spacing(prepared):
     assert np.isnan(index["age"][0])
     assert np.isnan(index["spacing"][0])
     assert index["spacing"].dtype == np.float64
-    assert len(read_boxes(folder, index["patientId"].to_list())) == 60
+    assert len(read_boxes(folder, index["patientId"].to_list(), ["lung opacity"])[0]) == 60
 
 
 def cut_in_split(text):

@@ -113,7 +113,7 @@ def test_every_kind_of_defect(rsna, ids, params, tmp_path):
     assert np.isnan(index.loc[[ids[1], ids[2]], "spacing"]).all()
     assert index["age"].notna().sum() == usable - 3
     # The box that rounding had put outside the image is moved inside.
-    (box,) = read_boxes(tmp_path / "data/prepared", [ids[25]])
+    ((box,), _) = read_boxes(tmp_path / "data/prepared", [ids[25]], ["lung opacity"])
     assert box.tolist() == [[0, 2, 20, 126]]
     for name, reason in ((ids[18], "a file that cannot be read"), (ids[15], "several files")):
         assert reason in wanted[name]
@@ -145,7 +145,7 @@ def test_nothing_usable(rsna, ids, params, tmp_path):
     assert wanted.keys() == set(ids)
     assert check_dataset(rsna, ONE, 60).problems == wanted
     assert len(read_index(tmp_path / "data/prepared")) == 0
-    assert read_boxes(tmp_path / "data/prepared", []) == []
+    assert read_boxes(tmp_path / "data/prepared", [], ["lung opacity"]) == ([], [])
 
 
 def test_nothing_known_of_any_patient(rsna, params, tmp_path):

@@ -16,11 +16,12 @@ from pipeline.data.annotations import IMAGES
 from pipeline.data.reader import Reader
 from pipeline.delivery.batch import Source, Study, list_files, predict_each, predict_files
 from pipeline.delivery.model_file import load_model
-from pipeline.delivery.predictor import Prediction, Predictor
+from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.structured_report import ReportWriter, make_report
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.errors import UserError
 from pipeline.submission import read_submission
+from tests.delivery.predictions import prediction
 from tests.dicom.odd_decoders import CRASHING, HUNGRY, SLOW, decode
 
 
@@ -55,7 +56,7 @@ def test_bad_files_are_named_and_passed_over(predictor, reader, folder, tmp_path
     assert done.nearly_empty == []
     found = read_submission(tmp_path / "out/predictions.csv")
     assert list(found) == keys(folder)
-    assert done.detections == sum(len(scores) for _, scores in found.values())
+    assert done.detections == sum(len(scores) for _, scores, _ in found.values())
     assert sorted(path.stem for path in (tmp_path / "out/pictures").iterdir()) == keys(folder)
 
 
@@ -160,14 +161,14 @@ def encode_jpeg(pixels):
 def test_a_stop_in_the_middle_leaves_no_half_table(tmp_path):
     path = tmp_path / "predictions.csv"
     path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), table_writer(path), coco_writer(tmp_path / "coco.json"):
+    with pytest.raises(KeyboardInterrupt), table_writer(path), coco_writer(tmp_path / "coco.json", ["nodule"]):
         raise KeyboardInterrupt
     assert path.read_text() == "before"
     assert [one.name for one in tmp_path.iterdir()] == ["predictions.csv"]
 
 
 def test_coco_opens_in_pycocotools(predictor, reader, folder, tmp_path, capsys):
-    with coco_writer(tmp_path / "coco.json") as coco, table_writer(tmp_path / "table.csv") as table:
+    with coco_writer(tmp_path / "coco.json", ["lung opacity"]) as coco, table_writer(tmp_path / "table.csv") as table:
         predictor.config = predictor.config.model_copy(update={"operating_threshold": 0.0})
         done = predict_files(predictor, reader, list_files([folder]), 2, [coco, table])
     opened = COCO(str(tmp_path / "coco.json"))
@@ -175,13 +176,13 @@ def test_coco_opens_in_pycocotools(predictor, reader, folder, tmp_path, capsys):
     assert len(opened.anns) == done.detections > 0
     wanted = read_submission(tmp_path / "table.csv")
     for image in opened.imgs.values():
-        boxes, scores = wanted[image["file_name"].removesuffix(".dcm")]
+        boxes, scores, _ = wanted[image["file_name"].removesuffix(".dcm")]
         found = opened.loadAnns(opened.getAnnIds(image["id"]))
         assert [one["score"] for one in found] == pytest.approx(scores.tolist(), abs=1e-4)
         lower = np.array([one["bbox"][:2] for one in found])
         np.testing.assert_allclose(lower.reshape(-1, 2), boxes[:, :2], atol=0.06)
         assert (image["height"], image["width"]) == (128, 128)
-    with coco_writer(tmp_path / "none.json"):
+    with coco_writer(tmp_path / "none.json", ["nodule"]):
         pass
     assert json.loads((tmp_path / "none.json").read_text())["images"] == []
 
@@ -190,7 +191,7 @@ def test_structured_reports_say_what_was_found(folder, tmp_path, predictor, read
     image = pydicom.dcmread(folder / f"{keys(folder)[0]}.dcm")
     boxes, scores = np.array([[10.0, 20, 30, 60], [5, 5, 50, 40]]), np.array([0.9, 0.4567])
     (study,) = predict_each(predictor, reader, [Source(folder / f"{keys(folder)[0]}.dcm")], 1, {})
-    ReportWriter(tmp_path / "sr").write(Study(study.path, study.radiograph, Prediction(boxes, scores, 0.9)))
+    ReportWriter(tmp_path / "sr").write(Study(study.path, study.radiograph, prediction(boxes, scores, 0.9)))
     report = pydicom.dcmread(tmp_path / f"sr/{keys(folder)[0]}.dcm")
     assert report.SOPClassUID == pydicom.uid.Comprehensive3DSRStorage
     assert report.StudyInstanceUID == image.StudyInstanceUID
@@ -209,7 +210,7 @@ def test_structured_reports_say_what_was_found(folder, tmp_path, predictor, read
         assert float(group.get_measurements()[0].value) == pytest.approx(score)
         assert group.roi.graphic_type == hd.sr.GraphicTypeValues.POLYLINE
     del image.PatientName
-    make_report(image, Prediction(np.zeros((0, 4)), np.zeros(0), 0.12)).save_as(tmp_path / "nothing.dcm")
+    make_report(image, prediction(np.zeros((0, 4)), np.zeros(0), 0.12)).save_as(tmp_path / "nothing.dcm")
     nothing = hd.sr.srread(tmp_path / "nothing.dcm")
     assert nothing.VerificationFlag == "UNVERIFIED"
     (group,) = nothing.content.get_image_measurement_groups()  # type: ignore[attr-defined]

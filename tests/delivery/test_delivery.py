@@ -65,7 +65,7 @@ def test_prediction_agrees_with_the_evaluation(trained, sample):
     folder, _ = trained
     expected = read_submission(folder / "reports" / "predictions.csv")
     predictor = Predictor(folder / "models", torch.device("cpu"))
-    for key, (boxes, scores) in list(expected.items())[:8]:
+    for key, (boxes, scores, _) in list(expected.items())[:8]:
         found = predictor.predict([read_radiograph(sample / IMAGES / f"{key}.dcm").pixels])[0]
         np.testing.assert_allclose(found.scores, scores, atol=2e-4)
         np.testing.assert_allclose(found.boxes, boxes, atol=0.2)

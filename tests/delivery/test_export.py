@@ -43,7 +43,7 @@ def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind, su
     assert found.images == 50
     assert found.boxes < 0.5
     assert found.scores < 1e-3
-    boxes, scores = load_export(path)(np.full((1, 1, 128, 128), 90, np.uint8))
+    boxes, scores, _ = load_export(path)(np.full((1, 1, 128, 128), 90, np.uint8))
     assert len(boxes) == len(scores) > 0
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["check.json", "model.json", path.name]
     # A model that has changed since the export is not the exported one.

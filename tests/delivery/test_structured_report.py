@@ -15,11 +15,11 @@ from pydicom.tag import Tag
 
 from pipeline.data.annotations import IMAGES
 from pipeline.delivery.batch import Study
-from pipeline.delivery.predictor import Prediction
 from pipeline.delivery.structured_report import ReportWriter
 from pipeline.dicom.radiograph import read_radiograph
+from tests.delivery.predictions import prediction
 
-FOUND = Prediction(np.array([[10.0, 20, 30, 60]]), np.array([0.9]), 0.9)
+FOUND = prediction(np.array([[10.0, 20, 30, 60]]), np.array([0.9]), 0.9)
 SECRET = "Sekret"
 
 

@@ -87,7 +87,7 @@ def test_each_study_outside_test_has_detections_of_the_network_that_did_not_see_
     monkeypatch.chdir(folder)
     params = Params.model_validate(yaml.safe_load(Path("params.yaml").read_text()))
     found = read_submission(Path("crossval/models/out_of_fold.csv"))
-    parts = [read_inputs(params.preprocess, fold=fold) for fold in (0, 1)]
+    parts = [read_inputs(params, fold=fold) for fold in (0, 1)]
     studies = {key for part in parts for key in part["val"].index["patientId"]}
     assert found.keys() == studies
     assert not studies & set(parts[0]["test"].index["patientId"])
@@ -140,7 +140,7 @@ def test_its_export_is_one_graph_of_the_averaged_networks(crossed, tmp_path):
     out = export_model(folder / "crossval/models", tmp_path / "out", "onnx")
     assert out.name == "model.onnx"
     assert sorted(path.name for path in out.parent.iterdir()) == ["check.json", "model.json", "model.onnx"]
-    boxes, scores = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
+    boxes, scores, _ = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
     assert boxes.shape == (len(scores), 4)
     assert json.loads((out.parent / "check.json").read_text())["images"] == 2
 
@@ -157,7 +157,7 @@ def test_boxes_are_fused_if_the_params_say_so_and_each_network_has_a_graph(cross
     assert load_model(Path("crossval/models"))[0].fusion_thresh == config.ensemble.fusion_thresh
     out = export_model(Path("crossval/models"), tmp_path / "out", "onnx")
     assert sorted(path.name for path in out.iterdir()) == ["check.json", "model-0.onnx", "model-1.onnx", "model.json"]
-    boxes, scores = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
+    boxes, scores, _ = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
     assert boxes.shape == (len(scores), 4)
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.assembly.detections import results_table
 from pipeline.data.annotations import CLASSES, GROUPS, LABELS, read_annotations
 from pipeline.data.geometry import xyxy
 from pipeline.errors import UserError
 from pipeline.jobs.score import compare_submissions, score_submission
-from pipeline.submission import submission_table
+from pipeline.metrics.results import image_result
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def submit(rsna, truth, tmp_path):
         for place in negative[:wrong]:
             boxes[place] = np.array([[1.0, 1, 50, 50]])
         path = tmp_path / name
-        path.write_text(submission_table(keys, boxes, [np.full(len(box), scores) for box in boxes]))
+        found = [image_result(box, np.full(len(box), scores), []) for box in boxes]
+        path.write_text(results_table(keys, found, ["lung opacity"]))
         return path
 
     return write

@@ -186,7 +186,7 @@ def test_the_real_profile_trains_a_step(repository, small_params, rsna, write_pa
     params = load_params(write_params(values))
     preprocess(params)
     split(params)
-    parts = read_inputs(params.preprocess)
+    parts = read_inputs(params)
     architecture = architecture_of(params, parts["train"])
     fabric = make_fabric("cpu", params.train.precision)
     trainer = build_trainer(params, fabric, architecture, parts["train"], parts["val"], tmp_path / "checkpoints")

@@ -143,7 +143,7 @@ def table(tmp_path):
 def test_rs_default_is_read_with_spaces_between(table):
     found = table('"patientId" "x" "y" "width" "height" "Target"\n"1" "a" 1 2 3 4 1\n"2" "b" NA NA NA NA 0\n')
     assert found.issues == []
-    assert found.boxes.to_numpy().tolist() == [["a", 1, 2, 3, 4]]
+    assert found.boxes.to_numpy().tolist() == [["a", 1, 2, 3, 4, 0]]
 
 
 def test_ids_stay_text(table):
@@ -304,7 +304,7 @@ def test_submissions_in_other_dialects(tmp_path):
         " PatientID ;predictionString;\r\n\r\na;0.5 1 2 3 4;\r\nb;NaN;\r\nc;;\r\n".encode("utf-16")
     )
     found = read_submission(tmp_path / "p.csv")
-    assert {key: scores.tolist() for key, (_, scores) in found.items()} == {"a": [0.5], "b": [], "c": []}
+    assert {key: scores.tolist() for key, (_, scores, _) in found.items()} == {"a": [0.5], "b": [], "c": []}
     (tmp_path / "p.csv").write_text("patientId,PredictionString\n\na,\n\nb,0.5 1_0 2 3 4\n")
     with pytest.raises(UserError, match="line 5: '0.5 1_0 2 3 4': numbers only"):
         read_submission(tmp_path / "p.csv")
