@@ -240,7 +240,8 @@ def score(
         Path | None, typer.Option(help="Another submission of the same studies: print by how much the first is better.")
     ] = None,
     score_thresh: Annotated[
-        float | None, typer.Option(help="Only detections above this score count; without it, all do.")
+        list[float] | None,
+        typer.Option(help="Only detections above this score count; without it, all do. May be given for each class."),
     ] = None,
     splits: Annotated[Path, typer.Option(help="Where --split is looked up.")] = Path("data/splits.csv"),
     split: Annotated[str | None, typer.Option(help="Score the studies of train, val or test only.")] = None,
@@ -254,9 +255,9 @@ def score(
     from pipeline.jobs.score import EVERYTHING, compare_submissions, score_submission
 
     metrics: object
-    if score_thresh is not None and not isfinite(score_thresh):
+    if not all(map(isfinite, score_thresh or [])):
         raise typer.BadParameter("must be a number", param_hint="--score-thresh")
-    threshold = EVERYTHING if score_thresh is None else score_thresh
+    threshold = score_thresh or EVERYTHING
     part = (splits, split) if split else None
     rules = _label_rules()
     if against:

@@ -91,9 +91,12 @@ class SplitParams(_Section):
     folds: Annotated[int, Field(ge=0, le=50)]
     fold: Annotated[int, Field(ge=0)]
     leaked: Annotated[float, Field(ge=0, le=0.5)]
+    shared_patients: Literal["refuse", "allow"]
 
     @model_validator(mode="after")
     def _fold_is_one_of_them(self) -> Self:
+        if self.folds and self.shared_patients == "allow":
+            raise ValueError("shared_patients allow needs folds 0; folds keep patients whole")
         if self.folds == 1:
             raise ValueError("folds must be 0 (none), or at least 2")
         if self.fold >= max(1, self.folds):

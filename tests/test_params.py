@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -84,3 +86,29 @@ def test_params_cannot_be_changed(repository):
     params = load_params(repository / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
         params.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("classes", "rule"),
+    [
+        ([], "at least 1"),
+        (["Nodule", "nodule"], "each class once"),
+        ({"a": ["x"], "b": ["X"]}, "'X' means both 'a' and 'b'"),
+        ({"a": ["b"], "b": []}, "'b' means both 'a' and 'b'"),
+        (["a; b"], "classes"),
+        (["../a"], "classes"),
+        (["a + b"], "classes"),
+    ],
+)
+def test_classes_are_plain_and_told_apart(small_params, write_params, classes, rule):
+    small_params["classes"] = classes
+    with pytest.raises(UserError, match=re.escape(rule)) as error:
+        load_params(write_params(small_params))
+    assert "classes" in str(error.value)
+
+
+def test_classes_and_their_other_names(small_params, write_params):
+    small_params["classes"] = {"opacity": ["Consolidation", "Opacity"], "Nodule/Mass": []}
+    params = load_params(write_params(small_params))
+    assert set(params.class_names) == {"opacity", "Nodule/Mass"}
+    assert params.class_aliases["opacity"] == ["Consolidation", "Opacity"]

@@ -70,7 +70,7 @@ def read_inputs(
     index = read_index(prepared)
     require_shards(prepared, index)
     splits = read_splits(splits_file, index, fold)
-    require_no_leak(index, splits)
+    require_no_leak(index, splits, shared_patients=params.split.shared_patients == "allow")
     parts = {}
     for name in (*SPLITS, *({LEAKED} & set(splits))):
         rows = index[splits == name].reset_index(drop=True)

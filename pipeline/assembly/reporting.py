@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData
 from pipeline.class_names import split_classes
+from pipeline.data.splits import SPLITS
 from pipeline.delivery.model_file import LEAK, ModelConfig
 from pipeline.files import directory_atomic
 from pipeline.metrics.results import ImageResult, keep, reported
@@ -153,6 +155,16 @@ def notes(config: ModelConfig) -> list[str]:
         " those of all networks together."
     )
     return [note for note in (leak, rule, folds if config.ensemble else "") if note]
+
+
+def shared_patients(splits: Mapping[str, SplitData]) -> list[str]:
+    """Return a sentence about the patients with studies in several splits, if there are any."""
+    patients = pd.concat([splits[name].index["groupId"].drop_duplicates() for name in SPLITS])
+    shared = int((patients.value_counts() > 1).sum())
+    told = (
+        f"Patients with studies in several splits, which split.shared_patients allows: {shared}; scores are too good."
+    )
+    return [f"{told}: {shared}; scores are too good."] if shared else []
 
 
 def params_text(params: Params) -> str:

@@ -51,16 +51,17 @@ def assign_splits(
 
 def _strata_counts(studies: pd.DataFrame) -> tuple[npt.NDArray[np.float64], list[str]]:
     """Count each cluster's studies, ``[N, J]``: all, per class, view and sex, per mix of the three; name the rows."""
-    keys = [pd.Series("all", studies.index), *(studies[name] for name in STRATA)]
-    keys.append(studies[STRATA].agg("/".join, axis=1))
+    # A study with boxes of several classes is in the strata of each.
+    of_classes = studies.assign(**{"class": studies["class"].map(split_classes)}).explode("class")
+    keys = [pd.Series("all", studies.index), of_classes["class"], studies["view"], studies["sex"]]
+    keys.append(of_classes[STRATA].agg("/".join, axis=1))
     codes, names = pd.factorize(studies["cluster"])
     cluster = pd.Series(codes, studies.index)
     columns = []
     for key in keys:
-        each = key.map(split_classes).explode()  # a study with boxes of several classes is in several strata
-        strata, levels = pd.factorize(each)
+        strata, levels = pd.factorize(key)
         table = np.zeros((len(names), len(levels)))
-        np.add.at(table, (cluster[each.index], strata), 1)
+        np.add.at(table, (cluster[key.index], strata), 1)
         columns.append(table)
     return np.concatenate(columns, 1), [str(name) for name in names]
 

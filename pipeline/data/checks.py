@@ -13,6 +13,7 @@ from pipeline.data.data_issues import RULES, DataIssue, unusable
 from pipeline.data.discovery import Listing, by_study, list_folder, require_some
 from pipeline.data.duplicates import clusters, same_files, similar_pairs
 from pipeline.data.files_and_ids import compare_files
+from pipeline.data.given_splits import with_given_splits
 from pipeline.data.parallel import Workers
 from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, preprocess_shards
@@ -49,7 +50,7 @@ def take_inventory(folder: Path, rules: LabelRules | None = None) -> Inventory:
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
     """
-    annotations = read_annotations(folder, rules=rules)
+    annotations = with_given_splits(read_annotations(folder, rules=rules), folder)
     images = folder / IMAGES
     listing = list_folder(images) if images.is_dir() else Listing()
     require_some(images, listing)

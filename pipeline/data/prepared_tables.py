@@ -15,6 +15,9 @@ INDEX_COLUMNS = [
     "patientId", "shard", "row", "height", "width", "view", "sex", "age", "spacing",
     "groupId", "class", "target", "cluster",
 ]  # fmt: skip
+GIVEN = "splits.csv"  # beside the label table
+GIVEN_SPLIT = "split"  # one column more, if the data set came with a split
+GIVEN_SPLITS = ("train", "val", "test")
 BOX_COLUMNS = ["patientId", "x", "y", "width", "height"]
 BOX_CLASS = "class"  # one column more, if there are several classes
 _NUMBERS = {
@@ -36,6 +39,8 @@ def parse_index(content: bytes, path: Path) -> pd.DataFrame:
         UserError: a column is missing, or a value is impossible in prepared data.
     """
     types = {name: _NUMBERS.get(name, "str") for name in INDEX_COLUMNS}
+    if _has_last(content, GIVEN_SPLIT):
+        types[GIVEN_SPLIT] = "str"
     table = _parse(content, path, types, {"age": [""], "spacing": [""]})
     location = table["shard"] + ":" + table["row"].astype(str)
     _refuse(
@@ -54,6 +59,9 @@ def parse_index(content: bytes, path: Path) -> pd.DataFrame:
             "cluster": (table["cluster"] == "", "must be an id"),
         },
     )
+    if GIVEN_SPLIT in table:
+        wrong = ~table[GIVEN_SPLIT].isin(["", *GIVEN_SPLITS])
+        _refuse(path, table, {GIVEN_SPLIT: (wrong, f"must be {', '.join(GIVEN_SPLITS)}, or empty")})
     return table.assign(**{"class": table["class"].map(original_cell)})
 
 
@@ -64,7 +72,7 @@ def parse_boxes(content: bytes, path: Path) -> pd.DataFrame:
         UserError: a column is missing, or a value is impossible for a box.
     """
     types = {"patientId": "str"} | dict.fromkeys(BOX_COLUMNS[1:], "float64")
-    if content.split(b"\n", 1)[0].rstrip(b"\r").endswith(f",{BOX_CLASS}".encode()):
+    if _has_last(content, BOX_CLASS):
         types[BOX_CLASS] = "str"
     table = _parse(content, path, types, {})
     rules = {name: (~(table[name] >= 0) | ~np.isfinite(table[name]), "must be at least 0") for name in ("x", "y")}
@@ -74,6 +82,11 @@ def parse_boxes(content: bytes, path: Path) -> pd.DataFrame:
     }
     _refuse(path, table, rules)
     return table
+
+
+def _has_last(content: bytes, column: str) -> bool:
+    """Return whether the header of a table ends with this column."""
+    return content.split(b"\n", 1)[0].rstrip(b"\r").endswith(f",{column}".encode())
 
 
 def _parse(content: bytes, path: Path, types: Mapping[str, str], missing: Mapping[str, list[str]]) -> pd.DataFrame:

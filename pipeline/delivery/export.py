@@ -11,8 +11,10 @@ weighted boxes fusion (Solovyev et al. 2021) at ``ensemble.fusion_thresh``, with
 over all networks; then suppression, box shrink and calibration, see `ScoreMap`.
 """
 
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,7 +166,7 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
     if fused and isinstance(model, Ensemble):
         networks = [member for member in model.members if isinstance(member, RetinaNet)]
     file = Path(FORMATS[kind])
-    with directory_atomic(out) as target:
+    with directory_atomic(out) as target, _quiet_exporters():
         for number, network in enumerate(networks):
             detector = ExportedDetector(network, network.anchors_for(example).levels, _rules(config)).eval()
             name = f"{file.stem}-{number}{file.suffix}" if fused else file.name
@@ -175,6 +177,20 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
         exported = target if fused else target / file
         write_json(target / "check.json", asdict(compare_export(folder, exported, images)))
     return out if fused else out / file
+
+
+@contextmanager
+def _quiet_exporters() -> Iterator[None]:
+    """Silence the exporters: they log hundreds of lines about how they simplify a graph."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch._export", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _boxes_are_fused(config: ModelConfig) -> bool:

@@ -108,7 +108,7 @@ def pipeline_of(folds: Sequence[int], raw_data: str) -> dict[str, Any]:
         "wdir": "..",
         "cmd": "python -m pipeline.jobs.combine",
         "deps": [str(PREPARED), str(SPLITS_FILE), *members, *sorted(code), "pipeline/jobs/combine.py"],
-        "params": ["seed", "evaluate", "crossval"],
+        "params": ["seed", "classes", "evaluate", "crossval"],
         "outs": [str(CROSSVAL / MODELS / name) for name in (*_MODEL_FILES, OUT_OF_FOLD)],
     }
     made["evaluate"] = {

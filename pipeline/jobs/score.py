@@ -15,7 +15,7 @@ from pipeline.escaping import quoted
 from pipeline.evaluation.comparison import known
 from pipeline.evaluation.summary import Summary, summarize
 from pipeline.metrics.bootstrap import Metrics, paired_difference
-from pipeline.metrics.results import ImageResult
+from pipeline.metrics.results import ImageResult, Thresholds, thresholds_of
 from pipeline.submission import Submitted, read_submission
 from pipeline.tables import read_table
 
@@ -51,14 +51,15 @@ def score_submission(
     labels: Path,
     draws: int,
     seed: int,
-    score_thresh: float = EVERYTHING,
+    score_thresh: Thresholds = EVERYTHING,
     split: Split | None = None,
     rules: LabelRules | None = None,
 ) -> tuple[Summary, str]:
     """Return the metrics of a submission, and a line that says how many studies were scored.
 
     The studies that have a line in the submission are scored; an empty string means that nothing was
-    found. All detections count, but metrics that need a threshold use those above ``score_thresh``.
+    found. All detections count, but metrics that need a threshold use those above ``score_thresh``, one for all
+    classes or one for each.
     ``split`` names a table of splits and the split to score. ``rules`` are those of the label table's classes.
 
     Raises:
@@ -67,7 +68,7 @@ def score_submission(
     truth = _read_truth(labels, rules)
     submission = read_submission(predictions, truth.names)
     scored = _scored(predictions, list(submission), labels, truth, split)
-    results, levels = scored.results(submission), [score_thresh] * len(truth.names)
+    results, levels = scored.results(submission), _levels(score_thresh, truth.names)
     return summarize(results, scored.groups, levels, draws, seed, classes=truth.names), scored.note
 
 
@@ -77,7 +78,7 @@ def compare_submissions(
     labels: Path,
     draws: int,
     seed: int,
-    score_thresh: float = EVERYTHING,
+    score_thresh: Thresholds = EVERYTHING,
     split: Split | None = None,
     rules: LabelRules | None = None,
 ) -> tuple[dict[str, dict[str, float | None]], str]:
@@ -92,7 +93,7 @@ def compare_submissions(
         odd = next(iter(first.keys() ^ second.keys()))
         raise UserError(f"{other}: {quoted(odd)} is in only one of the two files; both must name the same studies")
     scored = _scored(predictions, list(first), labels, truth, split)
-    levels = [score_thresh] * len(truth.names)
+    levels = _levels(score_thresh, truth.names)
     mine, theirs = (Metrics(scored.results(submission), levels) for submission in (first, second))
     differences = paired_difference(mine, theirs, scored.groups, draws, seed)
     table = {
@@ -100,6 +101,14 @@ def compare_submissions(
         for key, values in differences.items()
     }
     return table, scored.note
+
+
+def _levels(score_thresh: Thresholds, classes: Sequence[str]) -> tuple[float, ...]:
+    """Return a threshold for each class."""
+    given = thresholds_of(score_thresh)
+    if len(given) not in (1, len(classes)):
+        raise UserError(f"{len(given)} score thresholds for {len(classes)} classes; give one, or one for each")
+    return given if len(given) == len(classes) else given * len(classes)
 
 
 def _read_truth(labels: Path, rules: LabelRules | None) -> Annotations:

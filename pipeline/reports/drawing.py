@@ -50,19 +50,24 @@ def draw_boxes(
     for box, name in itertools.zip_longest(np.asarray(truth, np.float64).reshape(-1, 4) * scale, truth_names):
         _dashed(canvas, box)
         if name:
-            _label(canvas, name, round(box[0]), round(box[3]) + _TAB, TRUTH)
+            _label(canvas, name, round(box[0]), round(box[3]) + _TAB, TRUTH, inside=True)
     found = zip(np.asarray(boxes, np.float64).reshape(-1, 4) * scale, np.asarray(scores).reshape(-1), strict=True)
     for (box, score), name in itertools.zip_longest(found, names):
         x0, y0, x1, y1 = (round(value) for value in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), DETECTION, 2)
-        _label(canvas, f"{name} {score:.2f}" if name else f"{score:.2f}", x0, y0, DETECTION)
+        _label(canvas, f"{name} {score:.2f}" if name else f"{score:.2f}", x0, y0, DETECTION, inside=bool(name))
     return np.asarray(canvas, np.uint8)
 
 
-def _label(canvas: np.ndarray, text: str, x: int, y: int, colour: Colour) -> None:
-    """Draw black text on a filled tab above ``y``, readable on bright and dark lungs; it stays inside the image."""
+def _label(canvas: np.ndarray, text: str, x: int, y: int, colour: Colour, *, inside: bool) -> None:
+    """Draw black text on a filled tab above ``y``, readable on bright and dark lungs.
+
+    It stays below the upper edge, and with ``inside``, for long texts, left of the right edge.
+    """
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
     bottom = min(max(y, height + 8), canvas.shape[0])
+    if inside:
+        x = max(1, min(x, canvas.shape[1] - width - 6))
     cv2.rectangle(canvas, (x - 1, bottom - height - 8), (x + width + 6, bottom), colour, cv2.FILLED)
     cv2.putText(canvas, text, (x + 3, bottom - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
 

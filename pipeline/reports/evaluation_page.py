@@ -72,12 +72,15 @@ def render_report(page: Page) -> str:
     """Render the page as HTML that needs no other file and no network."""
     encoded = {name: "data:image/png;base64," + base64.b64encode(data).decode() for name, data in page.curves.items()}
     groups = page.subgroups.astype(object).where(page.subgroups.notna(), None).to_dict("records")
+    headline = HEADLINE
+    if page.classes:
+        headline = {key: title.replace("an opacity", "the class") for key, title in HEADLINE.items()}
     return render(
         _TEMPLATE,
         page=page,
-        headline=HEADLINE,
+        headline=headline,
         curves=encoded,
         groups=groups,
         group_metrics=METRICS,
-        class_headline={key: title for key, title in HEADLINE.items() if key in OF_EACH_CLASS},
+        class_headline={key: title for key, title in headline.items() if key in OF_EACH_CLASS},
     )

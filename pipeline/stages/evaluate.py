@@ -19,6 +19,7 @@ from pipeline.assembly.reporting import (
     notes,
     origin,
     params_text,
+    shared_patients,
     training_curves,
     write_plots,
 )
@@ -73,7 +74,7 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
             data_card(splits),
             origin(run, config, params.data.dir),
             params_text(params),
-            notes(config),
+            [*notes(config), *(shared_patients(splits) if params.split.shared_patients == "allow" else [])],
             config.classes if len(config.classes) > 1 else (),
         )
         write_text(reports / "report.html", render_report(page))

@@ -17,7 +17,7 @@ from pipeline.data.checks import Examination, Inventory, examine, require_few_pr
 from pipeline.data.manifest import write_manifest
 from pipeline.data.parallel import require_shared
 from pipeline.data.prepared import BOXES, INDEX
-from pipeline.data.prepared_tables import INDEX_COLUMNS
+from pipeline.data.prepared_tables import GIVEN_SPLIT, INDEX_COLUMNS
 from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import ShardJob, ShardResult, Study, fit_boxes, preprocess_shards
 from pipeline.errors import run_main
@@ -100,7 +100,8 @@ def _assemble(folder: Path, jobs: dict[int, ShardJob], results: list[ShardResult
         if names
         else pd.DataFrame(columns=INDEX_COLUMNS)
     )
-    safe_table(index[INDEX_COLUMNS]).to_csv(folder / INDEX, index=False)
+    columns = [*INDEX_COLUMNS, *({GIVEN_SPLIT} & set(index.columns))]
+    safe_table(index[columns]).to_csv(folder / INDEX, index=False)
     _boxes(index, examination.annotations).to_csv(folder / BOXES, index=False)
     write_manifest(folder)
 

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.data.assign_splits import assign_splits, kfold_shares, missing_classes, pick_leaked
 from pipeline.data.prepared import read_index
+from pipeline.data.prepared_tables import GIVEN, GIVEN_SPLIT
 from pipeline.data.splits import AGAIN, COLUMNS, read_splits_table, require_no_leak
 from pipeline.documents import parse_json, shown
 from pipeline.errors import UserError, run_main
@@ -35,11 +37,15 @@ def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE)
     shares = kfold_shares(fractions, section.folds) if section.folds else fractions
     rule: dict[str, float] = {"seed": params.seed, **shares}
     former = _former_parts(target, index, rule)
-    parts = assign_splits(index, shares, params.seed, former)
+    given = index[GIVEN_SPLIT] if GIVEN_SPLIT in index else pd.Series("", index.index)
+    _require_whole(index, given, section.shared_patients)
+    parts = _deal(index, shares, params.seed, former, given)
+    if section.shared_patients == "allow":
+        parts = parts.where(given == "", given)
     names = parts.map(_split_of(shares, section.fold))
     if section.leaked:
         names = pick_leaked(index, names, round(section.leaked * len(index)), params.seed)
-    require_no_leak(index, names)
+    require_no_leak(index, names, shared_patients=section.shared_patients == "allow")
     for line in missing_classes(index, names):
         logger.warning("%s; more studies or another split.fractions are needed", line)
     # Each line holds the number of studies, so that a table cut off between two lines is known to be damaged.
@@ -48,6 +54,44 @@ def split(params: Params, prepared: Path = PREPARED, target: Path = SPLITS_FILE)
     )
     write_text(target, table[COLUMNS].to_csv(index=False))
     logger.info("splits: %s", ", ".join(f"{name} {count}" for name, count in names.value_counts().items()))
+
+
+def _require_whole(index: pd.DataFrame, given: pd.Series, shared_patients: str) -> None:
+    """Refuse a given split that puts a patient, or copies of an image, into two; if that is allowed, warn.
+
+    Raises:
+        UserError: the message names a patient and the splits.
+    """
+    named = given[given != ""]
+    each = named.groupby(index["cluster"][named.index]).unique()
+    torn = each[each.map(len) > 1]
+    if not len(torn):
+        return
+    first = f"{GIVEN}: patient {torn.index[0]} is in {' and '.join(sorted(torn.iloc[0]))}"
+    if shared_patients == "refuse":
+        rule = "a patient must be in one; split.shared_patients: allow accepts them, and the report says so"
+        raise UserError(f"{first} ({len(torn)} such patients); {rule}")
+    logger.warning("%s, and %d more are in several: scores are too good", first, len(torn) - 1)
+
+
+def _deal(
+    index: pd.DataFrame, shares: Mapping[str, float], seed: int, former: Mapping[str, str], given: pd.Series
+) -> pd.Series:
+    """Return each study's part: patients with a given split go there, the others are dealt.
+
+    With folds, the studies that are given to train or val are dealt to the folds.
+    """
+    named = given[given != ""]
+    firsts = named.groupby(index["cluster"][named.index]).first()
+    fixed = {str(cluster): str(part) for cluster, part in firsts.items()}
+    known: dict[str, str] = {**former, **{cluster: part for cluster, part in fixed.items() if part in shares}}
+    outside_test = {cluster for cluster, part in fixed.items() if part not in shares}
+    if outside_test:
+        rows = index["cluster"].isin(outside_test)
+        folds = {part: share / (1 - shares["test"]) for part, share in shares.items() if part != "test"}
+        dealt = assign_splits(index[rows], folds, seed, known)
+        known |= dict(zip(index["cluster"][rows], dealt, strict=True))
+    return assign_splits(index, shares, seed, known)
 
 
 def _split_of(shares: dict[str, float], fold: int) -> dict[str, str]:

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from pipeline.data.annotations import CLASSES, GROUPS, LABELS, read_annotations
+from pipeline.data.checks import take_inventory
 from pipeline.data.classes import NORMAL
 from pipeline.errors import UserError
 
@@ -82,3 +83,17 @@ def test_broken_tables(rsna):
         read_annotations(rsna)
     with pytest.raises(UserError, match="no such folder"):
         read_annotations(rsna / "nowhere")
+
+
+def test_a_split_that_comes_with_the_data(rsna):
+    ids = read_annotations(rsna).studies["patientId"].to_list()
+    lines = [f"{ids[0]},TRAIN", f"{ids[1]},validation", f"{ids[2]},", "elsewhere,test"]
+    (rsna / "splits.csv").write_text("patientId,split\n" + "\n".join(lines) + "\n")
+    found = take_inventory(rsna)
+    assert found.annotations.studies["split"].to_list()[:4] == ["train", "val", "", ""]
+    assert [issue.study for issue in found.issues if issue.rule.name == "split_used"] == ["elsewhere"]
+    no_split, two = "line 2: split 'holdout': must be train, val, test, or empty", "line 3: .* in test, and in train"
+    for text, rule in ((f"{ids[0]},holdout", no_split), (f"{ids[0]},train\n{ids[0]},test", two)):
+        (rsna / "splits.csv").write_text(f"patientId,split\n{text}\n")
+        with pytest.raises(UserError, match=rule):
+            take_inventory(rsna)

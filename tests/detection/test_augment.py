@@ -64,3 +64,17 @@ def test_channels_move_together(picture):
     assert both.dtype == np.uint8
     np.testing.assert_allclose(bright(both[..., 0]), moved[0], atol=3)
     np.testing.assert_allclose(bright(2 * np.minimum(both[..., 1], 127)), moved[0], atol=3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_labels_stay_with_their_boxes(seed):
+    image = np.zeros((100, 100), np.uint8)
+    boxes = np.array([[5, 5, 25, 25], [0, 60, 8, 90], [30, 70, 90, 90]], np.float32)
+    labelled = np.concatenate([boxes, [[7], [3], [5]]], 1).astype(np.float32)
+    augmenter = Augmenter(replace(AUGMENT, affine=1, rotate=0, translate=0.3, min_visibility=0.99))
+    moved, plain = augmenter(image, labelled, seed)[1], augmenter(image, boxes, seed)[1]
+    np.testing.assert_array_equal(moved[:, :4], plain)
+    # Whole boxes nearly keep their ratio of sides, by which they are told apart.
+    ratio = (moved[:, 3] - moved[:, 1]) / (moved[:, 2] - moved[:, 0])
+    wanted = {7: 1.0, 3: 30 / 8, 5: 20 / 60}
+    assert ratio == pytest.approx([wanted[int(label)] for label in moved[:, 4]], rel=0.4)

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from pipeline.detection.augment import Augmenter
 from pipeline.detection.dataset import PADDING_INDEX, DetectionDataset, EpochBatches, collate, make_loader
+from pipeline.detection.inference import _gathered
+from pipeline.detection.matching import PADDING
 from tests.detection.settings import AUGMENT
 
 
@@ -93,3 +98,28 @@ def test_an_epoch_is_filled_up_to_whole_steps(length, size, accumulate, world_si
     assert sorted(order[:length]) == list(range(length))  # every study once, and then the first ones again
     assert order[length:] == (order[:length] * images)[: len(order) - length]
     assert len(order) - length < images
+
+
+def test_batches_and_augmented_images_keep_the_labels():
+    images = [np.full((128, 128), 90, np.uint8)] * 2
+    boxes = [np.array([[10, 10, 40, 40], [60, 60, 90, 90]], np.float32), np.zeros((0, 4), np.float32)]
+    labels = [np.array([2, 1]), np.zeros(0, np.int64)]
+    for augmenter in (None, Augmenter(replace(AUGMENT, affine=0, horizontal_flip=0))):
+        data = DetectionDataset(images, boxes, augmenter, 0, labels=labels)
+        batch = collate([data[0, 0], data[0, 1]])
+        assert batch.labels.tolist() == [[2, 1], [PADDING, PADDING]]
+        assert batch.boxes[0].tolist() == boxes[0].tolist()
+
+
+def test_processes_exchange_the_labels_of_their_detections(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        fabric = Fabric(accelerator="cpu", devices=1)
+        own = {"boxes": torch.rand(2, 4), "scores": torch.tensor([0.9, 0.5]), "labels": torch.tensor([3, 0])}
+        none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+        back = _gathered(fabric, [own, none], torch.tensor([1, 0]), 2, 5)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert back[1]["labels"].tolist() == [3, 0]
+    assert torch.equal(back[1]["boxes"], own["boxes"])
+    assert len(back[0]["labels"]) == 0

@@ -9,7 +9,7 @@ from pipeline.metrics.calibration import calibrated, fit_calibration
 from pipeline.metrics.results import image_result
 from pipeline.metrics.rsna_score import best_threshold, rsna_score
 from pipeline.reports.curves import curve_tables, plot_curve, plot_training
-from pipeline.reports.drawing import DETECTION, TRUTH, contact_sheet, draw_boxes
+from pipeline.reports.drawing import DETECTION, TRUTH, captions, contact_sheet, draw_boxes
 from pipeline.reports.evaluation_page import HEADLINE, Page, Picture, render_report
 from pipeline.reports.examples import pick_examples
 from tests.metrics.conftest import random_results
@@ -91,6 +91,21 @@ def test_boxes_are_drawn_where_they_are():
     assert truth.max() <= 182
     assert 50 < len(truth) < 3 * 4 * 60 * 0.8  # the outline is three pixels wide, and dashed
     assert contact_sheet([picture] * 3, 2).shape == (400, 400, 3)
+
+
+def test_names_of_classes_are_written_inside_the_picture():
+    box, blank = [[150, 150, 190, 190]], np.zeros((200, 200), np.uint8)
+    plain = draw_boxes(blank, box, [0.9], box, 200)
+    named = draw_boxes(
+        blank, box, [0.9], box, 200, captions([1], ["opacity", "Nodule"]), captions([0], ["Effusion", "x"])
+    )
+    above, below = (slice(120, 148), slice(0, 148)), (slice(193, 200), slice(0, 140))
+    assert not plain[above].any()
+    assert (named[above] == DETECTION).all(-1).any()
+    assert (named[below] == TRUTH).all(-1).any()
+    # Without the shift, most of the tab would lie right of the edge.
+    assert (named[above] == DETECTION).all(-1).any(0).sum() > 10
+    assert captions([0, 0], ["lung opacity"]) == ["", ""]
 
 
 def test_a_report_without_positives_still_renders():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.data.manifest import write_manifest
-from pipeline.data.prepared_tables import INDEX_COLUMNS
+from pipeline.data.prepared_tables import GIVEN_SPLIT, INDEX_COLUMNS
 from pipeline.data.splits import LEAKED
 from pipeline.errors import UserError
 from pipeline.params import Params
@@ -37,7 +37,8 @@ def index(tmp_path):
 def save(table):
     folder = SPLITS_FILE.parent / "prepared"
     folder.mkdir(parents=True, exist_ok=True)
-    table.assign(row=range(len(table)))[INDEX_COLUMNS].to_csv(folder / "index.csv", index=False)
+    columns = [*INDEX_COLUMNS, *({GIVEN_SPLIT} & set(table.columns))]
+    table.assign(row=range(len(table)))[columns].to_csv(folder / "index.csv", index=False)
     write_manifest(folder)
 
 
@@ -149,3 +150,38 @@ def test_params(small_params):
         values["split"] |= changes
         with pytest.raises(ValueError, match=rule):
             Params.model_validate(values)
+
+
+def test_a_given_split_is_kept_and_the_rest_is_dealt(index, assigned):
+    free = assigned()
+    # Every second patient of the first forty, and only one of the patient's two studies.
+    named = {f"s{number}": ("test", "val", "train")[number // 4 % 3] for number in range(0, 80, 4)}
+    save(index.assign(split=index["patientId"].map(named).fillna("")))
+    found = assigned()
+    assert {key: found[key] for key in named} == named
+    for number in range(0, 80, 4):
+        assert found[f"s{number + 1}"] == named[f"s{number}"], "a patient stays whole"
+    others = [key for key in found.index if int(key[1:]) // 2 * 2 % 4 or int(key[1:]) >= 80]
+    assert found[others].equals(free[others]), "the former assignment of the others stays"
+
+
+def test_studies_that_are_given_to_test_stay_out_of_the_folds(index, assigned):
+    named = {f"s{number}": ("test", "val", "train")[number // 2 % 3] for number in range(60)}
+    save(index.assign(split=index["patientId"].map(named).fillna("")))
+    assigned(folds=5)
+    parts = pd.read_csv(SPLITS_FILE, dtype=str).set_index("patientId")["part"]
+    for key, name in named.items():
+        assert (parts[key] == "test") == (name == "test")
+    assert set(parts) == {"test", *(f"fold{number}" for number in range(5))}
+
+
+def test_a_patient_in_two_given_splits(index, assigned, caplog):
+    named = {f"s{number}": ("train", "test")[number % 2] for number in range(6)} | {"s10": "val"}
+    save(index.assign(split=index["patientId"].map(named).fillna("")))
+    with pytest.raises(UserError, match=r"splits.csv: patient p0 is in test and train \(3 such patients\); a"):
+        assigned()
+    found = assigned(shared_patients="allow")
+    assert {key: found[key] for key in named} == named
+    assert "patient p0 is in test and train, and 2 more are in several: scores are too good" in caplog.text
+    with pytest.raises(ValueError, match="shared_patients allow needs folds 0"):
+        assigned(shared_patients="allow", folds=5)
