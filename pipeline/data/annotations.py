@@ -129,14 +129,11 @@ def _classes_of_boxes(
         found.setdefault(str(key), set()).add(int(label))
     positive = OPACITY if challenge else labelled.names[0]
     negative = classes or ["No Lung Opacity" if challenge else "no finding"] * len(ids)
-    return [
-        other
-        if not targets[key]
-        else positive
-        if one
-        else join_classes(labelled.names[n] for n in sorted(found.get(key, ())))
-        for key, other in zip(ids, negative, strict=True)
-    ]
+
+    def of_boxes(key: str) -> str:
+        return positive if one else join_classes(labelled.names[label] for label in sorted(found.get(key, ())))
+
+    return [of_boxes(key) if targets[key] else other for key, other in zip(ids, negative, strict=True)]
 
 
 def _require_plain_ids(path: Path, column: str, ids: pd.Series) -> None:

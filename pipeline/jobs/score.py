@@ -59,8 +59,8 @@ def score_submission(
 
     The studies that have a line in the submission are scored; an empty string means that nothing was
     found. All detections count, but metrics that need a threshold use those above ``score_thresh``, one for all
-    classes or one for each.
-    ``split`` names a table of splits and the split to score. ``rules`` are those of the label table's classes.
+    classes or one for each. ``split`` names a table of splits and the split to score. ``rules`` are those of the label
+    table's classes.
 
     Raises:
         UserError: a file is malformed, or the submission names a study that has no label.
