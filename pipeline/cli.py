@@ -116,7 +116,9 @@ def groups(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
-    inputs: Annotated[list[Path], typer.Argument(help="DICOM files, folders of them, or .txt files that list paths.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="DICOM, PNG or JPEG files, folders of them, or .txt files that list paths.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for predictions.csv and the other outputs.")],
     pictures: Annotated[bool, typer.Option(help="Draw each study's detections: pictures/.")] = True,
     coco: Annotated[bool, typer.Option("--coco", help="Write COCO's JSON too: coco.json.")] = False,
@@ -124,7 +126,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
     study_seconds: StudySeconds = 60,
 ) -> None:
-    """Detect opacities in DICOM files; unreadable files are reported and passed over."""
+    """Detect opacities in DICOM, PNG or JPEG files; unreadable files are reported and passed over."""
     from contextlib import ExitStack
 
     from pipeline.data.reader import Reader, reading_processes
@@ -151,7 +153,7 @@ def predict(
         typer.echo(f"warning: {printable(path)}: {RULES['nearly_empty'].title}", err=True)
     typer.echo(f"{done.predicted} studies, {done.detections} detections: {out / 'predictions.csv'}")
     if not done.predicted:
-        raise UserError(f"{printable(inputs[0])}: no readable DICOM file among the inputs")
+        raise UserError(f"{printable(inputs[0])}: no readable image among the inputs")
     if reports:
         _say_reports(reports, out / "sr")
 

@@ -14,6 +14,7 @@ from pipeline.data.discovery import Listing, by_study, list_folder, require_some
 from pipeline.data.duplicates import clusters, same_files, similar_pairs
 from pipeline.data.files_and_ids import compare_files
 from pipeline.data.given_splits import with_given_splits
+from pipeline.data.metadata import fill_in, read_metadata, unused
 from pipeline.data.parallel import Workers
 from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, preprocess_shards
@@ -33,12 +34,14 @@ class Inventory:
         annotations: the tables.
         files: study -> its file, for the studies that have exactly one.
         studies: the studies to decode: those in which no error is known yet.
+        metadata: facts about studies whose files lack them; see `read_metadata`.
         issues: the problems of tables and files.
     """
 
     annotations: Annotations
     files: dict[str, Path]
     studies: list[Study]
+    metadata: pd.DataFrame
     issues: list[DataIssue]
 
 
@@ -55,14 +58,15 @@ def take_inventory(folder: Path, rules: LabelRules | None = None) -> Inventory:
     listing = list_folder(images) if images.is_dir() else Listing()
     require_some(images, listing)
     ids = annotations.studies["patientId"].to_list()
-    files_of = by_study(sorted([*listing.files, *listing.misnamed]), set(ids))
-    issues = [*annotations.issues, *compare_files(ids, files_of, listing)]
+    files_of = by_study(listing.images(), set(ids))
+    metadata = read_metadata(folder)
+    issues = [*annotations.issues, *unused(annotations, metadata), *compare_files(ids, files_of, listing)]
     files = {key: files_of[key][0] for key in ids if len(files_of.get(key, [])) == 1}
     problems = unusable(issues)
     usable = [key for key in ids if key not in problems]
     boxes = annotations.boxes_of(usable)
     studies = [Study(key, files[key], box) for key, box in zip(usable, boxes, strict=True)]
-    return Inventory(annotations, files, studies, issues)
+    return Inventory(annotations, files, studies, metadata, issues)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination
     rows = pd.DataFrame([row for result in results for row in result.rows])
     if len(rows):
         # All values of a column may be None.
-        rows = rows.astype(dict.fromkeys(NUMBERS, "float64"))
+        rows = fill_in(rows.astype(dict.fromkeys(NUMBERS, "float64")), inventory.metadata)
         rows = rows.merge(studies, on="patientId", validate="one_to_one")
         pairs = _copies(rows, issues)
         rows["cluster"] = clusters(rows["groupId"].to_list(), pairs)

@@ -58,6 +58,7 @@ RULES: Mapping[str, Rule] = {
         ("label_there", "no label: the label table has no row for this image", "nothing, unless it should have one"),
         ("view_known", "the view (AP, PA) is not in the header", "splits cannot be balanced by what is not known"),
         ("class_used", "a class of a study that is not there", "nothing, unless the study should be there"),
+        ("metadata_used", "metadata of a study that is not there", "nothing, unless the study should be there"),
         ("split_used", "a split of a study that is not there", "nothing, unless the study should be there"),
         ("group_used", "a group of a study that is not there", "nothing, unless the study should be there"),
     ),

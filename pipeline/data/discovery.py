@@ -1,4 +1,4 @@
-"""Search for the DICOM files of a folder by their content; all other files are listed with their kind."""
+"""Search for the images of a folder by their content, DICOM, PNG or JPEG; other files are listed with their kind."""
 
 import os
 import stat
@@ -7,17 +7,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.dicom.pictures import is_picture
 from pipeline.errors import UserError
 from pipeline.escaping import printable
 from pipeline.file_kinds import HEAD_BYTES, file_kind, is_dicom, is_dicomdir
 
 __all__ = [
-    "Listing", "by_study", "dicom_files", "file_kind", "is_dicom", "list_folder", "read_head", "study_files",
+    "Listing", "by_study", "file_kind", "image_files", "is_dicom", "list_folder", "read_head", "study_files",
     "study_name",
 ]  # fmt: skip
 
 # A name with one of these suffixes claims to be a DICOM file, whatever its content.
 _SUFFIXES = frozenset({".dcm", ".dicom", ".dic", ".dc3", ".ima"})
+_PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+NO_IMAGES = "no DICOM, PNG or JPEG files"
 
 
 @dataclass
@@ -26,46 +29,55 @@ class Listing:
 
     Attributes:
         files: DICOM files, by content.
+        pictures: PNG and JPEG files, by content.
         misnamed: files with the name of a DICOM file but other content, each with its kind.
         others: all other files, each with its kind.
         odd: entries that could not be examined (not a regular file, unreadable, a loop), each with the reason.
     """
 
     files: list[Path] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
     misnamed: dict[Path, str] = field(default_factory=dict)
     others: dict[Path, str] = field(default_factory=dict)
     odd: dict[Path, str] = field(default_factory=dict)
 
+    def images(self) -> list[Path]:
+        """Return the files to read: DICOM files, files named like them, and pictures if there is no DICOM file.
+
+        Beside DICOM files, pictures are previews, screenshots or logos.
+        """
+        return sorted([*self.files, *self.misnamed, *([] if self.files else self.pictures)])
+
     def described(self) -> str:
-        """Describe the content besides DICOM files, counted by kind."""
+        """Describe the content besides images, counted by kind."""
         kinds = Counter([*self.misnamed.values(), *self.others.values(), *self.odd.values()])
         shown = [kind if count == 1 else f"{count} times {kind}" for kind, count in kinds.most_common(6)]
         more = [f"{len(kinds) - 6} other kinds"] if len(kinds) > 6 else []
         return ", ".join([*shown, *more]) or "nothing"
 
 
-def dicom_files(folder: Path) -> list[Path]:
-    """Return the DICOM files of a folder and its subfolders, sorted, found by content whatever their names.
+def image_files(folder: Path) -> list[Path]:
+    """Return the images of a folder and its subfolders, sorted, found by content whatever their names.
 
     Files with the name of a DICOM file but other content are listed too: the reader refuses them with a message.
     Entries that could not be examined are in ``list_folder(folder).odd``.
 
     Raises:
-        UserError: none of the files is DICOM; the message tells what is there.
+        UserError: there is no image; the message tells what is there.
     """
     listing = list_folder(folder)
     require_some(folder, listing)
-    return sorted([*listing.files, *listing.misnamed])
+    return listing.images()
 
 
 def require_some(folder: Path, listing: Listing) -> None:
-    """Refuse a folder without a DICOM file.
+    """Refuse a folder without an image.
 
     Raises:
         UserError: there is none; the message tells what is in the folder instead.
     """
-    if not listing.files:
-        raise UserError(f"{printable(folder)}: no DICOM files; the folder contains: {listing.described()}")
+    if not listing.files and not listing.pictures:
+        raise UserError(f"{printable(folder)}: {NO_IMAGES}; the folder contains: {listing.described()}")
 
 
 def list_folder(folder: Path) -> Listing:
@@ -90,7 +102,8 @@ def list_folder(folder: Path) -> Listing:
             continue
         waiting.extendleft(path for path in reversed(folders) if not path.is_symlink())
         waiting.extend(path for path in folders if path.is_symlink())
-    return Listing(sorted(listing.files), *(_sorted(one) for one in (listing.misnamed, listing.others, listing.odd)))
+    parts = (_sorted(one) for one in (listing.misnamed, listing.others, listing.odd))
+    return Listing(sorted(listing.files), sorted(listing.pictures), *parts)
 
 
 def _entries(folder: Path) -> Iterable[Path]:
@@ -112,6 +125,8 @@ def _add(path: Path, listing: Listing) -> bool:
     if is_dicom(head):
         if not is_dicomdir(head):
             listing.files.append(path)
+    elif is_picture(head):
+        listing.pictures.append(path)
     else:
         (listing.misnamed if path.suffix.lower() in _SUFFIXES else listing.others)[path] = file_kind(head)
     return True
@@ -150,11 +165,11 @@ def _sorted(entries: dict[Path, str]) -> dict[Path, str]:
 
 
 def study_name(path: Path) -> str:
-    """Return the study's name from its file: without a DICOM suffix, but with every other part after a dot.
+    """Return the study's name from its file: without the suffix of an image, but with every other part after a dot.
 
     A name may be a UID, such as ``1.2.840.99``, whose last number is not a suffix.
     """
-    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in (*_SUFFIXES, *_PICTURE_SUFFIXES) else path.name
 
 
 def by_study(files: Iterable[Path], ids: Collection[str]) -> dict[str, list[Path]]:
@@ -167,12 +182,12 @@ def by_study(files: Iterable[Path], ids: Collection[str]) -> dict[str, list[Path
 
 
 def study_files(folder: Path, ids: Sequence[str]) -> list[Path]:
-    """Return the DICOM file of each study, in the order of ``ids``.
+    """Return the image of each study, in the order of ``ids``.
 
     Raises:
-        UserError: the folder has no DICOM files, or a study has no file or several.
+        UserError: the folder has no images, or a study has no file or several.
     """
-    files = by_study(dicom_files(folder), set(ids))
+    files = by_study(image_files(folder), set(ids))
     for key in ids:
         if len(files.get(key, [])) != 1:
             raise UserError(f"{folder}: {len(files.get(key, []))} files of study {key}; one is needed")

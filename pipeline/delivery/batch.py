@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.data.discovery import Listing, list_folder, study_name
+from pipeline.data.discovery import NO_IMAGES, Listing, list_folder, study_name
 from pipeline.data.image_statistics import nearly_empty
 from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Prediction, Predictor
@@ -138,10 +138,10 @@ def list_files(inputs: Sequence[Path]) -> list[Path]:
     """List the files to predict; odd entries of a folder are reported and passed over.
 
     Args:
-        inputs: files, folders with DICOM files, or ``.txt`` files with a path on each line.
+        inputs: files, folders with images, or ``.txt`` files with a path on each line.
 
     Raises:
-        UserError: an input does not exist, there is no DICOM file, or two files have the same name.
+        UserError: an input does not exist, there is no image, or two files have the same name.
     """
     files: dict[str, Path] = {}
     empty: dict[Path, Listing] = {}
@@ -155,7 +155,7 @@ def list_files(inputs: Sequence[Path]) -> list[Path]:
                     f"{printable(path)}: has the same name as {other}; predictions are named after their files"
                 )
     said = [
-        f"{printable(entry)}: no DICOM files; the folder contains: {listing.described()}"
+        f"{printable(entry)}: {NO_IMAGES}; the folder contains: {listing.described()}"
         for entry, listing in empty.items()
     ]
     if not files:
@@ -166,14 +166,18 @@ def list_files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _of_folder(folder: Path, empty: dict[Path, Listing]) -> list[Path]:
-    """Return the DICOM files of a folder; if it has none, its listing goes to ``empty``."""
+    """Return the images of a folder; if it has none, its listing goes to ``empty``."""
     listing = list_folder(folder)
-    if not listing.files:
+    images = listing.images()
+    if not listing.files and not listing.pictures:
         empty[folder] = listing
         return []
+    if listing.files and listing.pictures:
+        count = len(listing.pictures)
+        logger.warning("passed over %d PNG or JPEG files beside the DICOM files of %s", count, printable(folder))
     for path, reason in listing.odd.items():
         logger.warning("passed over %s: %s", printable(path), reason)
-    return sorted([*listing.files, *listing.misnamed])
+    return images
 
 
 def _listed(inputs: Sequence[Path]) -> Iterator[Path]:

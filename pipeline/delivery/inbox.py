@@ -38,7 +38,7 @@ class InboxResult:
 def score_inbox(
     predictor: Predictor, reader: Reader, model: str, inbox: Path, out: Path, batch_size: int, settle_seconds: float
 ) -> InboxResult:
-    """Score the DICOM files of ``inbox`` whose content is not in ``out/scored.csv`` yet, and add a line for each.
+    """Score the images of ``inbox`` whose content is not in ``out/scored.csv`` yet, and add a line for each.
 
     A file is identified by its SHA-256: neither another name nor a second copy makes it new. Its bytes are read
     once, and these bytes are scored. Files that changed within the last ``settle_seconds`` may still be arriving;
@@ -61,13 +61,13 @@ def score_inbox(
 
 
 def _files(inbox: Path) -> list[Path]:
-    """List the DICOM files and the files named like ones; log the entries that cannot be read, and leave them out."""
+    """List the images and the files named like DICOM files; log the entries that cannot be read, and leave them out."""
     listing = list_folder(inbox)
     if inbox in listing.odd:
         raise UserError(f"{inbox}: {listing.odd[inbox]}")
     for path, reason in listing.odd.items():
         logger.warning("passed over %s: %s", printable(path), reason)
-    return sorted([*listing.files, *listing.misnamed])
+    return sorted([*listing.files, *listing.misnamed, *listing.pictures])
 
 
 @dataclass

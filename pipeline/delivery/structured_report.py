@@ -24,6 +24,7 @@ from pipeline.delivery.predictor import Prediction
 from pipeline.delivery.report_header import report_header
 from pipeline.delivery.writers import private_folder
 from pipeline.dicom.header import read_header, transfer_syntax
+from pipeline.dicom.pictures import is_picture
 from pipeline.dicom.radiograph import TRANSFER_SYNTAXES
 from pipeline.errors import BadStudyError
 from pipeline.files import write_atomic
@@ -80,6 +81,8 @@ def _report_of(study: Study) -> Any:
     try:
         with _quiet():
             content = read_regular(study.path)
+            if is_picture(content):
+                raise BadStudyError("a PNG or JPEG file has no header to make a report from")
             syntax = transfer_syntax(content)
             if syntax is not None and syntax not in TRANSFER_SYNTAXES:  # a deflated file would inflate without bound
                 raise BadStudyError("the file has changed since it was read")

@@ -38,23 +38,39 @@ def to_grey(dataset: pydicom.Dataset, stored: np.ndarray) -> Levels:
         BadStudyError: all pixels that are not padding have the same value, or the header contradicts itself.
     """
     if stored.ndim == 3:
-        words = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY)
-        counts = _counts(words)
-        padding = np.zeros(counts.shape, np.bool_)
-        shown = _colour_table(counts)
-    else:
-        native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-        words = native.view(f"u{native.dtype.itemsize}")
-        counts = _counts(words)
-        samples = _samples(dataset, counts)
-        padding = _padding(dataset, samples)
-        shown = _table(dataset, samples, np.where(padding, 0, counts))
-    deep = words.dtype == np.uint16 and (stored.ndim == 3 or int(dataset.BitsStored) > 8)
+        return plain_to_grey(stored)
+    native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    words = native.view(f"u{native.dtype.itemsize}")
+    counts = _counts(words)
+    samples = _samples(dataset, counts)
+    padding = _padding(dataset, samples)
+    shown = _table(dataset, samples, np.where(padding, 0, counts))
+    deep = words.dtype == np.uint16 and int(dataset.BitsStored) > 8
     table = _quantized(np.where(padding, 0, shown), np.uint16 if deep else np.uint8)
-    seen = table[(counts > 0) & ~padding]
+    return _look_up(_with_contrast(table, (counts > 0) & ~padding), words)
+
+
+def plain_to_grey(stored: np.ndarray) -> Levels:
+    """Turn values without a header, ``[H, W]`` or colours ``[H, W, 3]`` RGB, into grey levels; dense tissue is bright.
+
+    Colours become luminance. 8-bit values stay as they are, and 16-bit ones are stretched, because nothing says how
+    many of their bits are used.
+
+    Raises:
+        BadStudyError: all pixels have the same value.
+    """
+    words = cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY) if stored.ndim == 3 else stored
+    counts = _counts(words)
+    table = _quantized(_plain_table(counts), np.uint16 if words.dtype == np.uint16 else np.uint8)
+    return _look_up(_with_contrast(table, counts > 0), words)
+
+
+def _with_contrast(table: Levels, there: npt.NDArray[np.bool_]) -> Levels:
+    """Return the table; refuse an image whose words, those that are ``there``, all have one grey level."""
+    seen = table[there]
     if not len(seen) or seen.min() == seen.max():
         raise BadStudyError("all pixels have one value")
-    return _look_up(table, words)
+    return table
 
 
 def _table(dataset: pydicom.Dataset, samples: npt.NDArray[np.int64], counts: Counts) -> Floats:
@@ -119,7 +135,7 @@ def _modality_values(dataset: pydicom.Dataset, samples: npt.NDArray[np.int64]) -
     return np.asarray(samples * slope[0] + offset, np.float64), (slope[0], offset) != (1, 0)
 
 
-def _colour_table(counts: Counts) -> Floats:
+def _plain_table(counts: Counts) -> Floats:
     values = np.arange(len(counts), dtype=np.float64)
     return values / 255 if len(counts) == 256 else _stretch(values, counts)
 

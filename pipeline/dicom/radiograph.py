@@ -1,6 +1,7 @@
-"""Reading of one DICOM file into one radiograph. The file counts as hostile until it has been read."""
+"""Reading of one DICOM, PNG or JPEG file into one radiograph; it counts as hostile until it has been read."""
 
 import logging
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ import pydicom
 from pydicom import uid
 
 from pipeline.dicom.decoding import decode
-from pipeline.dicom.greyscale import to_grey
+from pipeline.dicom.greyscale import plain_to_grey, to_grey
 from pipeline.dicom.header import numbers, optional, read_header, transfer_syntax, whole_number
 from pipeline.dicom.levels import Levels, to_8_bits
+from pipeline.dicom.pictures import decode_picture, is_picture
 from pipeline.errors import BadStudyError
 from pipeline.file_kinds import HEAD_BYTES, file_kind, is_dicom
 
@@ -39,8 +41,8 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
 # Any other word may be anything, even a name, and does not leave the file.
-_VIEWS = frozenset({"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"})
-_SEXES = frozenset({"M", "F", "O"})
+VIEWS = frozenset({"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"})
+SEXES = frozenset({"M", "F", "O"})
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
@@ -70,13 +72,18 @@ class Radiograph:
 
 
 def read_radiograph(source: Path | bytes) -> Radiograph:
-    """Decode a single-frame DICOM file, or its content, to grey levels; see `to_grey`.
+    """Decode a single-frame DICOM file, or its content, to grey levels; see `to_grey`. PNG and JPEG are read too.
 
     Raises:
-        BadStudyError: the content is not a DICOM file, too large, truncated or of a kind that is not accepted.
+        BadStudyError: the content is no such file, too large, truncated or of a kind that is not accepted.
         OSError: the file does not exist, or cannot be read at the moment.
     """
     content = source if isinstance(source, bytes) else _read_file(source)
+    if len(content) > MAX_FILE_BYTES:
+        raise BadStudyError(f"more than {MAX_FILE_BYTES} bytes; larger files are not accepted")
+    if is_picture(content[:HEAD_BYTES]):
+        with _step("the image cannot be decoded"):
+            return Radiograph(plain_to_grey(decode_picture(content, MAX_PIXELS)), "", "", math.nan, math.nan)
     with _silence():
         with _step("the header cannot be read"):
             dataset = _read_accepted(content)
@@ -121,10 +128,8 @@ def _read_file(path: Path) -> bytes:
 
 def _read_accepted(content: bytes) -> pydicom.Dataset:
     """Read the data set of a file; its transfer syntax and its image must be of an accepted kind."""
-    if len(content) > MAX_FILE_BYTES:
-        raise BadStudyError(f"more than {MAX_FILE_BYTES} bytes; larger files are not accepted")
     if not is_dicom(content[:HEAD_BYTES]):
-        raise BadStudyError(f"not a DICOM file but {file_kind(content[:HEAD_BYTES])}")
+        raise BadStudyError(f"not a DICOM, PNG or JPEG file but {file_kind(content[:HEAD_BYTES])}")
     syntax = transfer_syntax(content)
     if syntax is not None and syntax not in TRANSFER_SYNTAXES:
         name = syntax.name if syntax in uid.AllTransferSyntaxes else "unknown"
@@ -163,7 +168,7 @@ def _needed_number(dataset: pydicom.Dataset, keyword: str) -> int:
 
 
 def _tags(dataset: pydicom.Dataset) -> tuple[str, str, float, float]:
-    view, sex = _one_of(dataset, "ViewPosition", _VIEWS), _one_of(dataset, "PatientSex", _SEXES)
+    view, sex = _one_of(dataset, "ViewPosition", VIEWS), _one_of(dataset, "PatientSex", SEXES)
     return view, sex, _age(dataset), _spacing(dataset)
 
 

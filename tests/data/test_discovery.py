@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.discovery import dicom_files, file_kind, is_dicom, list_folder, study_name
+from pipeline.data.discovery import file_kind, image_files, is_dicom, list_folder, study_name
 from pipeline.errors import UserError
 
 
@@ -116,7 +116,7 @@ def test_any_name_in_any_folder(tmp_path, one):
         (tmp_path / name).write_bytes(one)
     (tmp_path / "notes.txt").write_text("notes")
     (tmp_path / "page.dcm").write_text("<html>")
-    assert dicom_files(tmp_path) == sorted(tmp_path / name for name in [*names, "page.dcm"])
+    assert image_files(tmp_path) == sorted(tmp_path / name for name in [*names, "page.dcm"])
     listing = list_folder(tmp_path)
     assert listing.files == sorted(tmp_path / name for name in names)
     assert listing.misnamed == {tmp_path / "page.dcm": "an HTML page"}
@@ -176,19 +176,37 @@ def test_linked_files_and_folders_are_followed(tmp_path, one):
     (tmp_path / "in/folder").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in/file.dcm").symlink_to(tmp_path / "elsewhere/x")
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    assert dicom_files(tmp_path / "link") == [tmp_path / "link/file.dcm", tmp_path / "link/folder/x"]
+    assert image_files(tmp_path / "link") == [tmp_path / "link/file.dcm", tmp_path / "link/folder/x"]
 
 
 def test_a_folder_without_any_says_what_is_there(tmp_path):
-    with pytest.raises(UserError, match="no DICOM files; the folder contains: nothing"):
-        dicom_files(tmp_path)
+    with pytest.raises(UserError, match="no DICOM, PNG or JPEG files; the folder contains: nothing"):
+        image_files(tmp_path)
     for number in range(3):
         (tmp_path / f"{number}.dcm").write_text("<html>sign in</html>")
-    (tmp_path / "x.png").write_bytes(png())
-    with pytest.raises(UserError, match="no DICOM files; the folder contains: 3 times an HTML page, a PNG image"):
-        dicom_files(tmp_path)
+    (tmp_path / "x.gif").write_bytes(b"GIF89a" + bytes(20))
+    rule = "no DICOM, PNG or JPEG files; the folder contains: 3 times an HTML page, a GIF image"
+    with pytest.raises(UserError, match=rule):
+        image_files(tmp_path)
+
+
+def test_pictures_count_where_there_is_no_dicom_file(tmp_path, one):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b").write_bytes(jpeg())
+    assert image_files(tmp_path) == [tmp_path / "a.png", tmp_path / "b"]
+    (tmp_path / "c.dcm").write_bytes(one)
+    assert image_files(tmp_path) == [tmp_path / "c.dcm"]
 
 
 def test_names_of_studies():
-    names = {"a.dcm": "a", "b.DCM": "b", "c": "c", "1.2.840.99": "1.2.840.99", "1.2.3.dcm": "1.2.3", "x.v2": "x.v2"}
+    names = {
+        "a.dcm": "a",
+        "b.DCM": "b",
+        "c": "c",
+        "1.2.840.99": "1.2.840.99",
+        "1.2.3.dcm": "1.2.3",
+        "d.png": "d",
+        "e.JPG": "e",
+        "x.v2": "x.v2",
+    }
     assert {name: study_name(Path("in") / name) for name in names} == names

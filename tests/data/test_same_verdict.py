@@ -266,5 +266,5 @@ def test_check_reads_the_params_that_are_there(rsna, run, small_params, write_pa
 def test_a_folder_of_pages_says_so(rsna):
     for path in (rsna / IMAGES).iterdir():
         path.write_text("<!DOCTYPE html><html>sign in</html>")
-    with pytest.raises(UserError, match="no DICOM files; the folder contains: 60 times an HTML page"):
+    with pytest.raises(UserError, match="no DICOM, PNG or JPEG files; the folder contains: 60 times an HTML page"):
         check_dataset(rsna, ONE, 60)

@@ -15,10 +15,12 @@ from pycocotools.coco import COCO
 from pipeline.data.annotations import IMAGES
 from pipeline.data.reader import Reader
 from pipeline.delivery.batch import Source, Study, list_files, predict_each, predict_files
+from pipeline.delivery.inbox import score_inbox
 from pipeline.delivery.model_file import load_model
 from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.structured_report import ReportWriter, make_report
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
+from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.submission import read_submission
 from tests.delivery.predictions import prediction
@@ -90,10 +92,10 @@ def test_files_are_found_by_content(folder, tmp_path, caplog):
     empty = tmp_path / "pages"
     empty.mkdir()
     (empty / "a.dcm").write_text("<html>")
-    with pytest.raises(UserError, match="no DICOM files; the folder contains: an HTML page"):
+    with pytest.raises(UserError, match="no DICOM, PNG or JPEG files; the folder contains: an HTML page"):
         list_files([empty])
     assert list_files([empty, folder]) == found
-    assert f"passed over {empty}: no DICOM files; the folder contains: an HTML page" in caplog.text
+    assert f"passed over {empty}: no DICOM, PNG or JPEG files; the folder contains: an HTML page" in caplog.text
     (folder / first).write_bytes((folder / f"{first}.DCM").read_bytes())
     with pytest.raises(UserError, match="has the same name as"):
         list_files([folder])
@@ -227,3 +229,23 @@ def test_the_command_with_everything(trained, folder, tmp_path, run):
         "coco.json", "pictures", "predictions.csv", "sr",
     ]  # fmt: skip
     assert len(list((tmp_path / "out/sr").iterdir())) == 5
+
+
+def test_png_files_are_predicted_like_dicom_files(predictor, reader, folder, tmp_path, caplog):
+    pictures = tmp_path / "png"
+    pictures.mkdir()
+    for key in keys(folder)[:2]:
+        cv2.imwrite(str(pictures / f"{key}.png"), read_radiograph(folder / f"{key}.dcm").pixels)
+    tables, reports = [], ReportWriter(tmp_path / "sr")
+    for files in (list_files([pictures]), [folder / f"{key}.dcm" for key in keys(folder)[:2]]):
+        with table_writer(tmp_path / "t.csv") as table:
+            assert predict_files(predictor, reader, files, 2, [table, reports]).predicted == 2
+        tables.append((tmp_path / "t.csv").read_text())
+    assert tables[0] == tables[1]
+    assert len(reports.problems) == 2
+    assert set(reports.problems.values()) == {"a PNG or JPEG file has no header to make a report from"}
+    shutil.copy(next(pictures.iterdir()), folder)
+    assert all(path.suffix == ".dcm" for path in list_files([folder]))
+    assert "passed over 1 PNG or JPEG files beside the DICOM files" in caplog.text
+    done = score_inbox(predictor, reader, "m", pictures, tmp_path / "out", 2, 0)
+    assert (done.scored, done.passed_over) == (2, 0)

@@ -52,13 +52,13 @@ def _without_syntax(content):
     ("content", "kind"),
     [
         (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
+        (b"GIF89a" + bytes(100), "a GIF image"),
         (b"", "an empty file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n", "a Git LFS pointer"),
     ],
 )
 def test_another_file_is_named(content, kind):
-    with pytest.raises(BadStudyError, match=f"not a DICOM file but {kind}"):
+    with pytest.raises(BadStudyError, match=f"not a DICOM, PNG or JPEG file but {kind}"):
         read_radiograph(content)
 
 

@@ -57,7 +57,7 @@ def test_an_empty_folder(stage, rsna, one_line_error):
 
 def test_a_folder_without_images(stage, rsna, one_line_error):
     shutil.rmtree(rsna / IMAGES)
-    one_line_error(stage(), IMAGES, "no DICOM files; the folder contains: nothing")
+    one_line_error(stage(), IMAGES, "no DICOM, PNG or JPEG files; the folder contains: nothing")
 
 
 def test_a_missing_column(stage, rsna, one_line_error):
