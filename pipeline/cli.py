@@ -65,6 +65,28 @@ def download(
     typer.echo(f"{out} is complete; `dvc add {out}` makes it the data to train on")
 
 
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A label file, or the folder of the label files.")],
+    out: Annotated[Path, typer.Argument(help="A new or empty folder, such as data/rsna.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="auto, coco, yolo, voc, vindr, nih, labelstudio, cvat or rsna.")
+    ] = "auto",
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the images; without it, that of the labels.")
+    ] = None,
+    without_boxes: Annotated[bool, typer.Option(help="Keep labelled images without a box, as negatives.")] = True,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Keep images that the labels do not mention, as negatives.")
+    ] = False,
+) -> None:
+    """Import a labelled data set of another format into the project's layout."""
+    from pipeline.jobs.import_data import import_data
+
+    typer.echo(import_data(source, out, kind, images, without_boxes=without_boxes, unlabelled=unlabelled))
+    typer.echo(f"{out} is complete; name its classes in params.yaml (classes), and `pneumoflow check {out}` checks it")
+
+
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set in the challenge's layout.")],
@@ -99,6 +121,17 @@ def check(
     typer.echo(f"{report} shows more")
     if examination.problems:
         raise UserError(f"{folder}: {len(examination.problems)} unusable studies; the issues marked error say why")
+
+
+@app.command()
+def export_labels(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set in the project's layout.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+) -> None:
+    """Write the boxes of a data set as COCO's JSON, which `pneumoflow import` and other tools read."""
+    from pipeline.jobs.export_labels import export_labels as run_export
+
+    typer.echo(f"{out}: {run_export(folder, out)}")
 
 
 @app.command()

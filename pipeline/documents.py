@@ -76,8 +76,8 @@ def parse_json(text: str, source: str) -> Any:
     return value
 
 
-def read_yaml(path: Path) -> Any:
-    """Return the value in a YAML file.
+def read_yaml(path: Path, *, number_keys: bool = False) -> Any:
+    """Return the value in a YAML file; with ``number_keys``, keys may be whole numbers too.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> Any:
     text = _read_text(path, MAX_YAML_BYTES)
     try:
         _require_plain(text)
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_NumberKeysLoader if number_keys else _Loader)  # noqa: S506 - SafeLoaders
     except _RefusedError as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or number
@@ -168,14 +168,22 @@ def _require_plain(text: str) -> None:
 class _Loader(yaml.SafeLoader):
     """A `SafeLoader` whose mappings must have text keys, each of which occurs once."""
 
+    key_tags: tuple[str, ...] = ("tag:yaml.org,2002:str",)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Check the keys of the mapping, then return it."""
         seen: set[str] = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag not in self.key_tags:
                 raise _RefusedError(f"line {line}: key {shown(key.value)} is not text; put it in quotes")
             if key.value in seen:
                 raise _RefusedError(f"line {line}: key {shown(key.value)} is there twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+class _NumberKeysLoader(_Loader):
+    """A loader for files of others, whose keys may be whole numbers."""
+
+    key_tags = (*_Loader.key_tags, "tag:yaml.org,2002:int")

@@ -128,3 +128,14 @@ def test_yaml_is_read_as_before(tmp_path, repository):
     found = read_yaml(tmp_path / "a.yaml")
     assert found["a"] == 1
     assert math.isnan(found["b"]["c"][0])
+
+
+def test_number_keys_are_read_where_they_are_asked_for(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("names:\n  0: a\n  1: b\n")
+    assert read_yaml(path, number_keys=True) == {"names": {0: "a", 1: "b"}}
+    with pytest.raises(UserError, match="line 2: key '0' is not text"):
+        read_yaml(path)
+    path.write_text("names:\n  0: a\n  0: b\n")
+    with pytest.raises(UserError, match="line 3: key '0' is there twice"):
+        read_yaml(path, number_keys=True)

@@ -32,10 +32,9 @@ def read_metadata(folder: Path) -> pd.DataFrame:
     if not table_exists(path):
         return pd.DataFrame(columns=COLUMNS)
     table = read_table(path, ["patientId"], optional=COLUMNS)
-    again = table["patientId"].duplicated()
-    if again.any():
-        line = again.idxmax()
-        raise UserError(f"{path} line {line}: {quoted(table['patientId'][line])} occurs twice; each study has one line")
+    again = table[table["patientId"].duplicated()]
+    for line, key in again["patientId"].items():
+        raise UserError(f"{path} line {line}: {quoted(key)} occurs twice; each study has one line")
     values = {
         column: [_value(path, line, column, cell) for line, cell in table[column].items()]
         for column in COLUMNS
