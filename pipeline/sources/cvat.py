@@ -19,13 +19,14 @@ def read_cvat(file: Path, images: Images) -> Labelled:
     root = read_xml(file)
     if root.tag != "annotations":
         raise UserError(f"{file}: its root is <{root.tag}>, must be <annotations>")
-    found = Labelled()
+    found, seen = Labelled(), set[Path]()
     for entry in root.findall("image"):
         name = _attribute(entry, "name", f"{file}: image")
         place = f"{file}: image {name}"
         path = images.find(name, place)
-        if path in found.images:
+        if path in seen:
             raise UserError(f"{place}: occurs twice")
+        seen.add(path)
         found.images.append(path)
         size = image_size(path)
         for n, shape in enumerate(entry):

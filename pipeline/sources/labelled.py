@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,6 +96,7 @@ class Images:
         raise UserError(f"{place}: image {quoted(name)}: {what} in {printable(self.folder)}")
 
 
+@cache
 def image_size(path: Path) -> tuple[int, int]:
     """Return the width and height of an image from its header.
 

@@ -22,14 +22,15 @@ def read_labelstudio(file: Path, images: Images) -> Labelled:
     tasks = read_json(file, _MAX_BYTES)
     if not isinstance(tasks, list):
         raise UserError(f"{file}: must be a list of tasks; export the project as JSON")
-    found = Labelled()
+    found, seen = Labelled(), set[Path]()
     for n, task in enumerate(tasks):
         place = f"{file}: task {n + 1}"
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
             raise UserError(f"{place}: has no data")
         path = images.find(_image_name(task["data"], place), place)
-        if path in found.images:
+        if path in seen:
             raise UserError(f"{place}: another task has the same image")
+        seen.add(path)
         done = [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
         if not done:
             found.unlabelled.append(path)

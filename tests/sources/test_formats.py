@@ -238,6 +238,8 @@ DAMAGE = {
         lambda text: text.replace('"original_width": 64', '"original_width": 65'),
         "the image has 64",
     ),
+    "image twice": (cvat, lambda text: text.replace("c.png", "a.png"), "image a.png: occurs twice"),
+    "task twice": (labelstudio, lambda text: text.replace("c.png", "a.png"), "task 3: another task has the same image"),
     "doctype": (cvat, lambda text: "<!DOCTYPE a [<!ENTITY b 'c'>]>" + text, "declares a document type"),
     "no label": (cvat, lambda text: text.replace('label="Effusion" ', ""), "image a.png: shape 2: has no label"),
     "finding": (
