@@ -147,6 +147,19 @@ def groups(
 
 
 @app.command()
+def patients(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set of DICOM files in the challenge's layout.")],
+    study_seconds: StudySeconds = 60,
+    workers: Workers = 0,
+) -> None:
+    """Write patient_groups.csv from the PatientID of each DICOM header, hashed with a secret of this project."""
+    from pipeline.data.parallel import Workers as Processes
+    from pipeline.jobs.patients import write_patients
+
+    typer.echo(f"{folder}: {write_patients(folder, Processes(workers), study_seconds)}")
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
     inputs: Annotated[
