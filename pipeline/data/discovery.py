@@ -28,7 +28,7 @@ class Listing:
     """The content of a folder and its subfolders, sorted by path; hidden entries and DICOMDIR are left out.
 
     Attributes:
-        files: DICOM files, by content.
+        files: DICOM files, by content, and pictures with the name of one.
         pictures: PNG and JPEG files, by content.
         misnamed: files with the name of a DICOM file but other content, each with its kind.
         others: all other files, each with its kind.
@@ -126,7 +126,8 @@ def _add(path: Path, listing: Listing) -> bool:
         if not is_dicomdir(head):
             listing.files.append(path)
     elif is_picture(head):
-        listing.pictures.append(path)
+        # A picture with the name of a DICOM file is no preview.
+        (listing.files if path.suffix.lower() in _SUFFIXES else listing.pictures).append(path)
     else:
         (listing.misnamed if path.suffix.lower() in _SUFFIXES else listing.others)[path] = file_kind(head)
     return True

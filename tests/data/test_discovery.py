@@ -195,7 +195,8 @@ def test_pictures_count_where_there_is_no_dicom_file(tmp_path, one):
     (tmp_path / "b").write_bytes(jpeg())
     assert image_files(tmp_path) == [tmp_path / "a.png", tmp_path / "b"]
     (tmp_path / "c.dcm").write_bytes(one)
-    assert image_files(tmp_path) == [tmp_path / "c.dcm"]
+    (tmp_path / "d.dcm").write_bytes(png())
+    assert image_files(tmp_path) == [tmp_path / "c.dcm", tmp_path / "d.dcm"]
 
 
 def test_names_of_studies():

@@ -71,3 +71,11 @@ def test_values_that_cannot_be(tmp_path, text, rule):
     (tmp_path / METADATA).write_text(text)
     with pytest.raises(UserError, match=rule):
         read_metadata(tmp_path)
+
+
+def test_a_picture_beside_dicom_files_is_named_where_its_study_lacks_an_image(rsna):
+    path = sorted((rsna / IMAGES).glob("*.dcm"))[0]
+    cv2.imwrite(str(path.with_suffix(".png")), read_radiograph(path).pixels)
+    path.unlink()
+    problem = check_dataset(rsna, Workers(1), 60).problems[path.stem]
+    assert problem.endswith(f"'{path.stem}.png' is a picture, left out beside DICOM files")
