@@ -46,7 +46,9 @@ def compare_files(ids: Sequence[str], files_of: Mapping[str, Sequence[Path]], li
 
 def _hints(lacking: Sequence[str], unnamed: Mapping[str, Sequence[Path]], listing: Listing) -> Callable[[str], str]:
     """Return a function that gives, for a study's id, a hint about its missing file."""
-    previews = dict.fromkeys(listing.pictures if listing.files else [], "a picture, left out beside DICOM files")
+    previews = dict.fromkeys(
+        listing.pictures if listing.files else [], "a PNG or JPEG image, left out beside DICOM files"
+    )
     unread = [*listing.others.items(), *listing.odd.items(), *previews.items()]
     other = {name: f"{quoted(path.name)} is {kind}" for path, kind in unread
              for name in (study_name(path), path.name, path.stem)}  # fmt: skip

@@ -78,4 +78,4 @@ def test_a_picture_beside_dicom_files_is_named_where_its_study_lacks_an_image(rs
     cv2.imwrite(str(path.with_suffix(".png")), read_radiograph(path).pixels)
     path.unlink()
     problem = check_dataset(rsna, Workers(1), 60).problems[path.stem]
-    assert problem.endswith(f"'{path.stem}.png' is a picture, left out beside DICOM files")
+    assert problem.endswith(f"'{path.stem}.png' is a PNG or JPEG image, left out beside DICOM files")

@@ -208,7 +208,7 @@ def rewrite_ids(rsna, change_id):
     [
         (lambda key: f"{key}.dcm", "removing '.dcm'"),
         (str.upper, "writing capital and small letters alike"),
-        (lambda key: f"IMG_{key}.png", "removing 'img_' in front and '.png' at the end"),
+        (lambda key: f"IMG_{key}.tif", "removing 'img_' in front and '.tif' at the end"),
         (lambda key: key.replace("-", ""), "leaving out '-', '_' and '.'"),
     ],
 )
@@ -233,7 +233,7 @@ def test_files_that_are_named_by_another_id(rsna, ids):
 def test_a_file_of_another_kind_is_named(rsna, ids):
     (rsna / IMAGES / f"{ids[0]}.dcm").unlink()
     (rsna / IMAGES / f"{ids[0]}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    assert hint(rsna) == f"'{ids[0]}.png' is a PNG image"
+    assert hint(rsna) == f"'{ids[0]}.png' is a PNG or JPEG image, left out beside DICOM files"
 
 
 def test_ids_of_a_class_table_that_are_written_otherwise(rsna):
