@@ -109,11 +109,13 @@ def check(
     from pipeline.params import load_params
     from pipeline.reports.data_page import issues_text, render_data_page
 
-    where, settings, seconds = Processes(workers), SMALLEST, 60.0
+    where, settings, seconds, keep_lateral = Processes(workers), SMALLEST, 60.0, False
     if Path("params.yaml").exists():
         params = load_params()
         settings, seconds = preprocessing_of(params), params.data.study_seconds
-    examination = check_dataset(folder, where, study_seconds or seconds, settings, _label_rules())
+        keep_lateral = params.data.lateral == "keep"
+    rules = _label_rules()
+    examination = check_dataset(folder, where, study_seconds or seconds, settings, rules, keep_lateral=keep_lateral)
     write_text(report, render_data_page(examination, study_seconds or seconds))
     typer.echo(examination.summary())
     for line in issues_text(examination, shown):

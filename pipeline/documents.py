@@ -6,6 +6,7 @@ finite, and in YAML aliases (a few lines can stand for billions), tags, merge ke
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ MAX_JSON_BYTES = 16 * 2**20
 MAX_YAML_BYTES = 2**18  # PyYAML reads about 100 KB a second
 MAX_DEPTH = 32
 _SHOWN = 60
+# pydantic puts the name of a type after a key that may have several types.
+_TYPE = re.compile(r"(constrained-|list\[|dict\[|tuple\[|function-)")
 
 
 def shown(value: object) -> str:
@@ -34,7 +37,7 @@ def shown(value: object) -> str:
 def first_problem(error: ValidationError) -> str:
     """Describe the first problem that pydantic found: key, value and rule."""
     problem = error.errors(include_url=False, include_context=False)[0]
-    key = one_line(".".join(str(part) for part in problem["loc"])) or "the file"
+    key = one_line(".".join(part for part in map(str, problem["loc"]) if not _TYPE.match(part))) or "the file"
     if problem["type"] == "missing":
         return f"{key} is missing; every key must be set"
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -35,13 +35,14 @@ class _Section(BaseModel):
 
 
 class DataParams(_Section):
-    """The folder of the raw data set, how much of it may be unusable, and what becomes of its boxes."""
+    """The folder of the raw data set, how much of it may be unusable, and what becomes of its images and boxes."""
 
     dir: str
     max_bad_fraction: Fraction
     study_seconds: Positive
     other_classes: Literal["refuse", "drop"]
     reader_iou: Annotated[float, Field(ge=0, lt=1)]
+    lateral: Literal["set_aside", "keep"]
 
 
 class ClaheParams(_Section):

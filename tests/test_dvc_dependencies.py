@@ -133,6 +133,7 @@ def test_each_param_that_decides_what_is_trained_is_named():
     read = [
         "seed",
         "classes",
+        "data.lateral",
         "preprocess.image_size",
         "preprocess.clahe",
         "preprocess.channels",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.data.annotations import IMAGES
-from pipeline.data.discovery import study_files
+from pipeline.data.frontal import study_files
 from pipeline.data.reader import Reader, reading_processes
 from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import UserError

@@ -136,6 +136,7 @@ def finish(params: Params, architecture: Architecture, best: Best, val_data: Spl
         operating_rule=point.rule,
         best_epoch=best.epoch,
         val_map=best.score,
+        lateral_views=params.data.lateral == "keep",
         started_from=starting_weights(params),
         pretraining_leak=pretraining_leak(params),
     )

@@ -13,11 +13,13 @@ from pipeline.data.data_issues import RULES, DataIssue, unusable
 from pipeline.data.discovery import Listing, by_study, list_folder, require_some
 from pipeline.data.duplicates import clusters, same_files, similar_pairs
 from pipeline.data.files_and_ids import compare_files
+from pipeline.data.frontal import choose_images
 from pipeline.data.given_splits import with_given_splits
 from pipeline.data.metadata import fill_in, read_metadata, unused
 from pipeline.data.parallel import Workers
 from pipeline.data.settings import Preprocessing
 from pipeline.data.shards import NUMBERS, ShardJob, ShardResult, Study, preprocess_shards
+from pipeline.dicom.views import LATERAL
 from pipeline.errors import UserError
 from pipeline.escaping import printable
 
@@ -32,7 +34,7 @@ class Inventory:
 
     Attributes:
         annotations: the tables.
-        files: study -> its file, for the studies that have exactly one.
+        files: study -> its image; see `choose_images`.
         studies: the studies to decode: those in which no error is known yet.
         metadata: facts about studies whose files lack them; see `read_metadata`.
         issues: the problems of tables and files.
@@ -45,10 +47,11 @@ class Inventory:
     issues: list[DataIssue]
 
 
-def take_inventory(folder: Path, rules: LabelRules | None = None) -> Inventory:
+def take_inventory(folder: Path, rules: LabelRules | None = None, workers: Workers | None = None) -> Inventory:
     """Read the tables, list the files and match the two.
 
-    No path is ever built from an id: ids are looked up among the files that exist. ``rules`` as in `read_annotations`.
+    No path is ever built from an id: ids are looked up among the files that exist. ``rules`` as in `read_annotations`;
+    the headers of studies with several files are read by ``workers``.
 
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
@@ -58,15 +61,16 @@ def take_inventory(folder: Path, rules: LabelRules | None = None) -> Inventory:
     listing = list_folder(images) if images.is_dir() else Listing()
     require_some(images, listing)
     ids = annotations.studies["patientId"].to_list()
-    files_of = by_study(listing.images(), set(ids))
+    files_of = by_study(listing.images(), set(ids), images)
+    chosen = choose_images(files_of, ids, workers or Workers())
     metadata = read_metadata(folder)
     issues = [*annotations.issues, *unused(annotations, metadata), *compare_files(ids, files_of, listing)]
-    files = {key: files_of[key][0] for key in ids if len(files_of.get(key, [])) == 1}
+    issues += chosen.issues
     problems = unusable(issues)
     usable = [key for key in ids if key not in problems]
     boxes = annotations.boxes_of(usable)
-    studies = [Study(key, files[key], box) for key, box in zip(usable, boxes, strict=True)]
-    return Inventory(annotations, files, studies, metadata, issues)
+    studies = [Study(key, chosen.files[key], box) for key, box in zip(usable, boxes, strict=True)]
+    return Inventory(annotations, chosen.files, studies, metadata, issues)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Examination:
     Attributes:
         annotations: the tables.
         files: study -> its file.
-        rows: one per decoded study: the columns of its table row, its header's tags, the statistics
+        rows: one per study to use: the columns of its table row, its header's tags, the statistics
             of its image (`describe`), and ``cluster``: studies of one cluster must stay in one split.
         issues: the problems of tables, files and pixels.
         problems: study -> the reason why it cannot be used.
@@ -95,12 +99,18 @@ class Examination:
         classes = ", ".join(f"{name} {count}" for name, count in studies["class"].value_counts().items())
         return "\n".join(
             [
-                f"studies: {len(studies)} of {studies['groupId'].nunique()} patients; {len(self.problems)} unusable",
+                f"studies: {len(studies)} of {studies['groupId'].nunique()} patients; {len(self.problems)} unusable"
+                + (f"; {count} lateral, set aside" if (count := self.lateral) else ""),
                 f"boxes: {len(boxes)} on {int(studies['target'].sum())} studies{self._by_class()}",
                 f"classes: {classes}",
                 f"views: {', '.join(f'{view} {count}' for view, count in sorted(views.items()))}",
             ]
         )
+
+    @property
+    def lateral(self) -> int:
+        """Return the number of studies that were set aside because their image is a lateral view."""
+        return sum(issue.rule.name == "lateral" for issue in self.issues)
 
     def _by_class(self) -> str:
         """Return the number of boxes of each class, if there are several, and of those that were left out."""
@@ -110,8 +120,11 @@ class Examination:
         return (f": {each}" if each else "") + (f"; left out (data.other_classes): {dropped}" if dropped else "")
 
 
-def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination:
-    """Combine the findings from tables, files and pixels, and compare the studies with each other."""
+def examine(inventory: Inventory, results: Iterable[ShardResult], *, keep_lateral: bool = False) -> Examination:
+    """Combine the findings from tables, files and pixels, and compare the studies with each other.
+
+    Studies whose only image is a lateral view are set aside, unless ``keep_lateral``.
+    """
     results = list(results)
     issues = list(inventory.issues)
     issues += [
@@ -123,11 +136,20 @@ def examine(inventory: Inventory, results: Iterable[ShardResult]) -> Examination
         # All values of a column may be None.
         rows = fill_in(rows.astype(dict.fromkeys(NUMBERS, "float64")), inventory.metadata)
         rows = rows.merge(studies, on="patientId", validate="one_to_one")
+        if not keep_lateral:
+            rows = _without_lateral(rows, issues)
         pairs = _copies(rows, issues)
         rows["cluster"] = clusters(rows["groupId"].to_list(), pairs)
         issues += [DataIssue(RULES["nearly_empty"], key) for key in rows["patientId"][rows["nearly_empty"]]]
         issues += [DataIssue(RULES["view_known"], key) for key in rows["patientId"][rows["view"] == ""]]
     return Examination(inventory.annotations, inventory.files, rows, issues, unusable(issues))
+
+
+def _without_lateral(rows: pd.DataFrame, issues: list[DataIssue]) -> pd.DataFrame:
+    """Return the rows whose view is not lateral, and add the others to ``issues``."""
+    lateral = rows["view"].isin(LATERAL)
+    issues += [DataIssue(RULES["lateral"], key) for key in rows["patientId"][lateral]]
+    return rows[~lateral].reset_index(drop=True)
 
 
 def _copies(rows: pd.DataFrame, issues: list[DataIssue]) -> list[tuple[int, int]]:
@@ -166,6 +188,8 @@ def check_dataset(
     study_seconds: float,
     settings: Preprocessing = SMALLEST,
     rules: LabelRules | None = None,
+    *,
+    keep_lateral: bool = False,
 ) -> Examination:
     """Read every table and prepare every study of a data set, as ``preprocess`` does, but write nothing.
 
@@ -175,12 +199,13 @@ def check_dataset(
         study_seconds: a study that takes longer is unusable.
         settings: how images are prepared.
         rules: the classes of boxes; None: each name in the label table is a class.
+        keep_lateral: whether studies whose only image is a lateral view are used.
 
     Raises:
         UserError: a table or the image folder is missing, empty or not in the challenge's layout.
     """
-    inventory = take_inventory(folder, rules)
+    inventory = take_inventory(folder, rules, workers)
     size = _STUDIES_PER_JOB
     chunks = [tuple(inventory.studies[start : start + size]) for start in range(0, len(inventory.studies), size)]
     jobs = [ShardJob(None, chunk, settings, study_seconds) for chunk in chunks]
-    return examine(inventory, preprocess_shards(jobs, workers, "Checking"))
+    return examine(inventory, preprocess_shards(jobs, workers, "Checking"), keep_lateral=keep_lateral)

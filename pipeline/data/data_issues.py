@@ -42,7 +42,7 @@ RULES: Mapping[str, Rule] = {
         ("one_group", "two groups for one study", "a study is of one patient: remove the row that is wrong"),
         ("group_known", "no group for this study, so it might leak between splits", "add it to patient_groups.csv"),
         ("image_there", "no image: there is no DICOM file of this name", "add the file, or remove the study's rows"),
-        ("image_once", "several files for one study", "remove all but one, wherever they are in the image folder"),
+        ("image_once", "several files for one study", "leave one frontal view of each study in the image folder"),
         ("readable", "the file cannot be used", "export the study again; the reason says what was not accepted"),
     ),
     **_rules(
@@ -56,6 +56,8 @@ RULES: Mapping[str, Rule] = {
     **_rules(
         Severity.NOTE,
         ("label_there", "no label: the label table has no row for this image", "nothing, unless it should have one"),
+        ("lateral", "a lateral view, set aside", "set data.lateral: keep to use it"),
+        ("other_image", "another image of a study, set aside", "nothing, if the frontal view was chosen rightly"),
         ("view_known", "the view (AP, PA) is not in the header", "splits cannot be balanced by what is not known"),
         ("class_used", "a class of a study that is not there", "nothing, unless the study should be there"),
         ("metadata_used", "metadata of a study that is not there", "nothing, unless the study should be there"),

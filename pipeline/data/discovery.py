@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from pipeline.escaping import printable
 from pipeline.file_kinds import HEAD_BYTES, file_kind, is_dicom, is_dicomdir
 
 __all__ = [
-    "Listing", "by_study", "file_kind", "image_files", "is_dicom", "list_folder", "read_head", "study_files",
-    "study_name",
+    "Listing", "by_study", "file_kind", "image_files", "is_dicom", "list_folder", "read_head", "study_name",
 ]  # fmt: skip
 
 # A name with one of these suffixes claims to be a DICOM file, whatever its content.
@@ -173,23 +172,14 @@ def study_name(path: Path) -> str:
     return path.stem if path.suffix.lower() in (*_SUFFIXES, *_PICTURE_SUFFIXES) else path.name
 
 
-def by_study(files: Iterable[Path], ids: Collection[str]) -> dict[str, list[Path]]:
-    """Group files by the study id that names them, with any suffix or none; others stand under their `study_name`."""
+def by_study(files: Iterable[Path], ids: Collection[str], folder: Path) -> dict[str, list[Path]]:
+    """Group files by the study id that names them, or a folder around them; others stand under their `study_name`.
+
+    A file's name counts first, with any suffix or none; then that of each folder between it and ``folder``.
+    """
     files_of: dict[str, list[Path]] = {}
     for path in files:
-        names = (study_name(path), path.name, path.stem)
+        around = [one.name for one in path.relative_to(folder).parents] if path.is_relative_to(folder) else []
+        names = (study_name(path), path.name, path.stem, *around)
         files_of.setdefault(next((name for name in names if name in ids), names[0]), []).append(path)
     return files_of
-
-
-def study_files(folder: Path, ids: Sequence[str]) -> list[Path]:
-    """Return the image of each study, in the order of ``ids``.
-
-    Raises:
-        UserError: the folder has no images, or a study has no file or several.
-    """
-    files = by_study(image_files(folder), set(ids))
-    for key in ids:
-        if len(files.get(key, [])) != 1:
-            raise UserError(f"{folder}: {len(files.get(key, []))} files of study {key}; one is needed")
-    return [files[key][0] for key in ids]

@@ -24,7 +24,7 @@ _TAGS = {
 
 
 def compare_files(ids: Sequence[str], files_of: Mapping[str, Sequence[Path]], listing: Listing) -> Iterator[DataIssue]:
-    """Yield an issue for each study without a file or with several, and for each file without a study.
+    """Yield an issue for each study without a file, and for each file without a study.
 
     Args:
         ids: the ids of the label table.
@@ -37,9 +37,6 @@ def compare_files(ids: Sequence[str], files_of: Mapping[str, Sequence[Path]], li
     hint = _hints(lacking, unnamed, listing)
     for key in lacking:
         yield DataIssue(RULES["image_there"], key, hint(key))
-    for key in ids:
-        if len(files_of.get(key, [])) > 1:
-            yield DataIssue(RULES["image_once"], key, ", ".join(quoted(path.name) for path in files_of[key][:3]))
     for name in sorted(unnamed):
         yield DataIssue(RULES["label_there"], printable(name, 60))
 

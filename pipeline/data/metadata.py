@@ -10,7 +10,8 @@ import pandas as pd
 
 from pipeline.data.annotations import Annotations
 from pipeline.data.data_issues import RULES, DataIssue
-from pipeline.dicom.radiograph import SEXES, VIEWS
+from pipeline.dicom.radiograph import SEXES
+from pipeline.dicom.views import VIEWS
 from pipeline.errors import UserError
 from pipeline.escaping import printable, quoted
 from pipeline.tables import as_number, is_missing, read_table, table_exists

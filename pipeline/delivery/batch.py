@@ -13,7 +13,7 @@ from rich.progress import track
 
 from pipeline.data.discovery import NO_IMAGES, Listing, list_folder, study_name
 from pipeline.data.image_statistics import nearly_empty
-from pipeline.data.reader import Reader
+from pipeline.data.reader import Outcome, Reader
 from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import BadStudyError, UserError
@@ -94,17 +94,18 @@ def predict_each(
 ) -> Iterator[Study]:
     """Yield each readable source with its prediction.
 
-    The errors of the others go to ``problems``: a `BadStudyError` is a verdict on the content; an `OSError` says that
-    the file could not be read now, which may pass.
+    The errors of the others go to ``problems``: a `BadStudyError` is a verdict on the content, such as a lateral view;
+    an `OSError` says that the file could not be read now, which may pass.
     """
     paths: list[Path] = []
     radiographs: list[Radiograph] = []
     for path, outcome in _read(reader, sources):
-        if not isinstance(outcome, Radiograph):
-            problems[path] = outcome
+        accepted = _accepted(predictor, outcome)
+        if not isinstance(accepted, Radiograph):
+            problems[path] = accepted
             continue
         paths.append(path)
-        radiographs.append(outcome)
+        radiographs.append(accepted)
         if len(paths) == batch_size:
             yield from _studies(predictor, paths, radiographs)
             paths, radiographs = [], []
@@ -112,7 +113,17 @@ def predict_each(
         yield from _studies(predictor, paths, radiographs)
 
 
-def _read(reader: Reader, sources: Iterable[Source]) -> Iterator[tuple[Path, Radiograph | BadStudyError | OSError]]:
+def _accepted(predictor: Predictor, outcome: Outcome) -> Outcome:
+    """Return the outcome; if its view is one that the model does not read, that error."""
+    try:
+        if isinstance(outcome, Radiograph):
+            predictor.require_view(outcome.view)
+    except BadStudyError as error:
+        return error
+    return outcome
+
+
+def _read(reader: Reader, sources: Iterable[Source]) -> Iterator[tuple[Path, Outcome]]:
     paths: deque[Path] = deque()
 
     def contents() -> Iterator[Path | bytes]:

@@ -54,6 +54,7 @@ class ModelConfig(BaseModel):
             each class. With one class, both are single values instead of lists.
         operating_rule: how it was chosen.
         best_epoch: 0-based epoch of these weights; ``val_map`` is the score that they reached.
+        lateral_views: whether it was trained on lateral views too; otherwise they are set aside.
         started_from: the weights from which training started, in words.
         pretraining_leak: whether those are known to have seen NIH ChestX-ray14, of which RSNA's images are a part.
     """
@@ -71,6 +72,7 @@ class ModelConfig(BaseModel):
     operating_rule: Annotated[str, Field(max_length=10_000)] = ""
     best_epoch: int = Field(ge=0)
     val_map: float
+    lateral_views: bool = False
     started_from: Annotated[str, Field(max_length=500)] = ""
     pretraining_leak: bool = False
 

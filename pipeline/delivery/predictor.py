@@ -15,7 +15,8 @@ from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import NotFiniteError, detect
 from pipeline.detection.postprocess import Detections
 from pipeline.dicom.levels import Levels
-from pipeline.errors import UserError
+from pipeline.dicom.views import LATERAL
+from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import one_line
 from pipeline.metrics.calibration import calibrated, image_probabilities_of
 from pipeline.metrics.results import image_result, keep, reported
@@ -55,6 +56,15 @@ class Predictor:
         self._folder, self._device = folder, device or pick_device()
         model, self.config = load_model(folder)
         self._model = model.to(self._device)
+
+    def require_view(self, view: str) -> None:
+        """Refuse a lateral view, unless the model was trained on such views too; an empty text means not known.
+
+        Raises:
+            BadStudyError: the view is refused.
+        """
+        if view in LATERAL and not self.config.lateral_views:
+            raise BadStudyError(f"a lateral view ({view}), set aside; the model was trained on frontal views")
 
     @torch.no_grad()
     def predict(

@@ -116,7 +116,9 @@ class ServedModel:
         if text is None:
             return _pixels(number, image)
         try:
-            return self._reader.read(_content(number, text)).levels
+            radiograph = self._reader.read(_content(number, text))
+            self._predictor.require_view(radiograph.view)
+            return radiograph.levels
         except BadStudyError as error:
             raise RequestError(400, f"row {number}: {error}") from None
 

@@ -19,6 +19,7 @@ from pipeline.dicom.greyscale import plain_to_grey, to_grey
 from pipeline.dicom.header import numbers, optional, read_header, transfer_syntax, whole_number
 from pipeline.dicom.levels import Levels, to_8_bits
 from pipeline.dicom.pictures import decode_picture, is_picture
+from pipeline.dicom.views import view_of
 from pipeline.errors import BadStudyError
 from pipeline.file_kinds import HEAD_BYTES, file_kind, is_dicom
 
@@ -41,7 +42,6 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
 # Any other word may be anything, even a name, and does not leave the file.
-VIEWS = frozenset({"AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO"})
 SEXES = frozenset({"M", "F", "O"})
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
@@ -53,7 +53,7 @@ class Radiograph:
     Attributes:
         levels: grey levels ``[H, W]``; dense tissue is bright. uint8, or uint16 over its whole range for a file
             with more than 8 bits.
-        view: ``PA``, ``AP``, ...; empty if not known.
+        view: one of `VIEWS`; empty if not known.
         sex: ``M``, ``F``, ``O``; empty if not known.
         age: in years, or NaN.
         spacing: pixel spacing at the detector in mm, or NaN.
@@ -91,6 +91,20 @@ def read_radiograph(source: Path | bytes) -> Radiograph:
             stored = decode(dataset)
         with _step("the header's grey level or patient values cannot be used"):
             return Radiograph(to_grey(dataset, stored), *_tags(dataset))
+
+
+def read_view(path: Path) -> str:
+    """Return the view of a file, as in `Radiograph`; its pixels are not decoded.
+
+    Raises:
+        BadStudyError: the file is not an image of an accepted kind.
+        OSError: the file does not exist, or cannot be read at the moment.
+    """
+    content = _read_file(path)
+    if is_picture(content[:HEAD_BYTES]):
+        return ""
+    with _silence(), _step("the header cannot be read"):
+        return view_of(_read_accepted(content))
 
 
 @contextmanager
@@ -168,13 +182,8 @@ def _needed_number(dataset: pydicom.Dataset, keyword: str) -> int:
 
 
 def _tags(dataset: pydicom.Dataset) -> tuple[str, str, float, float]:
-    view, sex = _one_of(dataset, "ViewPosition", VIEWS), _one_of(dataset, "PatientSex", SEXES)
-    return view, sex, _age(dataset), _spacing(dataset)
-
-
-def _one_of(dataset: pydicom.Dataset, keyword: str, known: frozenset[str]) -> str:
-    value = str(optional(dataset, keyword) or "").strip().upper()
-    return value if value in known else ""
+    sex = str(optional(dataset, "PatientSex") or "").strip().upper()
+    return view_of(dataset), sex if sex in SEXES else "", _age(dataset), _spacing(dataset)
 
 
 def _age(dataset: pydicom.Dataset) -> float:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.annotations import IMAGES, read_annotations
-from pipeline.data.discovery import study_files
+from pipeline.data.frontal import study_files
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.sources.labelled import image_size

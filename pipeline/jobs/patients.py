@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.annotations import GROUPS, IMAGES, read_annotations
-from pipeline.data.discovery import study_files
+from pipeline.data.frontal import study_files
 from pipeline.data.parallel import Workers, map_jobs
 from pipeline.dicom.header import optional, read_header, transfer_syntax
 from pipeline.dicom.limits import study_limits
@@ -51,7 +51,7 @@ def write_patients(folder: Path, workers: Workers, study_seconds: float, salt: P
     if target.exists():
         raise UserError(f"{target}: is there already; remove it to make it anew")
     ids = read_annotations(folder).studies["patientId"].to_list()
-    files, key = study_files(folder / IMAGES, ids), _salt(salt)
+    files, key = study_files(folder / IMAGES, ids, workers), _salt(salt)
     starts = range(0, len(files), _FILES_PER_JOB)
     jobs = [_Job(tuple(files[start : start + _FILES_PER_JOB]), key, study_seconds) for start in starts]
     found: list[str] = []

@@ -120,7 +120,7 @@ def _read_rsna(folder: Path, images: Images) -> Labelled:
     for key, reason in annotations.problems.items():
         raise UserError(f"{folder}: {key}: {reason}")
     ids = annotations.studies["patientId"].to_list()
-    files_of = by_study(images.files, set(ids))
+    files_of = by_study(images.files, set(ids), folder)
     found = Labelled()
     groups, boxes_of, labels_of = annotations.studies["groupId"], annotations.boxes_of(ids), annotations.labels_of(ids)
     for key, group, boxes, labels in zip(ids, groups, boxes_of, labels_of, strict=True):

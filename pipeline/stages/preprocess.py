@@ -15,7 +15,7 @@ from pipeline.assembly.preprocessing import preprocessing_of, workers_of
 from pipeline.data.annotations import BOX, Annotations
 from pipeline.data.checks import Examination, Inventory, examine, require_few_problems, take_inventory
 from pipeline.data.manifest import write_manifest
-from pipeline.data.parallel import require_shared
+from pipeline.data.parallel import Workers, require_shared
 from pipeline.data.prepared import BOXES, INDEX
 from pipeline.data.prepared_tables import GIVEN_SPLIT, INDEX_COLUMNS
 from pipeline.data.settings import Preprocessing
@@ -43,14 +43,16 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
         UserError: the data set is not in the challenge's layout, or too much of it is unusable;
             the former prepared data then stay unchanged.
     """
-    inventory = take_inventory(Path(params.data.dir), label_rules_of(params))
+    # Headers are read here, because the workers of a cluster have not been asked yet whether they see the files.
+    here = Workers(params.preprocess.workers)
+    inventory = take_inventory(Path(params.data.dir), label_rules_of(params), here)
     workers = workers_of(params)
     waiting = prepared.with_name(f".{prepared.name}.parts")
     waiting.mkdir(parents=True, exist_ok=True)
     require_shared(workers, [Path(params.data.dir).absolute(), waiting.resolve()])
     jobs = _jobs(params, inventory, waiting)
     results = preprocess_shards(list(jobs.values()), workers, "Preprocessing")
-    examination = examine(inventory, results)
+    examination = examine(inventory, results, keep_lateral=params.data.lateral == "keep")
     write_text(reports / QUARANTINE.name, _quarantine_table(examination.problems))
     total = len(examination.annotations.studies)
     listed = f"all are listed in {reports / QUARANTINE.name}"
@@ -60,6 +62,8 @@ def preprocess(params: Params, prepared: Path = PREPARED, reports: Path = QUARAN
     write_text(reports / DATA_PAGE.name, render_data_page(examination, params.data.study_seconds))
     shutil.rmtree(waiting)
     logger.info("prepared %d studies, quarantined %d", len(examination.rows), len(examination.problems))
+    if examination.lateral:
+        logger.info("set aside %d lateral views (data.lateral)", examination.lateral)
 
 
 def _jobs(params: Params, inventory: Inventory, folder: Path) -> dict[int, ShardJob]:

@@ -59,7 +59,7 @@ def test_studies_that_are_not_there_are_noted(rsna):
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("patientId,view\na,front\n", "line 2: view 'front': must be AP, LL"),
+        ("patientId,view\na,front\n", "line 2: view 'front': must be AP, LAT, LL"),
         ("patientId,sex\na,M\nb,x\n", "line 3: sex 'x': must be F, M, O"),
         ("patientId,age\na,forty\n", "line 2: age 'forty': must be 0 to 160"),
         ("patientId,spacing\na,0\n", "line 2: spacing '0': must be 0.01 to 10"),

@@ -1,5 +1,6 @@
 """Predictions for many files, and the outputs that are written from them."""
 
+import base64
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from pipeline.delivery.batch import Source, Study, list_files, predict_each, pre
 from pipeline.delivery.inbox import score_inbox
 from pipeline.delivery.model_file import load_model
 from pipeline.delivery.predictor import Predictor
+from pipeline.delivery.served import RequestError, ServedModel, ServingLimits
 from pipeline.delivery.structured_report import ReportWriter, make_report
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.dicom.radiograph import read_radiograph
@@ -249,3 +251,24 @@ def test_png_files_are_predicted_like_dicom_files(predictor, reader, folder, tmp
     assert "passed over 1 PNG or JPEG files beside the DICOM files" in caplog.text
     done = score_inbox(predictor, reader, "m", pictures, tmp_path / "out", 2, 0)
     assert (done.scored, done.passed_over) == (2, 0)
+
+
+def test_a_lateral_view_is_set_aside_unless_the_model_was_trained_on_such(predictor, reader, folder, tmp_path):
+    files = [folder / f"{key}.dcm" for key in keys(folder)[:2]]
+    dataset = pydicom.dcmread(files[1])
+    dataset.ViewPosition, dataset.SeriesDescription = "", "Chest lateral"
+    dataset.save_as(files[1])
+    done = predict_files(predictor, reader, files, 2, [])
+    assert (done.predicted, list(done.problems)) == (1, [files[1]])
+    reason = "a lateral view (LAT), set aside; the model was trained on frontal views"
+    assert done.problems[files[1]] == reason
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    shutil.copy(files[1], inbox)
+    assert score_inbox(predictor, reader, "m", inbox, tmp_path / "out", 2, 0).passed_over == 1
+    assert reason in (tmp_path / "out/scored.csv").read_text()
+    served = ServedModel(predictor, reader, ServingLimits())
+    with pytest.raises(RequestError, match="row 0: a lateral view"):
+        served.answer([{"dicom": base64.b64encode(files[1].read_bytes()).decode()}])
+    predictor.config = predictor.config.model_copy(update={"lateral_views": True})
+    assert predict_files(predictor, reader, files, 2, []).predicted == 2
