@@ -79,10 +79,20 @@ def import_(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Keep images that the labels do not mention, as negatives.")
     ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Replace the labels of SOURCE's images in the data set OUT; keep the rest.")
+    ] = False,
 ) -> None:
     """Import a labelled data set of another format into the project's layout."""
     from pipeline.jobs.import_data import import_data
+    from pipeline.jobs.update_labels import update_labels
 
+    if update:
+        if images or unlabelled or not without_boxes:
+            raise typer.BadParameter("takes the images of OUT, and all labelled ones", param_hint="--update")
+        typer.echo(update_labels(source, out, kind))
+        typer.echo(f"{out} is changed; `dvc add {out}` keeps it as a new version")
+        return
     typer.echo(import_data(source, out, kind, images, without_boxes=without_boxes, unlabelled=unlabelled))
     typer.echo(f"{out} is complete; name its classes in params.yaml (classes), and `pneumoflow check {out}` checks it")
 
@@ -134,6 +144,23 @@ def export_labels(
     from pipeline.jobs.export_labels import export_labels as run_export
 
     typer.echo(f"{out}: {run_export(folder, out)}")
+
+
+@app.command("labels-diff")
+def labels_diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="A data set, a label table, or a git revision.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The newer version, in one of these ways.")],
+    data: Annotated[Path, typer.Option(help="The data set that revisions are of, and whose images are drawn.")] = (
+        Path("data/rsna")
+    ),
+    report: Annotated[Path, typer.Option(help="The page to write.")] = Path("reports/labels_diff.html"),
+    study_seconds: StudySeconds = 60,
+) -> None:
+    """Show what changed between two versions of the labels: boxes added, removed, moved, of another class."""
+    from pipeline.jobs.labels_diff import labels_diff as run_diff
+
+    typer.echo(run_diff(before, after, data, report, study_seconds))
+    typer.echo(f"{report} shows them")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.class_names import folded
+from pipeline.data.geometry import iou
 from pipeline.errors import UserError
 from pipeline.escaping import quoted
 from pipeline.tables import is_missing
@@ -113,7 +114,7 @@ def fuse_equal(boxes: npt.NDArray[np.float64], iou_thresh: float) -> npt.NDArray
     clusters: list[list[int]] = []
     means = np.zeros((0, 4))
     for row, box in enumerate(boxes):
-        overlap = _iou(box, means)
+        overlap = iou(box, means)[0]
         best = int(overlap.argmax()) if len(clusters) else -1
         if len(clusters) and overlap[best] > iou_thresh:
             clusters[best].append(row)
@@ -122,10 +123,3 @@ def fuse_equal(boxes: npt.NDArray[np.float64], iou_thresh: float) -> npt.NDArray
             clusters.append([row])
             means = np.concatenate([means, box[None]])
     return means
-
-
-def _iou(box: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    low = np.maximum(box[:2], others[:, :2])
-    high = np.minimum(box[:2] + box[2:], others[:, :2] + others[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)
-    return np.asarray(shared / np.maximum(box[2:].prod() + others[:, 2:].prod(-1) - shared, 1e-12))

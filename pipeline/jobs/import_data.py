@@ -1,11 +1,9 @@
 """Import of a labelled data set of another format into the project's layout, whole or not at all."""
 
-import csv
-import io
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.data.annotations import GROUPS, IMAGES, LABELS
@@ -13,10 +11,11 @@ from pipeline.data.metadata import COLUMNS, METADATA
 from pipeline.data.prepared_tables import GIVEN
 from pipeline.dicom.pictures import is_picture
 from pipeline.errors import UserError
-from pipeline.escaping import printable, safe_cell
+from pipeline.escaping import printable
 from pipeline.files import directory_atomic, write_text
 from pipeline.sources.formats import read_labelled
-from pipeline.sources.labelled import Box, Labelled, study_ids
+from pipeline.sources.label_table import HEADER, boxes_of, csv_text, each_once, label_rows
+from pipeline.sources.labelled import Box, Images, Labelled, study_ids
 
 _HEAD = 16
 
@@ -46,19 +45,22 @@ def import_data(
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{printable(out)}: has contents; give a new or an empty folder")
     folder = images or (source if source.is_dir() else source.parent)
-    found = read_labelled(source, folder, kind)
+    found = read_labelled(source, Images(folder), kind)
     kept = _chosen(found, without_boxes=without_boxes, unlabelled=unlabelled)
     ids = study_ids(kept, found.notes)
-    boxes = _each_once(found)
+    boxes = each_once(found)
     with directory_atomic(out) as made:
         (made / IMAGES).mkdir()
         kinds = {_copy(path, made / IMAGES, ids[path]) for path in kept}
         if ".dcm" in kinds and len(kinds) > 1:
             what = "DICOM files and PNG or JPEG files; import them one after the other"
             raise UserError(f"{printable(folder)}: has {what}")
-        write_text(made / LABELS, _labels(kept, boxes, ids))
+        readers = any(box.reader for box in boxes)
+        header = HEADER if readers else HEADER[:-1]
+        rows = [row for path in kept for row in label_rows(ids[path], boxes_of(boxes).get(path, []), header)]
+        write_text(made / LABELS, csv_text(header, rows))
         _write_facts(made, found, ids)
-    return _summary(found, kept, boxes)
+    return summary(found, kept, boxes)
 
 
 def _write_facts(folder: Path, found: Labelled, ids: Mapping[Path, str]) -> None:
@@ -66,12 +68,12 @@ def _write_facts(folder: Path, found: Labelled, ids: Mapping[Path, str]) -> None
     for name, values, column in ((GIVEN, found.splits, "split"), (GROUPS, found.patients, "groupId")):
         rows = [(ids[path], value) for path, value in values.items() if path in ids]
         if rows:
-            write_text(folder / name, _table(["patientId", column], rows))
+            write_text(folder / name, csv_text(["patientId", column], rows))
     facts = [
         (ids[path], *(known.get(one, "") for one in COLUMNS)) for path, known in found.facts.items() if path in ids
     ]
     if facts:
-        write_text(folder / METADATA, _table(["patientId", *COLUMNS], facts))
+        write_text(folder / METADATA, csv_text(["patientId", *COLUMNS], facts))
 
 
 def _chosen(found: Labelled, *, without_boxes: bool, unlabelled: bool) -> list[Path]:
@@ -88,13 +90,6 @@ def _chosen(found: Labelled, *, without_boxes: bool, unlabelled: bool) -> list[P
     return kept
 
 
-def _each_once(found: Labelled) -> list[Box]:
-    boxes = list(dict.fromkeys(found.boxes))
-    if again := len(found.boxes) - len(boxes):
-        found.notes["boxes that are there twice kept once"] += again
-    return boxes
-
-
 def _copy(path: Path, folder: Path, key: str) -> str:
     """Link or copy an image under its study's id; return the suffix that it gets by its content."""
     with path.open("rb") as file:
@@ -108,35 +103,8 @@ def _copy(path: Path, folder: Path, key: str) -> str:
     return suffix
 
 
-def _labels(images: Sequence[Path], boxes: Iterable[Box], ids: Mapping[Path, str]) -> str:
-    of_image: dict[Path, list[Box]] = {}
-    for box in boxes:
-        of_image.setdefault(box.image, []).append(box)
-    readers = any(box.reader for own in of_image.values() for box in own)
-    rows: list[Sequence[object]] = []
-    for path in images:
-        for box in of_image.get(path, []):
-            numbers = (_short(value) for value in (box.x, box.y, box.width, box.height))
-            rows.append([ids[path], *numbers, 1, safe_cell(box.name), *([safe_cell(box.reader)] if readers else [])])
-        if path not in of_image:
-            rows.append([ids[path], "", "", "", "", 0, "", *([""] if readers else [])])
-    header = ["patientId", "x", "y", "width", "height", "Target", "class", *(["reader"] if readers else [])]
-    return _table(header, rows)
-
-
-def _short(value: float) -> str:
-    return f"{value:.6f}".rstrip("0").rstrip(".")
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _summary(found: Labelled, images: Sequence[Path], boxes: Sequence[Box]) -> str:
+def summary(found: Labelled, images: Sequence[Path], boxes: Sequence[Box]) -> str:
+    """Return lines with the numbers of studies and boxes, the boxes of each class, and the notes."""
     classes = Counter(box.name for box in boxes)
     lines = [f"{len(images)} studies, {len({box.image for box in boxes})} of them with {len(boxes)} boxes"]
     lines += [f"  {printable(name, 60)}: {count}" for name, count in sorted(classes.items())]

@@ -45,17 +45,35 @@ def draw_boxes(
     Returns:
         uint8 ``[h, w, 3]``, in OpenCV's order BGR.
     """
+    scores = np.asarray(scores).reshape(-1)
+    captioned = itertools.zip_longest(names, scores)
+    texts = [f"{name} {score:.2f}" if name else f"{score:.2f}" for name, score in captioned]
+    return draw_captioned(image, boxes, texts, truth, truth_names, side)
+
+
+def draw_captioned(
+    image: Image,
+    boxes: npt.ArrayLike,
+    texts: Sequence[str],
+    dashed: npt.ArrayLike,
+    dashed_texts: Sequence[str],
+    side: int,
+) -> Image:
+    """Draw boxes in orange and dashed ones in blue, each ``[N, 4]`` xyxy, with texts above and below; empty: no text.
+
+    Image, side and result are as in `draw_boxes`.
+    """
     scale = side / max(image.shape)
     canvas = cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    for box, name in itertools.zip_longest(np.asarray(truth, np.float64).reshape(-1, 4) * scale, truth_names):
+    for box, text in itertools.zip_longest(np.asarray(dashed, np.float64).reshape(-1, 4) * scale, dashed_texts):
         _dashed(canvas, box)
-        if name:
-            _label(canvas, name, round(box[0]), round(box[3]) + _TAB, TRUTH, inside=True)
-    found = zip(np.asarray(boxes, np.float64).reshape(-1, 4) * scale, np.asarray(scores).reshape(-1), strict=True)
-    for (box, score), name in itertools.zip_longest(found, names):
+        if text:
+            _label(canvas, text, round(box[0]), round(box[3]) + _TAB, TRUTH, inside=True)
+    for box, text in itertools.zip_longest(np.asarray(boxes, np.float64).reshape(-1, 4) * scale, texts):
         x0, y0, x1, y1 = (round(value) for value in box)
         cv2.rectangle(canvas, (x0, y0), (x1, y1), DETECTION, 2)
-        _label(canvas, f"{name} {score:.2f}" if name else f"{score:.2f}", x0, y0, DETECTION, inside=bool(name))
+        if text:
+            _label(canvas, text, x0, y0, DETECTION, inside=" " in text)
     return np.asarray(canvas, np.uint8)
 
 

@@ -24,12 +24,12 @@ AUTO = "auto"
 _MAX_BYTES = 2**30
 
 
-def read_labelled(source: Path, folder: Path, kind: str) -> Labelled:
+def read_labelled(source: Path, images: Images, kind: str) -> Labelled:
     """Read a data set of the format ``kind``.
 
     Args:
         source: the label file, or the folder of the label files.
-        folder: where the images are.
+        images: the images that may be labelled.
         kind: one of `FORMATS`, or ``auto``.
 
     Raises:
@@ -40,9 +40,8 @@ def read_labelled(source: Path, folder: Path, kind: str) -> Labelled:
     if source.suffix.lower() in (".zip", ".tar", ".gz", ".7z"):
         raise UserError(f"{printable(source)}: an archive; unpack it, and give its folder")
     kind = detect_format(source) if kind == AUTO else kind
-    images = Images(folder)
     if not images.files:
-        raise UserError(f"{printable(folder)}: no DICOM, PNG or JPEG files; --images names their folder")
+        raise UserError(f"{printable(images.folder)}: no DICOM, PNG or JPEG files; --images names their folder")
     readers: dict[str, Callable[[], Labelled]] = {
         "coco": lambda: read_coco(_only(source, "*.json"), images),
         "labelstudio": lambda: read_labelstudio(_only(source, "*.json"), images),
@@ -120,7 +119,7 @@ def _read_rsna(folder: Path, images: Images) -> Labelled:
     for key, reason in annotations.problems.items():
         raise UserError(f"{folder}: {key}: {reason}")
     ids = annotations.studies["patientId"].to_list()
-    files_of = by_study(images.files, set(ids), folder)
+    files_of = by_study(images.files, set(ids), images.folder)
     found = Labelled()
     groups, boxes_of, labels_of = annotations.studies["groupId"], annotations.boxes_of(ids), annotations.labels_of(ids)
     for key, group, boxes, labels in zip(ids, groups, boxes_of, labels_of, strict=True):

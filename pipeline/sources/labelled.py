@@ -61,14 +61,19 @@ class Labelled:
 
 
 class Images:
-    """The image files of a folder, looked up by the names that a label file gives them: no path is built from data."""
+    """The image files of a folder, looked up by the names that a label file gives them: no path is built from data.
 
-    def __init__(self, folder: Path) -> None:
-        listing = list_folder(folder)
+    Args:
+        folder: the folder.
+        studies: study -> its image, for images that go by a study's name too; no other image is found then.
+    """
+
+    def __init__(self, folder: Path, studies: Mapping[str, Path] | None = None) -> None:
+        listing = list_folder(folder) if studies is None else None
         self.folder = folder
-        self.files = sorted([*listing.files, *listing.pictures])
-        self._by_name: dict[str, list[Path]] = {}
-        for path in self.files:
+        self.files = sorted([*listing.files, *listing.pictures] if listing else (studies or {}).values())
+        self._by_name: dict[str, list[Path]] = {name: [path] for name, path in (studies or {}).items()}
+        for path in self.files if studies is None else []:
             for name in {path.name, study_name(path), path.relative_to(folder).as_posix()}:
                 self._by_name.setdefault(name, []).append(path)
 

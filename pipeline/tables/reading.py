@@ -54,6 +54,17 @@ def read_table(
     return pd.DataFrame(cells, index=pd.Index(lines, name=LINE, dtype="int64"), dtype=str)
 
 
+def read_columns(path: Path, columns: Sequence[str]) -> list[str]:
+    """Return the names of all columns of a table that has ``columns``, as `read_table` finds them.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        UserError: the file is not such a table.
+    """
+    file, text = table_text(path)
+    return next((cells for _, cells in read_records(printable(file), text, columns)), [])
+
+
 def _bounded(name: str, records: Iterable[Record]) -> list[Record]:
     kept = []
     for record in records:
