@@ -256,6 +256,29 @@ def inbox(
 
 
 @app.command()
+def queue(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set, or a folder of images without labels.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model as in `predict`; more of them are asked whether they agree.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")] = Path("queue"),
+    count: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 50,
+    study_seconds: StudySeconds = 60,
+) -> None:
+    """Choose the studies that a person should look at next, with boxes to correct, for Label Studio and CVAT."""
+    from pipeline.assembly.review import Model
+    from pipeline.data.reader import Reader, reading_processes
+    from pipeline.delivery.predictor import Predictor
+    from pipeline.jobs.queue import queue as make_queue
+
+    with Reader(reading_processes(), study_seconds) as reader:
+        folders = {name: _model_folder(name) for name in model or ["models"]}
+        models = [Model(name, place, Predictor(place)) for name, place in folders.items()]
+        typer.echo(make_queue(folder, models, out, count, reader, _label_rules()))
+    typer.echo(f"{out}: label_studio.json and .xml, coco.json, {out / 'queue.csv'}")
+
+
+@app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="models/, a run's model URI, or models:/name@alias.")],
     host: Annotated[str, typer.Option(help="Another address than this makes the model reachable from outside.")] = (

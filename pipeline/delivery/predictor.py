@@ -1,8 +1,10 @@
 """Detection on radiographs of any size, in pixels of the original."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,9 @@ from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_file import ModelConfig, load_model, pick_device
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import NotFiniteError, detect
+from pipeline.detection.ensemble import Ensemble
 from pipeline.detection.postprocess import Detections
+from pipeline.detection.retinanet import RetinaNet
 from pipeline.dicom.levels import Levels
 from pipeline.dicom.views import LATERAL
 from pipeline.errors import BadStudyError, UserError
@@ -56,6 +60,15 @@ class Predictor:
         self._folder, self._device = folder, device or pick_device()
         model, self.config = load_model(folder)
         self._model = model.to(self._device)
+
+    def members(self) -> "list[Predictor]":
+        """Return a predictor for each network of an ensemble, with its thresholds and calibration; else this one."""
+        if not isinstance(self._model, Ensemble):
+            return [self]
+        alone = [copy(self) for _ in self._model.members]
+        for one, network in zip(alone, self._model.members, strict=True):
+            one._model = Ensemble([cast(RetinaNet, network)], self._model.fusion_thresh)
+        return alone
 
     def require_view(self, view: str) -> None:
         """Refuse a lateral view, unless the model was trained on such views too; an empty text means not known.
