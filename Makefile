@@ -17,7 +17,7 @@ test: .venv/installed
 	python -m pytest -m "not long and not team"
 
 # Kills, servers that go and come back, several processes: what takes long.
-test-long: .venv/installed
+test-long: .venv/installed .venv-label-studio/installed
 	python -m pytest -m long
 
 # A team's servers, and hosts in namespaces: needs root. On Debian it installs PostgreSQL and nginx; elsewhere, the tests
@@ -58,4 +58,10 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Its packages do not fit ours.
+.venv-label-studio/installed:
+	$(PYTHON) -m venv .venv-label-studio
+	.venv-label-studio/bin/pip install --quiet --disable-pip-version-check 'label-studio>=1.20'
 	@touch $@

@@ -13,7 +13,8 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from pipeline.data.annotations import IMAGES
+from pipeline.data.annotations import IMAGES, read_annotations
+from pipeline.data.geometry import xyxy
 from pipeline.data.reader import Reader
 from pipeline.delivery.batch import Source, Study, list_files, predict_each, predict_files
 from pipeline.delivery.inbox import score_inbox
@@ -24,6 +25,7 @@ from pipeline.delivery.structured_report import ReportWriter, make_report
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
+from pipeline.jobs.import_data import import_data
 from pipeline.submission import read_submission
 from tests.delivery.predictions import prediction
 from tests.dicom.odd_decoders import CRASHING, HUNGRY, SLOW, decode
@@ -272,3 +274,20 @@ def test_a_lateral_view_is_set_aside_unless_the_model_was_trained_on_such(predic
         served.answer([{"dicom": base64.b64encode(files[1].read_bytes()).decode()}])
     predictor.config = predictor.config.model_copy(update={"lateral_views": True})
     assert predict_files(predictor, reader, files, 2, []).predicted == 2
+
+
+def test_predictions_in_coco_come_back_through_import(predictor, reader, folder, tmp_path):
+    predictor.config = predictor.config.model_copy(update={"operating_threshold": 0.02})
+    files = [folder / f"{key}.dcm" for key in keys(folder)]
+    with (
+        coco_writer(tmp_path / "coco.json", predictor.config.classes) as coco,
+        table_writer(tmp_path / "t.csv") as table,
+    ):
+        predict_files(predictor, reader, files, 2, [coco, table])
+    said = import_data(tmp_path / "coco.json", tmp_path / "back", "auto", folder)
+    annotations = read_annotations(tmp_path / "back")
+    found = read_submission(tmp_path / "t.csv")
+    assert sum(len(one.scores) for one in found.values()) > 0
+    assert "scores of predictions left out" in said
+    for key, boxes in zip(keys(folder), annotations.boxes_of(keys(folder)), strict=True):
+        np.testing.assert_allclose(xyxy(boxes), found[key].boxes, atol=0.11)  # the table has one decimal place
