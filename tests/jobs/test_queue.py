@@ -128,6 +128,7 @@ def test_the_model_is_no_witness_where_it_was_trained(rsna, tiny_model, reader, 
 def test_members_and_models_vote(rsna, tiny_model, reader, tmp_path):
     """An ensemble of two networks disagrees as its networks do one by one."""
     network, config = load_model(tiny_model)
+    assert isinstance(network, RetinaNet)
     torch.manual_seed(1)
     other = RetinaNet(config.architecture).eval()
     save_model(tmp_path / "other", other, config)

@@ -1,0 +1,1 @@
+"""The exchange with a hospital's image archive (PACS) by DICOM's own protocols."""
