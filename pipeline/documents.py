@@ -22,7 +22,7 @@ MAX_YAML_BYTES = 2**18  # PyYAML reads about 100 KB a second
 MAX_DEPTH = 32
 _SHOWN = 60
 # pydantic puts the name of a type after a key that may have several types.
-_TYPE = re.compile(r"(constrained-|list\[|dict\[|tuple\[|function-)")
+_TYPE = re.compile(r"(constrained-|list\[|dict\[|tuple\[|function-)|(Calibration|SensitivityParams|Range|Choices)$")
 
 
 def shown(value: object) -> str:

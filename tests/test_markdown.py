@@ -42,5 +42,6 @@ def test_commands_are_those_that_there_are():
 def test_params_are_those_that_there_are():
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for document in DOCUMENTS:
-        for section, key in re.findall(r"`([a-z]+)\.([a-z_]+)[`:]", document.read_text()):
+        # `data.yaml` is a file of the YOLO format.
+        for section, key in re.findall(r"`([a-z]+)\.((?!yaml`)[a-z_]+)[`:]", document.read_text()):
             assert section not in values or key in values[section], f"{section}.{key}"

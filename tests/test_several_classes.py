@@ -165,7 +165,8 @@ def test_the_evaluation_has_each_class(made):
     page = Path("reports/report.html").read_text()
     assert "Each class on test" in page
     assert "Detection of 2 classes" in page
-    run = mlflow.get_run(json.loads(Path("models/mlflow_run.json").read_text())["run_id"])
+    store = mlflow.MlflowClient(f"sqlite:///{made}/mlflow.db")
+    run = store.get_run(json.loads(Path("models/mlflow_run.json").read_text())["run_id"])
     assert run.data.metrics.keys() >= {"test/Nodule/Mass/map", "val/best_threshold/opacity", "test/map"}
     assert "test/opacity/boxes" not in run.data.metrics
     subgroups = pd.read_csv("reports/subgroups.csv")
