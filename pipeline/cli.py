@@ -10,6 +10,7 @@ from pipeline.escaping import printable
 
 if TYPE_CHECKING:
     from pipeline.data.box_classes import LabelRules
+    from pipeline.delivery.answers import AnswerWriter
     from pipeline.delivery.batch import Writer
     from pipeline.delivery.served import ServingLimits
     from pipeline.delivery.structured_report import ReportWriter
@@ -241,6 +242,9 @@ def inbox(
     settle_seconds: Annotated[float, typer.Option(min=0, help="Files changed since may still be arriving.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, max=256)] = 4,
     study_seconds: StudySeconds = 60,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Write DICOM objects for `pneumoflow send` too: answers/ in the folder.")
+    ] = False,
 ) -> None:
     """Score the new studies in a folder, each study once; `python -m flows.inference` does this on a schedule."""
     from pipeline.data.reader import Reader, reading_processes
@@ -248,11 +252,27 @@ def inbox(
     from pipeline.delivery.predictor import Predictor
     from pipeline.delivery.scored import SCORED
 
+    writer = _answer_writer(out) if answers else None
     with Reader(reading_processes(), study_seconds) as reader:
-        done = score_inbox(Predictor(_model_folder(model)), reader, model, folder, out, batch_size, settle_seconds)
+        predictor = Predictor(_model_folder(model))
+        done = score_inbox(predictor, reader, model, folder, out, batch_size, settle_seconds, writer)
     typer.echo(
         f"{done.scored} studies scored, {done.passed_over} passed over, {done.unsettled} still arriving: {out / SCORED}"
     )
+
+
+@app.command()
+def send(
+    archive: Annotated[str, typer.Argument(help="AETITLE@HOST:PORT (C-STORE), or a DICOMweb address (STOW-RS).")],
+    scored: Annotated[Path, typer.Argument(help="The folder of scored.csv.")] = Path("scored"),
+    title: Annotated[str, typer.Option("--ae-title", help="Our own AE title.")] = "PNEUMOFLOW",
+) -> None:
+    """Send the answers that `pneumoflow inbox --answers` wrote to the archive; what it does not take waits."""
+    try:
+        from pipeline.archive.sender import send_waiting
+    except ImportError:
+        raise UserError("needs pynetdicom; pip install -c constraints.txt -e '.[archive]'") from None
+    typer.echo(send_waiting(scored, archive, title))
 
 
 @app.command()
@@ -545,6 +565,15 @@ def _say_reports(reports: "ReportWriter", folder: Path) -> None:
     if reports.problems:
         count = len(reports.problems)
         raise UserError(f"{folder}: {count} of {count + reports.written} reports could not be made")
+
+
+def _answer_writer(scored: Path) -> "AnswerWriter":
+    try:
+        from pipeline.delivery.answers import ANSWERS, AnswerWriter
+    except ImportError:
+        raise UserError("--answers: needs highdicom; pip install -c constraints.txt -e '.[sr]'") from None
+    scored.mkdir(parents=True, exist_ok=True)
+    return AnswerWriter(scored / ANSWERS)
 
 
 def _report_writer(folder: Path) -> "ReportWriter":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -35,8 +36,22 @@ class InboxResult:
     unsettled: int
 
 
+class Answering(Protocol):
+    """An object that writes the answer to a study, under a name of its own."""
+
+    def write(self, study: Study, key: str) -> None:
+        """Take a study."""
+
+
 def score_inbox(
-    predictor: Predictor, reader: Reader, model: str, inbox: Path, out: Path, batch_size: int, settle_seconds: float
+    predictor: Predictor,
+    reader: Reader,
+    model: str,
+    inbox: Path,
+    out: Path,
+    batch_size: int,
+    settle_seconds: float,
+    answers: Answering | None = None,
 ) -> InboxResult:
     """Score the images of ``inbox`` whose content is not in ``out/scored.csv`` yet, and add a line for each.
 
@@ -44,7 +59,7 @@ def score_inbox(
     once, and these bytes are scored. Files that changed within the last ``settle_seconds`` may still be arriving;
     they wait, as do files that cannot be read at the moment: a line is written only for a verdict on the content.
     The line is on the disk before the next batch begins. A damaged line, after a kill for instance, is set aside,
-    and its file is scored again.
+    and its file is scored again. The answer to a study, if there are to be ``answers``, is written before its line.
 
     Raises:
         UserError: the folder does not exist, or another process is at work on ``out``.
@@ -54,7 +69,9 @@ def score_inbox(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".scored.lock", timeout=0):
-            look = _Look(model, out / SCORED, open_scored(out / SCORED), Arrivals(settle_seconds, out / ARRIVING))
+            look = _Look(
+                model, out / SCORED, open_scored(out / SCORED), Arrivals(settle_seconds, out / ARRIVING), answers
+            )
             return look.score(predictor, reader, _files(inbox), batch_size)
     except Timeout:
         raise UserError(f"{out / SCORED}: another process is writing to it; wait for it, or end it") from None
@@ -78,6 +95,7 @@ class _Look:
     table: Path
     known: set[str]
     arrivals: Arrivals
+    answers: Answering | None
     digests: dict[Path, str] = field(default_factory=dict)
     problems: dict[Path, BadStudyError | OSError] = field(default_factory=dict)
     scored: int = 0
@@ -88,6 +106,8 @@ class _Look:
         """Score the new files among ``files``."""
         rows: list[list[str]] = []
         for study in predict_each(predictor, reader, self._new(files), batch_size, self.problems):
+            if self.answers:
+                self.answers.write(study, self.digests[study.path])
             rows.append([self.digests[study.path], *_row(study, self.model)])
             if len(rows) == batch_size:
                 self._write(rows)

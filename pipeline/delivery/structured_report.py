@@ -35,7 +35,7 @@ _OPACITY = "lung opacity"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_dicom() -> Iterator[None]:
     """Silence both libraries: they warn and log with the header's values, names and birth dates, in the text."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     levels = [logger.level for logger in loggers]
@@ -67,19 +67,27 @@ class ReportWriter:
     def write(self, study: Study) -> None:
         """Write the report of a study, with or without findings; if it cannot be made, the batch goes on."""
         try:
-            report = _report_of(study)
+            with reading_again(study) as image:
+                report = make_report(image, study.prediction)
         except BadStudyError as error:
             self.problems[study.path] = str(error)
             return
         path = private_folder(self._folder) / f"{study.key}.dcm"
-        with _quiet():
+        with quiet_dicom():
             write_atomic(path, lambda new: report.save_as(new, enforce_file_format=True), private=True)
         self.written += 1
 
 
-def _report_of(study: Study) -> Any:
+@contextmanager
+def reading_again(study: Study) -> Iterator[pydicom.Dataset]:
+    """Yield the data set of the study's file, for objects that are made from its header.
+
+    Raises:
+        BadStudyError: it is not a DICOM file, cannot be read, or has changed; or the block failed, whose libraries
+            quote the header in their errors.
+    """
     try:
-        with _quiet():
+        with quiet_dicom():
             content = read_regular(study.path)
             if is_picture(content):
                 raise BadStudyError("a PNG or JPEG file has no header to make a report from")
@@ -89,7 +97,7 @@ def _report_of(study: Study) -> Any:
             image = read_header(content)
             if (image.Rows, image.Columns) != study.radiograph.levels.shape:
                 raise BadStudyError("the file has changed since it was read")
-            return make_report(image, study.prediction)
+            yield image
     except BadStudyError:
         raise
     except OSError as error:
@@ -98,7 +106,14 @@ def _report_of(study: Study) -> Any:
         raise BadStudyError(f"the header cannot be used ({type(error).__name__})") from None
 
 
-@_quiet()
+def own_uid(image: pydicom.Dataset, prediction: Prediction, name: str) -> str:
+    """Return a UID that is the same for the same image, prediction and name, and for nothing else."""
+    scores = " ".join(f"{score:.6f}" for score in prediction.class_scores)
+    sources = [str(image.SOPInstanceUID), *prediction.classes, prediction.text(), scores, name, version("pneumoflow")]
+    return str(generate_uid(entropy_srcs=["pneumoflow", *sources]))
+
+
+@quiet_dicom()
 def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
     """Make the report on the image with the header ``image``: the image's score, and each box with its own score.
 
@@ -123,8 +138,8 @@ def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
         content=content[0],
         series_number=9000,
         series_description="pneumoflow: lung opacities" if _is_opacity(prediction) else "pneumoflow: findings",
-        series_instance_uid=generate_uid(),
-        sop_instance_uid=generate_uid(),
+        series_instance_uid=own_uid(header, prediction, "series of the report"),
+        sop_instance_uid=own_uid(header, prediction, "report"),
         instance_number=1,
         manufacturer="pneumoflow",
         is_complete=True,
@@ -141,7 +156,7 @@ def _findings(image: pydicom.Dataset, prediction: Prediction) -> list[Any]:
         corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
         findings.append(
             hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-                tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier=f"{name} {number}"),
+                tracking_identifier=_tracked(image, prediction, f"{name} {number}"),
                 referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POLYLINE, corners, source),
                 finding_type=_finding(prediction, label, there=True),
                 measurements=[_score(score)],
@@ -171,11 +186,15 @@ def _whole_image(image: pydicom.Dataset, prediction: Prediction, label: int) -> 
     which = "" if len(prediction.classes) == 1 else f", {prediction.classes[label]}"
     source = hd.sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)
     return hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(), identifier=f"Image{which}"),
+        tracking_identifier=_tracked(image, prediction, f"Image{which}"),
         source_images=[source],
         finding_type=_finding(prediction, label, there=bool((prediction.labels == label).any())),
         measurements=[_score(prediction.class_scores[label])],
     )
+
+
+def _tracked(image: pydicom.Dataset, prediction: Prediction, identifier: str) -> Any:
+    return hd.sr.TrackingIdentifier(uid=own_uid(image, prediction, identifier), identifier=identifier)
 
 
 def _score(value: float) -> Any:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from pipeline.data.annotations import IMAGES
+from tests.archive.peer import archive
 
 pytestmark = pytest.mark.slow
 
@@ -37,3 +38,20 @@ def test_new_studies_are_scored_by_the_champion(trained, sample, call, tmp_path)
     assert done.returncode == 1
     assert "nowhere: no such folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_answers_wait_for_an_archive_that_is_away(trained, sample, call, tmp_path):
+    (tmp_path / "in").mkdir()
+    for path in sorted((sample / IMAGES).glob("*.dcm"))[:2]:
+        shutil.copy2(path, tmp_path / "in")
+    command = ("flows.inference", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--answer")
+    done = call(trained[0], *command, "PACS@127.0.0.1:9")
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "0 answers sent, 2 wait" in said
+    assert "the next run tries again" in said
+    with archive() as (port, taken):
+        done = call(trained[0], *command, f"PACS@127.0.0.1:{port}")
+        assert "2 answers sent" in done.stdout + done.stderr
+    assert len(set(taken)) == 6
