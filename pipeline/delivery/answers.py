@@ -20,6 +20,7 @@ from pipeline.delivery.report_header import report_header
 from pipeline.delivery.structured_report import make_report, own_uid, quiet_dicom, reading_again
 from pipeline.delivery.writers import PICTURE_SIDE, private_folder
 from pipeline.dicom.header import numbers, optional
+from pipeline.dicom.radiograph import OUR_NAME
 from pipeline.errors import BadStudyError
 from pipeline.escaping import printable
 from pipeline.files import directory_atomic
@@ -71,7 +72,7 @@ def _identity(header: pydicom.Dataset, prediction: Prediction, name: str) -> dic
         "sop_instance_uid": own_uid(header, prediction, name),
         "series_number": _SERIES[name],
         "instance_number": 1,
-        "manufacturer": "pneumoflow",
+        "manufacturer": OUR_NAME,
     }
 
 
@@ -90,7 +91,7 @@ def make_picture(image: pydicom.Dataset, study: Study) -> Any:
         coordinate_system="PATIENT",
         patient_orientation=("L", "F"),
         transfer_syntax_uid=str(pydicom.uid.ExplicitVRLittleEndian),
-        series_description="pneumoflow: not verified",
+        series_description="pneumoflow: image with boxes, not verified",
         **_identity(header, prediction, "picture"),
     )
     made.BodyPartExamined = "CHEST"  # a part that is not one of a pair needs no side
@@ -126,7 +127,7 @@ def make_marks(image: pydicom.Dataset, prediction: Prediction) -> Any:
         presentation_lut_transformation=hd.PresentationLUTTransformation(
             presentation_lut_shape="INVERSE" if str(image.PhotometricInterpretation) == "MONOCHROME1" else "IDENTITY"
         ),
-        series_description="pneumoflow: not verified",
+        series_description="pneumoflow: boxes over the image, not verified",
         **_identity(header, prediction, "marks"),
     )
     made.BodyPartExamined = "CHEST"

@@ -25,7 +25,7 @@ from pipeline.delivery.report_header import report_header
 from pipeline.delivery.writers import private_folder
 from pipeline.dicom.header import read_header, transfer_syntax
 from pipeline.dicom.pictures import is_picture
-from pipeline.dicom.radiograph import TRANSFER_SYNTAXES
+from pipeline.dicom.radiograph import OUR_NAME, TRANSFER_SYNTAXES
 from pipeline.errors import BadStudyError
 from pipeline.files import write_atomic
 
@@ -141,7 +141,7 @@ def make_report(image: pydicom.Dataset, prediction: Prediction) -> Any:
         series_instance_uid=own_uid(header, prediction, "series of the report"),
         sop_instance_uid=own_uid(header, prediction, "report"),
         instance_number=1,
-        manufacturer="pneumoflow",
+        manufacturer=OUR_NAME,
         is_complete=True,
         is_verified=False,  # no person has looked at it
     )

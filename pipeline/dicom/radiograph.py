@@ -41,6 +41,8 @@ _NEEDED = (*_NUMBERS, "PhotometricInterpretation", "PixelData")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 
+# The manufacturer that DICOM objects made by us name.
+OUR_NAME = "pneumoflow"
 # Any other word may be anything, even a name, and does not leave the file.
 SEXES = frozenset({"M", "F", "O"})
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
@@ -154,6 +156,9 @@ def _read_accepted(content: bytes) -> pydicom.Dataset:
 
 
 def _require_accepted(dataset: pydicom.Dataset) -> None:
+    # An archive may send our own answers back, and each would be answered in turn.
+    if str(optional(dataset, "Manufacturer") or "").strip() == OUR_NAME:
+        raise BadStudyError(f"made by {OUR_NAME} itself, as an answer to an archive")
     for keyword in _NEEDED:
         if dataset.get(keyword) is None:
             raise BadStudyError(f"contains no image: {keyword} is missing")

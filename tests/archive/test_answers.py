@@ -96,6 +96,18 @@ def test_a_study_without_findings_and_an_inverted_one(image):
     assert objects["marks"].SoftcopyVOILUTSequence[0].WindowWidth == 150
 
 
+def test_an_answer_that_comes_back_is_not_answered(image, inbox, tiny_model, reader, tmp_path):
+    """An archive may send all that it gets to us."""
+    make_answer(pydicom.dcmread(image), study(image))["picture"].save_as(inbox / "3.dcm", enforce_file_format=True)
+    out = tmp_path / "scored"
+    out.mkdir()
+    predictor, writer = Predictor(tiny_model, torch.device("cpu")), AnswerWriter(out / "answers")
+    done = score_inbox(predictor, reader, "m", inbox, out, 2, 0, writer)
+    assert (done.scored, done.passed_over) == (3, 1)
+    assert len(list((out / "answers/waiting").iterdir())) == 3
+    assert "made by pneumoflow itself" in (out / "scored.csv").read_text()
+
+
 def test_the_same_answer_has_the_same_uids(image):
     source, other = pydicom.dcmread(image), prediction(FOUND.boxes[:1], FOUND.scores[:1], 0.9)
 
