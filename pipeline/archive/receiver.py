@@ -89,7 +89,7 @@ class Receiver:
         if not instance or len(instance) > 64 or not UID(instance).is_valid:
             logger.warning("%s: an image whose instance UID is not valid; refused", sender)
             return NOT_UNDERSTOOD
-        path = self.folder / f"{hashlib.sha256(instance.encode()).hexdigest()[:32]}.dcm"
+        path = self._path(instance)
         if path.exists():
             return STORED
         data = content()
@@ -103,6 +103,13 @@ class Receiver:
             return OUT_OF_RESOURCES
         logger.info("stored %s from %s", path.name, sender)
         return STORED
+
+    def has(self, instance: str) -> bool:
+        """Return whether the image with this instance UID is stored."""
+        return self._path(instance).exists()
+
+    def _path(self, instance: str) -> Path:
+        return self.folder / f"{hashlib.sha256(instance.encode()).hexdigest()[:32]}.dcm"
 
     def _may_send(self, sender: str) -> bool:
         now = self.clock()

@@ -3,12 +3,10 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 
 import pydicom
 import requests
-from dicomweb_client.api import DICOMwebClient
 from filelock import FileLock, Timeout
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -19,6 +17,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE
 
+from pipeline.archive.dicomweb import SECONDS, dicomweb
 from pipeline.delivery.answers import ANSWERS, SENT, WAITING
 from pipeline.delivery.structured_report import quiet_dicom
 from pipeline.errors import UserError
@@ -26,7 +25,6 @@ from pipeline.escaping import one_line, printable
 
 STORAGE_CLASSES = (Comprehensive3DSRStorage, GrayscaleSoftcopyPresentationStateStorage, SecondaryCaptureImageStorage)
 _PEER = re.compile(r"(?P<title>[^@]{1,16})@(?P<host>[^@:]+):(?P<port>\d{1,5})")
-_SECONDS = 30
 # Sends objects; returns None, or the reason why the archive did not take them all.
 Send = Callable[[Sequence[pydicom.Dataset]], str | None]
 Connect = Callable[[], AbstractContextManager[Send]]
@@ -96,7 +94,7 @@ def _c_store(called: str, host: str, port: int, title: str) -> Iterator[Send]:
         entity = AE(ae_title=title)
     except (TypeError, ValueError):
         raise UserError(f"--ae-title {printable(title)}: 1 to 16 ASCII characters") from None
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _SECONDS
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = SECONDS
     for storage_class in STORAGE_CLASSES:
         entity.add_requested_context(storage_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     connection = entity.associate(host, port, ae_title=called)
@@ -119,11 +117,8 @@ def _c_store(called: str, host: str, port: int, title: str) -> Iterator[Send]:
 
 @contextmanager
 def _stow(address: str) -> Iterator[Send]:
-    """Connect to a DICOMweb service for STOW-RS; an account comes from ``~/.netrc``."""
-    with requests.Session() as session:
-        session.request = partial(session.request, timeout=_SECONDS)  # type: ignore[method-assign]
-        client = DICOMwebClient(address, session=session)
-        client.set_http_retry_params(retry=False)
+    """Connect to a DICOMweb service for STOW-RS."""
+    with dicomweb(address) as (client, _):
 
         def send(objects: Sequence[pydicom.Dataset]) -> str | None:
             answer = client.store_instances(list(objects))

@@ -1,12 +1,7 @@
 """Answers to an archive: each object is valid and beside its image; each study is answered once, whatever is killed."""
 
-import contextlib
-import json
 import shutil
-import socket
 import subprocess
-import urllib.request
-from pathlib import Path
 from typing import Any
 
 import highdicom as hd
@@ -27,7 +22,6 @@ from pipeline.errors import UserError
 from tests.archive.conftest import PLANTED
 from tests.archive.peer import archive
 from tests.delivery.predictions import prediction
-from tests.waiting import wait_until
 
 FOUND = prediction(np.array([[10.0, 20, 30, 60], [60, 30, 100, 90]]), np.array([0.9, 0.4]), 0.9)
 
@@ -177,45 +171,6 @@ def test_a_study_without_an_identity_is_scored_and_named(inbox, tiny_model, read
     assert PLANTED.split("^")[0] not in caplog.text
 
 
-DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-
-
-@pytest.fixture
-def orthanc(tmp_path):
-    """Start Orthanc on loopback; yield its DICOM port and a function that asks its REST interface."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        dicom, http = (one.getsockname()[1] for one in sockets)
-    (tmp_path / "orthanc.json").write_text(json.dumps({
-        "Name": "test", "StorageDirectory": str(tmp_path / "db"), "IndexDirectory": str(tmp_path / "db"),
-        "DicomAet": "ORTHANC", "DicomPort": dicom, "HttpPort": http, "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False, "DicomCheckCalledAet": True, "DicomAlwaysAllowStore": True,
-        "Plugins": [str(DICOMWEB)] if DICOMWEB.exists() else [], "DicomWeb": {"Enable": True},
-    }))  # fmt: skip
-    log = (tmp_path / "orthanc.log").open("w")
-    process = subprocess.Popen([str(ORTHANC), tmp_path / "orthanc.json"], stdout=log, stderr=log)
-    base = f"http://127.0.0.1:{http}"
-
-    def ask(place, body=None):
-        with urllib.request.urlopen(urllib.request.Request(base + place, body), timeout=30) as answer:
-            return json.loads(answer.read())
-
-    def answers():
-        with contextlib.suppress(OSError):
-            return ask("/system")
-
-    try:
-        wait_until(answers, process=process)
-        yield dicom, base, ask
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.mark.skipif(ORTHANC is None, reason="Orthanc is not installed")
 @pytest.mark.parametrize("way", ["C-STORE", "STOW-RS"])
 def test_orthanc_shows_the_answer_beside_its_image(answered, inbox, orthanc, way):
     dicom, base, ask = orthanc
