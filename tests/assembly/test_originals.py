@@ -24,5 +24,5 @@ def test_one_that_can_no_longer_be_read_ends_it_in_one_line(small_params, rsna):
         list(read_originals(params, [path.stem for path in paths]))
     assert "\n" not in str(caught.value)
     paths[0].unlink()
-    with pytest.raises(UserError, match=f"0 files of study {paths[0].stem}; one is needed"):
+    with pytest.raises(UserError, match=f"{paths[0].stem}: has no file; one is needed"):
         list(read_originals(params, [path.stem for path in paths]))
