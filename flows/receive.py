@@ -12,6 +12,7 @@ import typer
 
 from flows.running import stop_on_signals
 from pipeline.errors import UserError, run_main
+from pipeline.redaction import redact
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,7 +29,7 @@ def receive(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535)] = 11112,
-    max_mib: Annotated[int, typer.Option(min=1, max=1024, help="Size of an image.")] = 256,
+    max_mib: Annotated[int, typer.Option(min=1, max=256, help="Size of an image.")] = 256,
     per_minute: Annotated[int, typer.Option(min=1, help="Images of a sender in a minute.")] = 600,
     pull_from: Annotated[
         str, typer.Option("--pull", help="Address of a DICOMweb service whose new images are fetched.")
@@ -52,10 +53,10 @@ def receive(
         if not pull_from:
             Event().wait()
         folder.mkdir(parents=True, exist_ok=True)
-        typer.echo(f"fetching from {pull_from} every {every:g} s, into {folder}", err=True)
+        typer.echo(f"fetching from {redact(pull_from)} every {every:g} s, into {folder}", err=True)
         while True:
             if came := pull(receiver, pull_from, days, datetime.now().astimezone().date()):
-                typer.echo(f"{came} images from {pull_from}", err=True)
+                typer.echo(f"{came} images from {redact(pull_from)}", err=True)
             time.sleep(every)
 
 

@@ -26,6 +26,8 @@ def dicomweb(address: str) -> Iterator[tuple[DICOMwebClient, requests.Session]]:
 def fetch(session: requests.Session, url: str, most: int) -> bytes:
     """Return the file of one instance, as the archive has it (WADO-RS, PS3.18, 10.4).
 
+    The client's own method would parse the file in this process, whatever its size.
+
     Raises:
         requests.RequestException: the service does not answer, or not with one file.
         ValueError: the answer has more than ``most`` bytes, or is not one file.
@@ -41,9 +43,9 @@ def fetch(session: requests.Session, url: str, most: int) -> bytes:
         boundary = _BOUNDARY.search(answer.headers.get("Content-Type", ""))
     if boundary is None:
         raise ValueError("the answer has no parts")
-    # Between the first two boundaries lie the part's headers, an empty line and the file.
-    _, part, *_ = [*bytes(content).split(b"--" + boundary[1].encode()), b"", b""]
+    # Between the first two delimiters lie the part's headers, an empty line and the file.
+    _, part, *_ = [*(b"\r\n" + content).split(b"\r\n--" + boundary[1].encode()), b"", b""]
     _, blank, file = part.partition(b"\r\n\r\n")
     if not blank:
         raise ValueError("the answer has no file")
-    return file.removesuffix(b"\r\n")
+    return bytes(file)

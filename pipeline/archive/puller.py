@@ -4,14 +4,16 @@ import logging
 import re
 from collections.abc import Iterator
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import requests
 from dicomweb_client.api import DICOMwebClient
 
 from pipeline.archive.dicomweb import dicomweb, fetch
-from pipeline.archive.receiver import STORAGE_CLASSES, STORED, Receiver
+from pipeline.archive.receiver import OUT_OF_RESOURCES, STORAGE_CLASSES, STORED, Receiver
 from pipeline.escaping import one_line
+from pipeline.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ def pull(receiver: Receiver, address: str, days: int, today: date) -> int:
         days: studies of so many days are asked for, today's and earlier ones.
         today: the last of these days.
     """
-    came = 0
+    came, place = 0, redact(address)
     try:
         with dicomweb(address) as (client, session):
             for study, series, instance in _images(client, days, today):
@@ -39,13 +41,16 @@ def pull(receiver: Receiver, address: str, days: int, today: date) -> int:
                     continue
                 url = f"{address.rstrip('/')}/studies/{study}/series/{series}/instances/{instance}"
                 try:
-                    content = fetch(session, url, receiver.limits.image_bytes)
-                except ValueError as error:
-                    logger.warning("%s: an image that cannot be used (%s)", address, error)
+                    get = partial(fetch, session, url, receiver.limits.image_bytes)
+                    status = receiver.store(place, instance, get)
+                except (ValueError, requests.HTTPError) as error:  # of this image alone
+                    logger.warning("%s: an image that cannot be fetched (%s)", place, one_line(redact(str(error))))
                     continue
-                came += receiver.store(address, instance, lambda file=content: file) == STORED  # type: ignore[misc]
+                if status == OUT_OF_RESOURCES:
+                    break  # the others would meet the same limit, or the same full disk
+                came += status == STORED
     except requests.RequestException as error:
-        logger.warning("%s: %s; it is asked again later", address, one_line(str(error)))
+        logger.warning("%s: %s; it is asked again later", place, one_line(redact(str(error))))
     return came
 
 
@@ -64,7 +69,9 @@ def _images(client: DICOMwebClient, days: int, today: date) -> Iterator[tuple[st
                     yield study, series, instance
 
 
-def _value(found: dict[str, Any], tag: str) -> str:
+def _value(found: Any, tag: str) -> str:
     """Return a UID of an answer; empty if it is absent or none: it becomes part of an address."""
-    value = found.get(tag, {}).get("Value") or [""]
-    return str(value[0]) if _UID.fullmatch(str(value[0])) else ""
+    element = found.get(tag) if isinstance(found, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    value = values[0] if isinstance(values, list) and values else ""
+    return value if isinstance(value, str) and _UID.fullmatch(value) else ""

@@ -1,5 +1,6 @@
 """Answers to an archive, by C-STORE or STOW-RS: each stays on the disk until the archive has taken all of it."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,9 @@ from pipeline.delivery.answers import ANSWERS, SENT, WAITING
 from pipeline.delivery.structured_report import quiet_dicom
 from pipeline.errors import UserError
 from pipeline.escaping import one_line, printable
+from pipeline.redaction import redact
+
+logger = logging.getLogger(__name__)
 
 STORAGE_CLASSES = (Comprehensive3DSRStorage, GrayscaleSoftcopyPresentationStateStorage, SecondaryCaptureImageStorage)
 _PEER = re.compile(r"(?P<title>[^@]{1,16})@(?P<host>[^@:]+):(?P<port>\d{1,5})")
@@ -47,18 +51,24 @@ def send_waiting(scored: Path, archive: str, title: str) -> str:
     """
     connect = _connection_to(archive, title)
     folder = scored / ANSWERS
-    waiting = sorted((folder / WAITING).iterdir()) if (folder / WAITING).is_dir() else []
-    if not waiting:
-        return f"{archive}: no answers wait"
+    if not _waiting(folder):
+        return f"{redact(archive)}: no answers wait"
     try:
         with FileLock(folder / ".sending.lock", timeout=0), quiet_dicom():
+            waiting = _waiting(folder)
             sent, problems = _send_all(waiting, folder / SENT, connect)
     except Timeout:
         raise UserError(f"{folder}: another process is sending; wait for it, or end it") from None
-    said = f"{archive}: {sent} answers sent"
+    said = f"{redact(archive)}: {sent} answers sent"
     if problems:
         raise UserError(f"{said}, {len(waiting) - sent} wait; the first reason: {problems[0]}")
     return said
+
+
+def _waiting(folder: Path) -> list[Path]:
+    """Return the answers that wait; a hidden folder is one that is being written, or was when its writer was killed."""
+    entries = (folder / WAITING).iterdir() if (folder / WAITING).is_dir() else ()
+    return sorted(path for path in entries if not path.name.startswith("."))
 
 
 def _send_all(waiting: Sequence[Path], done: Path, connect: Connect) -> tuple[int, list[str]]:
@@ -68,14 +78,23 @@ def _send_all(waiting: Sequence[Path], done: Path, connect: Connect) -> tuple[in
     try:
         with connect() as send:
             for folder in waiting:
-                if reason := send([pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]):
+                if reason := _send_one(folder, send):
                     problems.append(reason)
                     continue
                 folder.rename(done / folder.name)
                 sent += 1
     except (OSError, requests.RequestException) as error:
-        problems.append(one_line(str(error)))
+        problems.append(one_line(redact(str(error))))
     return sent, problems
+
+
+def _send_one(folder: Path, send: Send) -> str | None:
+    paths = sorted(folder.glob("*.dcm"))
+    try:
+        objects = [pydicom.dcmread(path) for path in paths]
+    except pydicom.errors.InvalidDicomError:
+        objects = []
+    return send(objects) if objects else f"{folder}: damaged; remove it"
 
 
 def _connection_to(archive: str, title: str) -> Connect:
@@ -100,9 +119,14 @@ def _c_store(called: str, host: str, port: int, title: str) -> Iterator[Send]:
     connection = entity.associate(host, port, ae_title=called)
     if not connection.is_established:
         raise ConnectionError(f"{called} at {host}:{port} does not accept the connection, or does not answer")
+    accepted = {context.abstract_syntax for context in connection.accepted_contexts}
+    for storage_class in sorted(set(STORAGE_CLASSES) - accepted):
+        logger.warning("%s does not accept %s; answers are sent without it", called, storage_class.name)
 
     def send(objects: Sequence[pydicom.Dataset]) -> str | None:
-        for one in objects:
+        for one in (one for one in objects if one.SOPClassUID in accepted):
+            if not connection.is_established:
+                raise ConnectionError(f"{called} has closed the connection")
             # Without an answer, the status is empty. Warnings (0xB...) mean that the object is stored.
             status = connection.send_c_store(one).get("Status", -1)
             if status != 0 and status >> 12 != 0xB:
@@ -123,6 +147,6 @@ def _stow(address: str) -> Iterator[Send]:
         def send(objects: Sequence[pydicom.Dataset]) -> str | None:
             answer = client.store_instances(list(objects))
             failed = answer.get("FailedSOPSequence") or []
-            return f"{address} refused {len(failed)} of {len(objects)} objects" if failed else None
+            return f"{redact(address)} refused {len(failed)} of {len(objects)} objects" if failed else None
 
         yield send

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydicom.uid import generate_uid
 
-from pipeline.archive.sender import send_waiting
+from pipeline.archive.sender import STORAGE_CLASSES, send_waiting
 from pipeline.data.annotations import IMAGES
 from pipeline.delivery.answers import AnswerWriter, make_answer
 from pipeline.delivery.batch import Study
@@ -20,7 +20,7 @@ from pipeline.delivery.predictor import Predictor
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from tests.archive.conftest import PLANTED
-from tests.archive.peer import archive
+from tests.archive.peer import GONE, archive
 from tests.delivery.predictions import prediction
 
 FOUND = prediction(np.array([[10.0, 20, 30, 60], [60, 30, 100, 90]]), np.array([0.9, 0.4]), 0.9)
@@ -139,6 +139,33 @@ def test_what_the_archive_does_not_take_waits(answered):
     for address in ("PACS", "PACS@host", "PACS@host:99999", "ftp://host"):
         with pytest.raises(UserError, match="must be AETITLE@HOST:PORT"):
             send_waiting(answered, address, "US")
+
+
+def test_an_archive_that_ends_in_the_middle_gets_the_rest_later(answered):
+    with archive([0, 0, 0, 0, GONE]) as (port, taken):
+        with pytest.raises(UserError, match="1 answers sent, 2 wait; the first reason: PACS "):
+            send_waiting(answered, f"PACS@127.0.0.1:{port}", "US")
+        send_waiting(answered, f"PACS@127.0.0.1:{port}", "US")
+    assert len(set(taken)) == 9
+
+
+def test_what_an_archive_has_no_place_for_is_named(answered, caplog):
+    with archive(classes=STORAGE_CLASSES[:1]) as (port, taken):
+        assert "3 answers sent" in send_waiting(answered, f"PACS@127.0.0.1:{port}", "US")
+    assert len(taken) == 3
+    for name in ("Grayscale Softcopy Presentation State Storage", "Secondary Capture Image Storage"):
+        assert f"PACS does not accept {name}; answers are sent without it" in caplog.text
+
+
+def test_half_written_and_damaged_answers_are_not_sent(answered):
+    waiting = answered / "answers/waiting"
+    (waiting / ".pneumoflow-1.tmp/new").mkdir(parents=True)  # as another process writes one, or was killed
+    first = min(path for path in waiting.iterdir() if not path.name.startswith("."))
+    (first / "report.dcm").write_bytes(b"no DICOM")
+    with archive() as (port, taken), pytest.raises(UserError, match=f"2 answers sent, 1 wait; .*{first.name}: damaged"):
+        send_waiting(answered, f"PACS@127.0.0.1:{port}", "US")
+    assert len(taken) == 6
+    assert (waiting / ".pneumoflow-1.tmp/new").exists()
 
 
 def test_after_a_kill_the_same_objects_are_sent(answered, inbox, tiny_model, reader, tmp_path):

@@ -51,7 +51,7 @@ class Service:
 
     def __init__(self):
         self.status, self.kind, self.body = 200, 'multipart/related; boundary="b"', b""
-        self.instance, self.asked = "1.2.3", []
+        self.instances, self.asked, self.broken = ["1.2.3"], [], ""
         service = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -73,14 +73,16 @@ class Service:
         self.address = f"http://127.0.0.1:{self.server.server_port}/dicom-web"
 
     def answer(self, path):
+        if self.broken and path.endswith(self.broken):
+            return 500, "text/plain", b""
         if "/instances/" in path:
             return self.status, self.kind, self.body
-        tags = {"0020000D": "1.2", "0020000E": "1.3"}
+        tags, found = {"0020000D": "1.2", "0020000E": "1.3"}, [{}]
         if "/instances" in path:
-            tags |= {"00080018": self.instance, "00080016": str(ComputedRadiographyImageStorage)}
+            found = [{"00080018": one, "00080016": str(ComputedRadiographyImageStorage)} for one in self.instances]
         elif "Modality=CR" not in path:
             return 204, "application/dicom+json", b""
-        found = [{tag: {"vr": "UI", "Value": [value]} for tag, value in tags.items()}]
+        found = [{tag: {"vr": "UI", "Value": [value]} for tag, value in (tags | one).items()} for one in found]
         if "offset=" in path and "offset=0" not in path:
             return 204, "application/dicom+json", b""
         return 200, "application/dicom+json", json.dumps(found).encode()
@@ -129,9 +131,34 @@ def test_answers_that_cannot_be_used_bring_nothing(service, receiver, tmp_path, 
 
 
 def test_a_uid_that_is_none_does_not_become_an_address(service, receiver):
-    service.instance = "../../../secrets"
+    service.instances = ["../../../secrets", 7, None, {"a": 1}]
     assert pull(receiver, service.address, 1, TODAY) == 0
     assert not any("secrets" in path for path in service.asked)
+
+
+def test_one_image_that_the_archive_cannot_give_holds_up_no_other(service, receiver, caplog):
+    service.instances, service.broken = ["1.2.3", "1.2.4", "1.2.5"], "1.2.4"
+    service.body = b"--b\r\na: b\r\n\r\nfile\r\n--b--"
+    assert pull(receiver, service.address, 1, TODAY) == 2
+    assert "an image that cannot be fetched (500" in caplog.text
+    service.broken = ""
+    assert pull(receiver, service.address, 1, TODAY) == 1
+
+
+def test_the_limit_of_a_minute_ends_a_look(service, tmp_path):
+    now = [0.0]
+    receiver = Receiver(tmp_path, Limits(images_per_minute=2), clock=lambda: now[0])
+    service.instances = [f"1.2.{n}" for n in range(5)]
+    service.body = b"--b\r\na: b\r\n\r\nfile\r\n--b--"
+    for wanted in (2, 2, 1):
+        assert pull(receiver, service.address, 1, TODAY) == wanted
+        now[0] += 61
+    assert sum("/instances/" in path for path in service.asked) == 5
+
+
+def test_a_password_in_an_address_stays_out_of_the_log(receiver, caplog):
+    pull(receiver, "http://me:GeHeim1@127.0.0.1:9/dicom-web", 1, TODAY)
+    assert "GeHeim1" not in caplog.text
 
 
 def test_an_archive_that_is_away_is_asked_again_later(receiver, service, caplog):

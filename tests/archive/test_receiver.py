@@ -18,6 +18,7 @@ from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from tests.archive.conftest import OWN, PLANTED, SENDER, send, stored
 from tests.conftest import REPOSITORY, project_environment
+from tests.flows.conftest import free_port
 from tests.waiting import wait_until
 
 
@@ -105,12 +106,6 @@ def test_titles_and_addresses_that_cannot_be_used(tmp_path):
     ):
         with pytest.raises(UserError, match=message), receiving(Receiver(tmp_path), title, senders, host, 0):
             pass
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture
