@@ -61,7 +61,7 @@ class Studies:
 
 @dataclass(frozen=True)
 class Look:
-    """What models find in a study.
+    """Detections and class probabilities of the models for one study.
 
     Attributes:
         size: height and width in pixels.

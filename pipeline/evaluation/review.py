@@ -1,4 +1,4 @@
-"""Which studies a person should look at next: where a model is unsure, models disagree, or a label may be wrong."""
+"""Choice of the studies to review: those whose label may be wrong, on which models disagree, or where one is unsure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +62,26 @@ def _overlap(result: ImageResult) -> Floats:
     """Return the IoU of each detection with each true box of its class, ``[N, M]``; 0 for other classes."""
     same = result.labels[:, None] == result.truth_labels[None]
     return np.where(same, pairwise_iou(result.boxes, result.truth), 0.0)
+
+
+def reasons(
+    votes: Sequence[Floats], class_scores: Floats, judged: ImageResult | None, thresholds: Sequence[float]
+) -> dict[str, float]:
+    """Return the value of each reason that applies to a study.
+
+    Args:
+        votes: probabilities of the classes ``[K]`` from each model or network.
+        class_scores: those of the first model, ``[K]``.
+        judged: the labels and detections of a network that was not trained on them; None: there are none.
+        thresholds: score above which a detection of each class is reported, ``[K]``.
+    """
+    values = {"uncertainty": uncertainty(class_scores)}
+    if len(votes) > 1:
+        values["disagreement"] = disagreement(votes)
+    if judged is not None:
+        values["missing box"] = missing_box(judged, thresholds)
+        values["unfound box"] = unfound_box(judged, thresholds)
+    return values
 
 
 def choose(values: Mapping[str, Mapping[str, float]], count: int) -> list[Queued]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,16 +16,7 @@ from pipeline.delivery.label_tasks import Suggestion, Task, coco_of, label_studi
 from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import UserError
 from pipeline.escaping import printable, safe_cell
-from pipeline.evaluation.review import (
-    REASONS,
-    Queued,
-    choose,
-    disagreement,
-    missing_box,
-    uncertainty,
-    unfound_box,
-    unlabelled,
-)
+from pipeline.evaluation.review import REASONS, Queued, choose, reasons, unlabelled
 from pipeline.files import directory_atomic, write_json, write_text
 from pipeline.metrics.results import ImageResult, image_result, keep
 from pipeline.sources.label_table import csv_text
@@ -60,7 +52,10 @@ def queue(
     looks = dict(look_at(studies, models, reader))
     judged = against_labels(studies, models[0], looks)
     thresholds = models[0].predictor.config.thresholds
-    values = {key: values_of(look, judged.get(key), thresholds) for key, look in looks.items()}
+    values = {
+        key: reasons(look.votes, look.prediction.class_scores, judged.get(key), thresholds)
+        for key, look in looks.items()
+    }
     chosen = choose(values, count)
     with directory_atomic(out) as made:
         made.chmod(0o700)  # names of files often enough name persons
@@ -68,19 +63,8 @@ def queue(
                 for one in chosen]  # fmt: skip
         write_text(made / "queue.csv", csv_text(["patientId", "reason", *REASONS], rows))
         _write_pictures(made / PICTURES, {one.study: studies.files[one.study] for one in chosen}, reader)
-        _write_tasks(made, out.name, chosen, studies, models[0], looks)
+        _write_tasks(made, out.name, chosen, studies, models[0], looks, judged)
     return _summary(chosen, studies, looks, judged)
-
-
-def values_of(look: Look, judged: ImageResult | None, thresholds: Sequence[float]) -> dict[str, float]:
-    """Return the value of each reason that applies to a study."""
-    values = {"uncertainty": uncertainty(look.prediction.class_scores)}
-    if len(look.votes) > 1:
-        values["disagreement"] = disagreement(look.votes)
-    if judged is not None:
-        values["missing box"] = missing_box(judged, thresholds)
-        values["unfound box"] = unfound_box(judged, thresholds)
-    return values
 
 
 def _write_pictures(folder: Path, files: Mapping[str, Path], reader: Reader) -> None:
@@ -95,12 +79,21 @@ def _write_pictures(folder: Path, files: Mapping[str, Path], reader: Reader) -> 
 
 
 def _write_tasks(
-    made: Path, name: str, chosen: Sequence[Queued], studies: Studies, model: Model, looks: Mapping[str, Look]
+    made: Path,
+    name: str,
+    chosen: Sequence[Queued],
+    studies: Studies,
+    model: Model,
+    looks: Mapping[str, Look],
+    judged: Mapping[str, ImageResult],
 ) -> None:
     tasks = []
     for one in chosen:
         height, width = looks[one.study].size
-        picture, boxes = f"{name}/{PICTURES}/{one.study}.png", _suggestions(one.study, studies, model, looks[one.study])
+        picture = f"{name}/{PICTURES}/{one.study}.png"
+        # Where a network that was not trained on the study looked at it, its detections are the reason.
+        found = judged.get(one.study) or _unlabelled_result(looks[one.study])
+        boxes = _suggestions(one.study, studies, model, found)
         tasks.append(Task(one.study, picture, width, height, REASONS[one.reason], boxes))
     names = list(dict.fromkeys([*_names(studies, model), *model.classes]))
     write_json(made / "label_studio.json", label_studio_tasks(tasks, printable(model.name)))
@@ -113,17 +106,21 @@ def _names(studies: Studies, model: Model) -> list[str]:
     return [name or model.classes[0] for name in studies.named.names] if studies.named else []
 
 
-def _suggestions(key: str, studies: Studies, model: Model, look: Look) -> list[Suggestion]:
+def _unlabelled_result(look: Look) -> ImageResult:
+    found = look.prediction
+    return image_result(found.boxes, found.scores, np.zeros((0, 4)), found.labels)
+
+
+def _suggestions(key: str, studies: Studies, model: Model, found: ImageResult) -> list[Suggestion]:
     """Return a study's labels, and the reported detections that overlap none of them."""
-    found, truth, labels = look.prediction, np.zeros((0, 4)), np.zeros(0, np.int64)
     suggested: list[Suggestion] = []
     if studies.named and studies.labels:
         names = _names(studies, model)
         each = zip(studies.named.boxes_of([key])[0].tolist(), studies.named.labels_of([key])[0], strict=True)
         suggested = [Suggestion((x, y, w, h), names[label]) for (x, y, w, h), label in each]
-        truth, labels = xyxy(studies.labels.boxes_of([key])[0]), studies.labels.labels_of([key])[0]
-    result = image_result(found.boxes, found.scores, truth, found.labels, labels)
-    new = keep(result, unlabelled(result, model.predictor.config.thresholds))
+        boxes, labels = studies.labels.boxes_of([key])[0], studies.labels.labels_of([key])[0]
+        found = replace(found, truth=xyxy(boxes), truth_labels=labels)
+    new = keep(found, unlabelled(found, model.predictor.config.thresholds))
     for (x0, y0, x1, y1), score, label in zip(new.boxes.tolist(), new.scores.tolist(), new.labels, strict=True):
         suggested.append(Suggestion((x0, y0, x1 - x0, y1 - y0), model.classes[label], score))
     return suggested

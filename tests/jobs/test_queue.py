@@ -47,17 +47,18 @@ def find_all(rsna, folder):
 
 @pytest.fixture
 def planted(rsna, tiny_model):
-    """Remove a box from the labels and add one that nobody finds; return the two studies."""
+    """Remove a study's boxes from the labels, and add a box that nobody finds; return both studies, and those boxes."""
     find_all(rsna, tiny_model)
     table = pd.read_csv(rsna / LABELS)
     missing = table["patientId"][table["Target"] == 1].iloc[0]
     wrong = table["patientId"][table["Target"] == 0].iloc[0]
+    removed = table[table["patientId"] == missing]
     table = table[(table["patientId"] != missing) & (table["patientId"] != wrong)]
     new = pd.DataFrame({"patientId": [missing, wrong], "x": [None, 5], "y": [None, 5], "width": [None, 30],
                         "height": [None, 30], "Target": [0, 1]})  # fmt: skip
     pd.concat([table, new]).to_csv(rsna / LABELS, index=False)
     (rsna / "stage_2_detailed_class_info.csv").unlink()
-    return missing, wrong
+    return missing, wrong, removed
 
 
 def rows(out):
@@ -67,11 +68,14 @@ def rows(out):
 def test_planted_label_errors_come_first(planted, rsna, tiny_model, reader, tmp_path):
     said = queue(rsna, [model_of(tiny_model)], tmp_path / "q", 5, reader)
     assert said.startswith("5 of 60 studies: ")
-    missing, wrong = planted
+    missing, wrong, removed = planted
     found = rows(tmp_path / "q")
     assert list(found.index[:2]) == [missing, wrong]
     assert found["reason"].to_list()[:2] == ["missing box", "unfound box"]
     assert found.loc[missing, "missing box"] == pytest.approx(0.9)
+    # The box that the other network found is suggested, whatever the first model finds where it was trained.
+    tasks = json.loads((tmp_path / "q/label_studio.json").read_text())
+    assert [one["score"] for one in tasks[0]["predictions"][0]["result"]] == [0.9] * len(removed)
     assert (tmp_path / "q").stat().st_mode & 0o077 == 0
     assert sorted(path.stem for path in (tmp_path / "q/images").iterdir()) == sorted(found.index)
     shown = cv2.imread(str(tmp_path / f"q/images/{wrong}.png"), cv2.IMREAD_UNCHANGED)
