@@ -66,18 +66,19 @@ def _read_source(source: Path, folder: Path, kind: str, ids: Sequence[str]) -> t
 
 
 def _read_labels(path: Path) -> pd.DataFrame:
-    """Read the label table as it is; numbers have decimal points.
-
-    Raises:
-        UserError: it is packed, or has a column that would be lost.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; unpack the label table first, if it is packed")
+    """Read the label table as it is; numbers have decimal points."""
     columns = ["patientId", *BOX, "Target"]
-    for name in read_columns(path, columns):
-        if name and name.casefold() not in {column.casefold() for column in HEADER}:
-            raise UserError(f"{path}: column {quoted(name)}: would be lost; only {', '.join(HEADER)} are kept")
+    _require_all_kept(path, columns, HEADER)
     return read_table(path, columns, numbers=[*BOX, "Target"], optional=["class", "reader"])
+
+
+def _require_all_kept(path: Path, columns: Sequence[str], kept: Sequence[str]) -> None:
+    """Refuse a table that is packed, or that has a column which would be lost."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; unpack the table first, if it is packed")
+    for name in read_columns(path, columns):
+        if name and name.casefold() not in {column.casefold() for column in kept}:
+            raise UserError(f"{path}: column {quoted(name)}: would be lost; only {', '.join(kept)} are kept")
 
 
 def _require_one_class(path: Path, table: pd.DataFrame, boxes: Sequence[Box]) -> None:
@@ -106,7 +107,9 @@ def _class_table(path: Path, targets: Mapping[str, bool]) -> str:
     """Return the class table's text with these studies' classes; an empty text if nothing changes."""
     if not targets or not table_exists(path):
         return ""
-    table = read_table(path, ["patientId", "class"])
+    columns = ["patientId", "class"]
+    _require_all_kept(path, columns, columns)
+    table = read_table(path, columns)
     classes = {key: OPACITY if target else NOT_NORMAL for key, target in targets.items()}
     kept = [row for row in table.itertuples(index=False, name=None) if row[0] not in classes]
     return csv_text(table.columns.to_list(), [*kept, *classes.items()])

@@ -101,6 +101,20 @@ def test_what_cannot_be_kept_changes_nothing(rsna, targets, tmp_path, studies, t
     assert {path: path.read_bytes() for path in rsna.glob("*.csv")} == before
 
 
+@pytest.mark.parametrize("change", ["column", "packed"])
+def test_a_class_table_that_would_lose_something_changes_nothing(rsna, targets, tmp_path, change):
+    path, labels = rsna / CLASSES, (rsna / LABELS).read_bytes()
+    if change == "column":
+        pd.read_csv(path).assign(note="x").to_csv(path, index=False)
+    else:
+        pd.read_csv(path).to_csv(path.with_name(f"{CLASSES}.gz"), index=False)
+        path.unlink()
+    source = coco(tmp_path / "c.json", {targets[1][0]: []})
+    with pytest.raises(UserError, match={"column": "'note': would be lost", "packed": "unpack the table"}[change]):
+        update_labels(source, rsna, "coco")
+    assert (rsna / LABELS).read_bytes() == labels
+
+
 def test_the_command_says_what_keeps_the_new_version(rsna, targets, run, tmp_path):
     source = coco(tmp_path / "c.json", {targets[0][0]: []})
     done = run("pipeline.cli", "import", source, rsna, "--update")
