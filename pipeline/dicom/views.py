@@ -46,7 +46,8 @@ def view_in_words(text: str) -> str:
     if _NEITHER.search(text):
         lateral = set()
     if lateral and not frontal and not words & _OTHER_FRONTAL_WORDS:
-        return min(lateral & LATERAL) if len(lateral & {"LL", "RL"}) == 1 else "LAT"
+        sides = lateral & {"LL", "RL"}
+        return min(sides) if len(sides) == 1 else "LAT"
     return min(frontal) if len(frontal) == 1 and not lateral else ""
 
 

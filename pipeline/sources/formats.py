@@ -1,4 +1,4 @@
-"""Which format a labelled data set has, and its reader."""
+"""Recognition of the format of a labelled data set, and the choice of its reader."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a labelled data set of any format comes to: images, boxes, and facts about the studies.
+"""The form that every format is read into: images, boxes, and facts about the studies.
 
 Each format has a module here that reads it. Coordinates become x, y (top left), width and height in pixels.
 """

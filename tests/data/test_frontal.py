@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.jobs.export_labels import export_labels
 from pipeline.params import load_params
 from pipeline.stages.preprocess import preprocess
+from tests.data.headers import change
 
 ONE = Workers(1)
 
@@ -24,14 +25,6 @@ ONE = Workers(1)
 @pytest.fixture
 def ids(rsna):
     return pd.read_csv(rsna / LABELS)["patientId"].drop_duplicates().to_list()
-
-
-def change(path, **values):
-    dataset = pydicom.dcmread(path)
-    for keyword, value in values.items():
-        setattr(dataset, keyword, value)
-    dataset.save_as(path)
-    return path
 
 
 def copy(rsna, key, name, **values):

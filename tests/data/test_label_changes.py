@@ -1,4 +1,4 @@
-"""What changed between two versions of the labels."""
+"""Differences between two versions of the labels."""
 
 from collections import Counter
 

@@ -22,6 +22,7 @@ from pipeline.errors import BadStudyError, UserError
 from pipeline.evaluation.subgroups import subgroups
 from pipeline.params import load_params
 from pipeline.stages.preprocess import preprocess
+from tests.data.headers import change
 
 ONE = Workers(1)
 
@@ -35,17 +36,6 @@ def params(small_params, write_params):
 @pytest.fixture
 def ids(rsna):
     return pd.read_csv(rsna / LABELS)["patientId"].drop_duplicates().to_list()
-
-
-def change(path, **values):
-    """Save a study with other header values; None removes a value."""
-    dataset = pydicom.dcmread(path)
-    for keyword, value in values.items():
-        if value is None:
-            delattr(dataset, keyword)
-        else:
-            setattr(dataset, keyword, value)
-    dataset.save_as(path)
 
 
 def problems_of_preprocess(params, tmp_path):

@@ -21,7 +21,7 @@ VIEW_CODES = 0x00540220
         ("view: PA", "PA"), ("Chest AP portable", "AP"), ("Thorax p.a.", "PA"), ("CHEST_PA_1", "PA"),
         ("W033 Chest A/P", "AP"), ("Postero-anterior", "PA"), ("anteroposterior view", "AP"),
         ("Chest LAT", "LAT"), ("Thorax seitlich", "LAT"), ("Thorax profil", "LAT"), ("Torace LL", "LL"),
-        ("XTABLE LATERAL", "LAT"), ("lateral RL", "RL"),
+        ("XTABLE LATERAL", "LAT"), ("lateral RL", "RL"), ("LAT LL", "LL"),
         ("Chest PA and lateral", ""), ("frontal and lateral", ""), ("AP PA", ""), ("face et profil", ""),
         ("lateral decubitus", ""), ("AP LLD lateral decubitus", "AP"), ("lateral oblique", ""),
         ("Chest", ""), ("", ""), ("PATIENT LATIMER", ""), ("Paul Apfel", ""), ("frontal", ""),

@@ -6,7 +6,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pipeline.delivery.predictor import Predictor
 from pipeline.jobs.queue import queue
 from pipeline.jobs.update_labels import update_labels
 from tests.conftest import REPOSITORY
+from tests.flows.conftest import free_port
 from tests.waiting import wait_until
 
 PROGRAM = Path(os.environ.get("LABEL_STUDIO", REPOSITORY / ".venv-label-studio/bin/label-studio"))
@@ -34,9 +34,7 @@ pytestmark = [
 @pytest.fixture
 def studio(tmp_path):
     """Start Label Studio on loopback; yield a function that calls its API."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     token, address = secrets.token_hex(20), f"http://127.0.0.1:{port}"
     settings = {
         "LABEL_STUDIO_BASE_DATA_DIR": str(tmp_path / "studio"),
