@@ -82,7 +82,9 @@ class Service:
             found = [{"00080018": one, "00080016": str(ComputedRadiographyImageStorage)} for one in self.instances]
         elif "Modality=CR" not in path:
             return 204, "application/dicom+json", b""
-        found = [{tag: {"vr": "UI", "Value": [value]} for tag, value in (tags | one).items()} for one in found]
+        found = [
+            {tag: value and {"vr": "UI", "Value": [value]} for tag, value in (tags | one).items()} for one in found
+        ]
         if "offset=" in path and "offset=0" not in path:
             return 204, "application/dicom+json", b""
         return 200, "application/dicom+json", json.dumps(found).encode()
