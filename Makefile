@@ -49,15 +49,23 @@ pins: .venv/installed
 	$(UV) pyproject.toml --extra team --extra sr --extra export --extra dask --extra kaggle \
 	  --output-file deploy/worker.txt
 
-# What runs leave behind. The raw data and the environment stay.
+LEFT_BY_RUNS := data/prepared data/.prepared.parts data/splits.csv models reports checkpoints dvc.lock dvc_plots \
+  mlruns mlartifacts mlflow.db* .pneumoflow .pneumoflow.lock ablation crossval queue scored sweep .dvc/cache/runs .dvc/tmp
+
+# Afterwards every stage runs again. A cache that other projects share is left alone.
 clean:
-	rm -rf models reports checkpoints data/prepared data/.prepared.parts data/splits.csv dvc.lock mlruns mlartifacts mlflow.db .pneumoflow .pneumoflow.lock
-	find pipeline flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@echo 'removed: $(LEFT_BY_RUNS),'
+	@echo '  and the copies in .dvc/cache of files that neither data/rsna.dvc nor a commit names'
+	@echo 'kept: the raw data, .venv, inbox, and what you wrote elsewhere'
+	@rm -rf $(LEFT_BY_RUNS)
+	@find pipeline flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@if command -v dvc >/dev/null && [ "$$(dvc cache dir)" = "$(CURDIR)/.dvc/cache" ]; then \
+	  dvc gc --quiet --workspace --all-commits --force || dvc gc --quiet --workspace --force; fi
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # Its packages do not fit ours.

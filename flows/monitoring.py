@@ -1,13 +1,14 @@
 """The monitoring flow, which checks whether new studies are still like those that the champion was validated on."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
-from prefect.states import State
+from prefect.states import Completed, State
 
 from flows.reach import wait_for_server
 from flows.running import flow_process, run_alone
@@ -53,9 +54,11 @@ def monitoring(scored: str = "scored") -> bool | State[Any]:
     return run_alone(LOCK, "run of monitoring", lambda: _monitor(scored))
 
 
-def _monitor(scored: str) -> bool:
+def _monitor(scored: str) -> bool | State[Any]:
     limits = load_params().monitor
     monitored = compare_new_studies(scored)
+    if not monitored["drifts"]:
+        return Completed(message=f"{monitored['studies']} new studies, too few to compare")
     publish_drift(monitored)
     if monitored["past"] and limits.retrain:
         get_run_logger().info("past the limits: running %s", RETRAINING)
@@ -64,11 +67,15 @@ def _monitor(scored: str) -> bool:
     return bool(monitored["past"])
 
 
-def main() -> None:
-    """Run the flow once."""
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(scored: Annotated[str, typer.Argument(help="The folder of scored.csv.")] = "scored") -> None:
+    """Compare new studies with those that the champion was validated on, once (params: monitor)."""
     with flow_process():
-        monitoring()
+        monitoring(scored)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(app)

@@ -28,7 +28,7 @@ def receive(
     host: Annotated[str, typer.Option(help="Another address than this makes the receiver reachable from outside.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 11112,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 means any that is free.")] = 11112,
     max_mib: Annotated[int, typer.Option(min=1, max=256, help="Size of an image.")] = 256,
     per_minute: Annotated[int, typer.Option(min=1, help="Images of a sender in a minute.")] = 600,
     pull_from: Annotated[

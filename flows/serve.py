@@ -1,5 +1,6 @@
 """Serve the training flow on the schedule of ``params.yaml``; never two runs at once."""
 
+import typer
 from prefect.schedules import Cron
 
 from flows.serving import serve_flow
@@ -10,8 +11,12 @@ from pipeline.params import load_params
 DEPLOYMENT = "scheduled"
 
 
-def main() -> None:
-    """Register the deployment and run the flow whenever it is due, until stopped."""
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve() -> None:
+    """Register the training flow with its schedule (params: schedule) and run it whenever it is due, until stopped."""
     schedule = load_params().schedule
     try:
         cron = Cron(schedule.cron, timezone=schedule.timezone)
@@ -21,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(app)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import typer
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -22,17 +23,18 @@ from flows.showing import show
 from flows.workspace import LOCK
 from pipeline.documents import read_json_object
 from pipeline.dvc.command import changed, run_command, run_dvc
+from pipeline.dvc.repository import require_repository
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_text
 from pipeline.params import load_params
+from pipeline.paths import METRICS, REPORTS
 
 STAGES = ("preprocess", "split", "train", "evaluate")
 # Exists from the first stage until the new model is judged: the next run finishes one that was killed in between.
 UNFINISHED = Path(".pneumoflow/training_unfinished")
 NOTHING_TO_DO = "nothing to do: data, params and code are as they were when the pipeline last ran"
-METRICS = Path("reports/metrics.json")
-REPORT = Path("reports/report.html")
-PROMOTION = Path("reports/promotion.json")
+REPORT = REPORTS / "report.html"
+PROMOTION = REPORTS / "promotion.json"
 # Seconds between the tries of a task that needs a server. Together they outlast a restart of it.
 _OUTAGE = [5.0, 10.0, 20.0, 40.0, 60.0]
 # Seconds for which requests to MLflow are repeated: more than in a command, because nobody watches a night's run.
@@ -90,7 +92,7 @@ class _Progress:
 @task(name="publish results")
 def publish_results() -> None:
     """Publish the metrics, and the places of the MLflow run and the report, as Prefect artifacts."""
-    metrics = read_json_object(METRICS)
+    metrics = read_json_object(REPORTS / METRICS)
     rows = [
         {"metric": key, **{split: _with_interval(summary, key) for split, summary in metrics.items()}} for key in _SHOWN
     ]
@@ -126,6 +128,7 @@ def training() -> State[Any] | None:
 def _run_pipeline() -> State[Any] | None:
     os.environ.setdefault("PNEUMOFLOW_PATIENCE", _PATIENCE_SECONDS)
     load_params()  # a wrong key is reported before anything is fetched
+    require_repository()
     state = raw_data_state()
     if state == "changed":
         raise UserError(
@@ -151,7 +154,7 @@ def _run_pipeline() -> State[Any] | None:
 
 def summary() -> str:
     """Return the test metrics, the place of the MLflow run and the path of the report, as text."""
-    test = read_json_object(METRICS)["test"]
+    test = read_json_object(REPORTS / METRICS)["test"]
     lines = ["", f"Test split: {test['images']} images of {test['patients']} patients"]
     lines += [f"  {key:<12} {_with_interval(test, key)}" for key in _SHOWN]
     return "\n".join([*lines, f"MLflow: {_mlflow_place()}", f"Report: {REPORT.resolve()}"])
@@ -170,12 +173,20 @@ def _mlflow_place() -> str:
     return run_place(read_json_object(Path("models/mlflow_run.json"))["run_id"])
 
 
-def main() -> None:
-    """Run the flow once and print its results."""
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run() -> None:
+    """Run the training flow once and print its results.
+
+    It pulls the raw data, runs the stages that have something to do, and promotes the model if it is surely better.
+    `params.yaml` has all settings.
+    """
     with flow_process():
         training()
     print(summary(), flush=True)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(app)

@@ -13,8 +13,8 @@ from pipeline.loopback import bypass_proxy
 
 
 def serve(
-    mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = PREFECT_PORT,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow's pages.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's pages.")] = PREFECT_PORT,
 ) -> None:
     """Print the URLs of both servers; start on loopback those that run nowhere yet, and end them together."""
     with mlflow_server(mlflow_port) as mlflow_url, prefect_pages(prefect_port) as prefect_url:

@@ -20,7 +20,7 @@ STEP = "flows.workspace.enter"
 # Held by a training run, and while the clone is brought to a commit.
 LOCK = Path(".pneumoflow.lock")
 # Tracked by git, but written by runs: a run's own stay as long as no commit changes them.
-_RESULTS = ("dvc.lock", "reports/metrics.json", "crossval/dvc.lock")
+_RESULTS = ("dvc.lock", "reports/headline.json", "crossval/dvc.lock")
 _TRANSFER_SECONDS = 1800
 
 

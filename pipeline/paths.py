@@ -20,3 +20,6 @@ OUT_OF_FOLD = "out_of_fold.csv"
 DETECTIONS = "detections.csv"
 REFERENCE = "reference.csv"
 REGISTERED = "registered.json"
+METRICS = "metrics.json"
+# What `dvc metrics` shows: few numbers, in one line of a terminal.
+HEADLINE = "headline.json"

@@ -12,10 +12,10 @@ from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
 from pipeline.delivery.served import ServingLimits
 from pipeline.documents import read_json_object
 from pipeline.errors import UserError
-from pipeline.evaluation.summary import COUNTS, INFLATED, Summary
+from pipeline.evaluation.summary import COUNTS, MAIN_METRICS, Summary
 from pipeline.files import sha256_of
 from pipeline.params import Params
-from pipeline.paths import REGISTERED, RUN_FILE
+from pipeline.paths import METRICS, REGISTERED, RUN_FILE
 from pipeline.sources.sample import example_dicom
 from pipeline.tracking import (
     MODEL_NAME,
@@ -105,10 +105,10 @@ def register(params: Params, models: Path, reports: Path) -> Registered:
         return own_version(models, reports)
     except NotRegisteredError:
         results_run = _read_registered(reports / REGISTERED)["run_id"]
-    metrics = _read_metrics(reports / "metrics.json")
+    metrics = _read_metrics(reports / METRICS)
     with tracked_run(results_run, run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
-        run.log_files(reports / "metrics.json")
+        run.log_files(reports / METRICS)
         for name in ("predictions.csv", "detections.csv", "reference.csv", "subgroups.csv", "report.html"):
             if (reports / name).exists():
                 run.log_files(reports / name)
@@ -189,6 +189,8 @@ def format_metrics(metrics: Mapping[str, Summary]) -> str:
         ]
         lines.append(f"{split}: " + "  ".join(parts))
     if LEAKED in metrics:
-        gains = [f"{key} {gain:+.3f}" for key in INFLATED if (gain := metrics[LEAKED][f"{key}_inflation"]) is not None]
+        gains = [
+            f"{key} {gain:+.3f}" for key in MAIN_METRICS if (gain := metrics[LEAKED][f"{key}_inflation"]) is not None
+        ]
         lines.append("a leak would have added: " + "  ".join(gains))
     return "\n".join(lines)

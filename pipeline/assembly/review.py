@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from pipeline.data.annotations import IMAGES, LABELS, Annotations, read_annotations
 from pipeline.data.box_classes import LabelRules
@@ -23,6 +21,7 @@ from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import printable
 from pipeline.metrics.results import Floats, ImageResult, image_result
 from pipeline.paths import OUT_OF_FOLD
+from pipeline.progress import with_progress
 from pipeline.submission import Submitted, read_submission
 
 _BATCH = 4
@@ -107,9 +106,8 @@ def read_studies(folder: Path, classes: Sequence[str], rules: LabelRules | None)
 def look_at(studies: Studies, models: Sequence[Model], reader: Reader) -> Iterator[tuple[str, Look]]:
     """Yield each study that can be read with what the models find; others are counted in its notes."""
     first, voters = models[0].predictor, [one for model in models for one in model.predictor.members()]
-    console = Console(stderr=True)
     read = zip(studies.files, reader.read_each(studies.files.values()), strict=True)
-    shown = track(read, "Looking", len(studies.files), console=console, disable=not console.is_terminal)
+    shown = with_progress(read, "Looking", len(studies.files))
     for batch in _batches(_readable(shown, first, studies.notes)):
         levels = [radiograph.levels for _, radiograph in batch]
         found = first.predict(levels, 0.0)

@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 
 import cv2
 from pebble import ProcessExpired, ProcessPool
-from rich.console import Console
-from rich.progress import track
 
 from pipeline.errors import UserError
+from pipeline.progress import with_progress
 
 _JOIN_SECONDS = 60.0
 Job = TypeVar("Job")
@@ -51,10 +50,7 @@ def map_jobs(
     """
     with _dask(workers.scheduler) if workers.scheduler else _processes(workers.count, len(jobs)) as submit:
         futures = [submit(function, job) for job in jobs]
-        console = Console(stderr=True)
-        # Without a terminal the bar would end up in a log as one useless line of escape codes.
-        shown = track(futures, description, console=console, disable=not console.is_terminal)
-        return [_result(future) for future in shown]
+        return [_result(future) for future in with_progress(futures, description)]
 
 
 def _result(future: "Future[Result]") -> Result | None:

@@ -8,9 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from rich.console import Console
-from rich.progress import track
-
 from pipeline.data.discovery import NO_IMAGES, Listing, list_folder, study_name
 from pipeline.data.image_statistics import nearly_empty
 from pipeline.data.reader import Outcome, Reader
@@ -18,6 +15,7 @@ from pipeline.delivery.predictor import Prediction, Predictor
 from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import printable
+from pipeline.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +69,8 @@ def predict_files(
     predictor: Predictor, reader: Reader, files: Sequence[Path], batch_size: int, writers: Sequence[Writer]
 ) -> BatchResult:
     """Detect in every file, and give each study to the writers; with ten thousand files, only a few are in memory."""
-    result, console = BatchResult(), Console(stderr=True)
-    shown = track(files, "Predicting", console=console, disable=not console.is_terminal)
+    result = BatchResult()
+    shown = with_progress(files, "Predicting")
     problems: dict[Path, BadStudyError | OSError] = {}
     for study in predict_each(predictor, reader, map(Source, shown), batch_size, problems):
         for writer in writers:

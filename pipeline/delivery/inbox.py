@@ -20,6 +20,7 @@ from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.scored import SCORED, append_rows, open_scored
 from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import printable
+from pipeline.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,9 @@ class _Look:
     def score(self, predictor: Predictor, reader: Reader, files: Iterable[Path], batch_size: int) -> InboxResult:
         """Score the new files among ``files``."""
         rows: list[list[str]] = []
-        for study in predict_each(predictor, reader, self._new(files), batch_size, self.problems):
+        for study in predict_each(
+            predictor, reader, self._new(with_progress(files, "Scoring")), batch_size, self.problems
+        ):
             if self.answers:
                 self.answers.write(study, self.digests[study.path])
             rows.append([self.digests[study.path], *_row(study, self.model)])

@@ -16,7 +16,7 @@ OF_EACH_CLASS = (
     "calibration_error",
 )  # fmt: skip
 COUNTS = ("images", "patients", "boxes")
-INFLATED = ("rsna_score", "map", "map_50", "auroc")
+MAIN_METRICS = ("rsna_score", "map", "map_50", "auroc")
 
 
 def summarize(
@@ -89,7 +89,7 @@ def _finite(value: float) -> float | None:
 def inflation(leaked: Summary, clean: Summary) -> Summary:
     """Return the gain from a leak: the same model's scores on studies of train patients minus its scores on val."""
     gains: Summary = {}
-    for key in INFLATED:
+    for key in MAIN_METRICS:
         seen, unseen = leaked[key], clean[key]
         gains[f"{key}_inflation"] = None if seen is None or unseen is None else seen - unseen
     return gains

@@ -27,7 +27,7 @@ from pipeline.files import write_json, write_text
 from pipeline.folder_lock import STAGE_LOCKS, BusyError, only_one
 from pipeline.metrics.bootstrap import Metrics, paired_difference
 from pipeline.params import Params
-from pipeline.paths import CROSSVAL, MODELS, OUT_OF_FOLD, PREPARED, REPORTS, RUN_FILE, SPLITS_FILE
+from pipeline.paths import CROSSVAL, HEADLINE, MODELS, OUT_OF_FOLD, PREPARED, REPORTS, RUN_FILE, SPLITS_FILE
 from pipeline.stages.evaluate import predict_splits
 from pipeline.tracking import parent_run
 
@@ -117,7 +117,7 @@ def pipeline_of(folds: Sequence[int], raw_data: str) -> dict[str, Any]:
         "deps": [*(_own(str(name), raw_data) for name in evaluate["deps"]), str(CROSSVAL / MODELS / OUT_OF_FOLD)],
         "params": evaluate["params"],
         "outs": [_own(name, raw_data) for name in evaluate["outs"]],
-        "metrics": [{_own("reports/metrics.json", raw_data): {"cache": False}}],
+        "metrics": [{_own(str(REPORTS / HEADLINE), raw_data): {"cache": False}}],
     }
     return {"stages": made}
 

@@ -13,6 +13,7 @@ from pipeline.dicom.pictures import is_picture
 from pipeline.errors import UserError
 from pipeline.escaping import printable
 from pipeline.files import directory_atomic, write_text
+from pipeline.progress import with_progress
 from pipeline.sources.formats import read_labelled
 from pipeline.sources.label_table import HEADER, boxes_of, csv_text, each_once, label_rows
 from pipeline.sources.labelled import Box, Images, Labelled, study_ids
@@ -51,7 +52,7 @@ def import_data(
     boxes = each_once(found)
     with directory_atomic(out) as made:
         (made / IMAGES).mkdir()
-        kinds = {_copy(path, made / IMAGES, ids[path]) for path in kept}
+        kinds = {_copy(path, made / IMAGES, ids[path]) for path in with_progress(kept, "Importing")}
         if ".dcm" in kinds and len(kinds) > 1:
             what = "DICOM files and PNG or JPEG files; import them one after the other"
             raise UserError(f"{printable(folder)}: has {what}")

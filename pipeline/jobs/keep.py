@@ -1,4 +1,4 @@
-"""The results of a run kept where others find them: files in DVC's remote, ``dvc.lock`` and metrics in the MLflow run.
+"""The results of a run kept where others find them: files in DVC's remote, ``dvc.lock`` and headline in the MLflow run.
 
 `keep` sends them there, and `restore` brings them into a clone on another machine.
 """
@@ -12,10 +12,10 @@ from pipeline.dvc.command import changed, run_dvc
 from pipeline.dvc.remote import remote_elsewhere
 from pipeline.errors import UserError
 from pipeline.files import temporary_folder, write_text
-from pipeline.paths import MODELS, REPORTS
+from pipeline.paths import HEADLINE, MODELS, REPORTS
 from pipeline.tracking import download_artifact, log_artifact, read_tags, resolve_version
 
-LOCK, METRICS = Path("dvc.lock"), REPORTS / "metrics.json"
+LOCK = Path("dvc.lock")
 
 
 def keep(tell: Callable[[str], None]) -> None:
@@ -47,13 +47,13 @@ def restore(model: str, tell: Callable[[str], None], *, force: bool = False) -> 
     version = resolve_version(model)
     run_id = str(version.run_id) if version else model
     with temporary_folder() as folder:
-        lock, metrics = (
-            download_artifact(run_id, path.name, folder).read_text(encoding="utf-8") for path in (LOCK, METRICS)
+        lock, headline = (
+            download_artifact(run_id, name, folder).read_text(encoding="utf-8") for name in (LOCK.name, HEADLINE)
         )
     if LOCK.exists() and LOCK.read_text(encoding="utf-8") != lock and not force:
         raise UserError(f"{LOCK}: names the results of another run; commit it first, then --force replaces it")
     write_text(LOCK, lock)
-    write_text(METRICS, metrics)
+    write_text(REPORTS / HEADLINE, headline)
     run_dvc(["pull"], tell)
     _compare(run_id, tell)
 

@@ -15,6 +15,7 @@ from pipeline.dvc.command import run_dvc
 from pipeline.errors import UserError
 from pipeline.escaping import printable
 from pipeline.files import temporary_folder, write_text
+from pipeline.progress import with_progress
 from pipeline.reports.changes_page import render_changes_page
 
 _PICTURED = 60
@@ -85,4 +86,4 @@ def _images(folder: Path, studies: Sequence[str], study_seconds: float) -> dict[
         files = choose_images(by_study(image_files(folder), set(studies), folder), studies, Workers()).files
     with Reader(reading_processes(), study_seconds) as reader:
         read = zip(files, reader.read_each(files.values()), strict=True)
-        return {key: one for key, one in read if isinstance(one, Radiograph)}
+        return {key: one for key, one in with_progress(read, "Drawing", len(files)) if isinstance(one, Radiograph)}

@@ -21,13 +21,23 @@ DRIFT_PAGE, DRIFT = "drift.html", "drift.json"
 
 @dataclass(frozen=True)
 class Monitored:
-    """The result of a check; ``past`` says whether any feature is past its limits."""
+    """The result of a check.
+
+    Attributes:
+        studies: number of new studies.
+        least: number of them that a comparison needs (``monitor.least``).
+        past: whether any feature is past its limits.
+        drifts: the compared features; empty if there were too few studies.
+    """
 
     studies: int
+    least: int
     past: bool
     drifts: list[Drift]
 
     def __str__(self) -> str:
+        if not self.drifts:
+            return f"{self.studies} new studies, too few to compare: monitor.least is {self.least}"
         moved = [f"{one.feature} (PSI {one.psi:.2f})" for one in self.drifts if one.past]
         return f"{self.studies} new studies: " + (
             f"past the limits: {', '.join(moved)}" if moved else "within the limits"
@@ -37,8 +47,10 @@ class Monitored:
 def monitor(params: Params, scored: Path, out: Path) -> Monitored:
     """Compare the last studies of ``scored/scored.csv`` with the champion's reference; write a page and ``drift.json``.
 
+    With too few new studies there is no page, and ``drift.json`` has no drifts.
+
     Raises:
-        UserError: there is no champion, a table of studies is missing, or there are too few new studies.
+        UserError: there is no champion, or a table of studies is missing.
     """
     section = params.monitor
     champion = registered_champion()
@@ -46,14 +58,19 @@ def monitor(params: Params, scored: Path, out: Path) -> Monitored:
         raise UserError("no registered model has the alias champion; run `pneumoflow promote` first")
     new = _new_studies(scored / SCORED, section.last)
     if len(new) < section.least:
-        raise UserError(f"{scored / SCORED}: {len(new)} new studies; monitor.least requires {section.least}")
+        (out / DRIFT_PAGE).unlink(missing_ok=True)  # that of an earlier check
+        return _written(Monitored(len(new), section.least, past=False, drifts=[]), out)
     with temporary_folder() as folder:
         reference = _read(download_artifact(champion.run_id, REFERENCE, folder))
     drifts = measure_drift(reference, new, section.psi_limit, section.p_limit)
-    monitored = Monitored(len(new), any(one.past for one in drifts), drifts)
+    monitored = Monitored(len(new), section.least, any(one.past for one in drifts), drifts)
     limits = (section.psi_limit, section.p_limit)
     page = render_drift_page(drifts, reference, new, f"version {champion.version}", limits)
     write_text(out / DRIFT_PAGE, page)
+    return _written(monitored, out)
+
+
+def _written(monitored: Monitored, out: Path) -> Monitored:
     write_json(out / DRIFT, asdict(monitored))
     return monitored
 

@@ -33,13 +33,24 @@ from pipeline.errors import UserError, run_main
 from pipeline.escaping import safe_table
 from pipeline.evaluation.comparison import Scored
 from pipeline.evaluation.subgroups import subgroup_table
-from pipeline.evaluation.summary import INFLATED, Summary, inflation, summarize
+from pipeline.evaluation.summary import MAIN_METRICS, Summary, inflation, summarize
 from pipeline.files import write_json, write_text
 from pipeline.folder_lock import only_run_of
 from pipeline.metrics.calibration import calibrated
 from pipeline.metrics.results import ImageResult, image_result, keep, reported
 from pipeline.params import Params, load_params
-from pipeline.paths import DETECTIONS, MODELS, OUT_OF_FOLD, REFERENCE, REGISTERED, REPORTS, SPLITS_FILE
+from pipeline.paths import (
+    DETECTIONS,
+    HEADLINE,
+    METRICS,
+    MODELS,
+    OUT_OF_FOLD,
+    REFERENCE,
+    REGISTERED,
+    REPORTS,
+    SPLITS_FILE,
+)
+from pipeline.progress import progress_of
 from pipeline.reports.evaluation_page import Page, render_report
 from pipeline.submission import read_submission
 from pipeline.tracking import Registered, TrackedRun, tracked_run
@@ -57,7 +68,8 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         config = load_model(models)[1]
         results = _through_the_file(predict_splits(params, models, splits), splits, reports / DETECTIONS)
         metrics = _metrics(params, results, splits, config)
-        write_json(reports / "metrics.json", metrics)
+        write_json(reports / METRICS, metrics)
+        write_json(reports / HEADLINE, {key: metrics["test"][key] for key in MAIN_METRICS})
         subgroups = _write_tables(params, results, splits, config, reports)
         champion = champion_to_compare()
         scored = Scored(results["test"], config.thresholds, config.calibrations)
@@ -145,7 +157,9 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
         if name == "val" and config.ensemble:
             results[name] = _from_file(models / OUT_OF_FOLD, data, config)
             continue
-        detections = predict(fabric, model, data.dataset(None, 0), params.train.batch_size, config.postprocessing)
+        dataset, batch_size = data.dataset(None, 0), params.train.batch_size
+        with progress_of(f"Evaluating on {name}", -(-len(dataset) // batch_size)) as step:
+            detections = predict(fabric, model, dataset, batch_size, config.postprocessing, step)
         sizes = zip(data.index["height"], data.index["width"], strict=True)
         results[name] = [
             calibrated(
@@ -219,9 +233,9 @@ def _log(
 ) -> None:
     log_datasets(run, params, splits)
     if LEAKED in metrics:
-        gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in INFLATED}
+        gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in MAIN_METRICS}
         run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=params.train.epochs)
-    for name in ("metrics.json", "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html"):
+    for name in (METRICS, HEADLINE, "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
     description = describe(metrics)

@@ -113,6 +113,10 @@ def _former_parts(target: Path, index: pd.DataFrame, rule: dict[str, float]) -> 
         return {}
     by_study = dict(zip(table["patientId"], table["part"], strict=True))
     by_patient = dict(zip(table["groupId"], table["part"], strict=True))
+    if not by_study.keys() & set(index["patientId"]):
+        # Numbers such as 1, 2, 3 name patients in many data sets.
+        logger.warning("%s: of other data, none of whose studies is here; all patients are assigned anew", target)
+        return {}
     parts: dict[str, str] = {}
     moved = 0
     for row in index.itertuples():

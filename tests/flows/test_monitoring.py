@@ -41,16 +41,14 @@ def test_drift_raises_an_event_and_retrains_and_only_then(trained, scored, call,
     assert done.returncode == 0, done.stdout + done.stderr
     before = asked_for(prefect_server)
     same = scored(lambda table: table)
-    monitor = "import sys; from flows.monitoring import monitoring; monitoring(sys.argv[1])"
-    (folder / "watch.py").write_text(monitor)
-    done = call(folder, "watch", same)
+    done = call(folder, "flows.monitoring", same)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "within the limits" in done.stdout + done.stderr
     assert events(prefect_server) == []
     assert asked_for(prefect_server) == before
 
     brighter = scored(lambda table: table.assign(grey_mean=table["grey_mean"] + 60))
-    done = call(folder, "watch", brighter)
+    done = call(folder, "flows.monitoring", brighter)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "past the limits: grey_mean" in done.stdout + done.stderr
     (event,) = wait_until(lambda: events(prefect_server), 20, pause=0.5)  # the server stores events in batches
@@ -73,11 +71,19 @@ def events(server):
     return found["events"]
 
 
-def test_too_few_studies_are_one_line(trained, scored, call):
+def test_too_few_studies_are_no_failure(trained, scored, call, prefect_server):
     folder = trained[0]
-    few = scored(lambda table: table[:10])
-    done = call(folder, "pipeline.cli", "monitor", few)
-    assert done.returncode == 1
-    assert "10 new studies; monitor.least requires 50" in done.stderr
-    done = call(folder, "pipeline.cli", "monitor", "nowhere")
+    (folder / "reports/drift.html").write_text("of an earlier check")
+    done = call(folder, "flows.monitoring", scored(lambda table: table[:10]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 new studies, too few to compare: monitor.least is 50" in done.stdout + done.stderr
+    (run,) = ask(
+        prefect_server, "flow_runs/filter", flows={"name": {"any_": ["monitoring"]}}, limit=1, sort="START_TIME_DESC"
+    )
+    assert (run["state"]["type"], run["state"]["message"]) == ("COMPLETED", "10 new studies, too few to compare")
+    assert not (folder / "reports/drift.html").exists()
+
+
+def test_a_table_that_is_not_there_is_one_line(trained, call):
+    done = call(trained[0], "pipeline.cli", "monitor", "nowhere")
     assert "nowhere/scored.csv: no such file" in done.stderr

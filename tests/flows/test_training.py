@@ -108,8 +108,12 @@ def test_unchanged_data_are_nothing_to_do(trained, call):
 
 
 def test_dvc_shows_metrics_and_plots(trained, call):
-    shown = call(trained[0], "dvc", "metrics", "show", "--json")
-    assert json.loads(shown.stdout)[""]["data"]["reports/metrics.json"]["data"]["test"]["images"] > 0
+    shown = call(trained[0], "dvc", "metrics", "show")
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    test = json.loads((trained[0] / "reports/metrics.json").read_text())["test"]
+    headline = json.loads((trained[0] / "reports/headline.json").read_text())
+    assert headline == {key: test[key] for key in ("rsna_score", "map", "map_50", "auroc")}
+    assert shown.stdout.split()[:6] == ["Path", "auroc", "map", "map_50", "rsna_score", "reports/headline.json"]
     plots = call(trained[0], "dvc", "plots", "show", "--out", "../dvc_plots")
     assert plots.returncode == 0, plots.stderr
     assert "Precision and recall" in (trained[0].parent / "dvc_plots/index.html").read_text()
@@ -118,13 +122,13 @@ def test_dvc_shows_metrics_and_plots(trained, call):
 @pytest.mark.long
 def test_only_what_depends_on_an_edit_runs(copy, edit, call):
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    subprocess.run([*git, "add", "dvc.lock", "reports/metrics.json"], cwd=copy, check=True)
+    subprocess.run([*git, "add", "dvc.lock", "reports/headline.json"], cwd=copy, check=True)
     subprocess.run([*git, "commit", "-qm", "first model"], cwd=copy, check=True)
-    before = json.loads((copy / "reports/metrics.json").read_text())["val"]["map"]
+    before = json.loads((copy / "reports/headline.json").read_text())["map"]
     edit(copy, "train", lr=0.0007)
     assert ran(call(copy, "dvc", "repro")) == ["train", "evaluate"]
     compared = json.loads(call(copy, "dvc", "metrics", "diff", "--json").stdout)
-    assert compared["reports/metrics.json"]["val.map"]["old"] == before
+    assert compared["reports/headline.json"]["map"]["old"] == before
     params = yaml.safe_load((copy / "params.yaml").read_text())
     edit(copy, "preprocess", clahe=params["preprocess"]["clahe"] | {"clip_limit": 3.0})
     # The split depends on the list of studies, not on their pixels.

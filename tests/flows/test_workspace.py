@@ -82,14 +82,14 @@ def test_the_clone_follows_the_commit_and_keeps_what_runs_left(source, clone, tm
 
 def test_results_in_a_commit_replace_those_of_the_clone_only_if_they_are_new(source, clone, tmp_path):
     place = tmp_path / "worker"
-    first = commit(clone, dvc_lock="one", reports__metrics_json="{}")
+    first = commit(clone, dvc_lock="one", reports__headline_json="{}")
     update(place, source.repository, first)
     (place / "dvc.lock").write_text("a run's own")
     update(place, source.repository, commit(clone, params_yaml="seed: 2"))
     assert (place / "dvc.lock").read_text() == "a run's own"
     update(place, source.repository, commit(clone, dvc_lock="two"))
     assert (place / "dvc.lock").read_text() == "two"
-    assert (place / "reports/metrics.json").read_text() == "{}"
+    assert (place / "reports/headline.json").read_text() == "{}"
 
 
 def test_a_run_at_work_keeps_its_code(source, clone, tmp_path):

@@ -54,6 +54,18 @@ def assigned(small_params):
     return call
 
 
+def test_other_data_do_not_inherit_splits(index, assigned, caplog):
+    """Patients 1, 2, 3 of one data set are not those of another."""
+    before = assigned()
+    other = index.assign(patientId="x" + index["patientId"])[::-1]
+    save(other)
+    after = assigned()
+    assert "of other data, none of whose studies is here" in caplog.text
+    SPLITS_FILE.unlink()
+    assert after.equals(assigned())
+    assert (after[other["patientId"]].to_numpy() != before[index["patientId"][::-1]].to_numpy()).any()
+
+
 def test_removed_and_added_studies_move_nobody(index, assigned, caplog):
     before = assigned()
     save(index[20:].sample(frac=1, random_state=1))

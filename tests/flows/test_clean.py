@@ -1,0 +1,42 @@
+"""`make clean`: nothing that runs made is left, not in DVC's cache either, and nothing else is gone."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+LEFT_BY_OTHER_COMMANDS = ("ablation", "crossval", "queue", "scored", "sweep")
+
+
+def cached(folder):
+    return {path.parent.name + path.name for path in Path(folder, ".dvc/cache/files/md5").rglob("*") if path.is_file()}
+
+
+def made_files(folder):
+    """Return the digests of the stages' outputs that are files and that DVC caches."""
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"].values()
+    outs = [one for stage in stages for one in stage["outs"] if one["path"] != "reports/headline.json"]
+    return {one["md5"] for one in outs if not one["md5"].endswith(".dir")}
+
+
+def test_clean_starts_over(copy):
+    shutil.copy(REPOSITORY / "Makefile", copy)
+    made = made_files(copy)
+    assert made <= cached(copy)
+    for name in (*LEFT_BY_OTHER_COMMANDS, "inbox"):
+        (copy / name).mkdir()
+    done = subprocess.run(["make", "clean"], cwd=copy, capture_output=True, text=True, check=True)
+    assert "removed: " in done.stdout
+    assert "kept: " in done.stdout
+    left = {path.name for path in copy.iterdir()}
+    assert left.isdisjoint({*LEFT_BY_OTHER_COMMANDS, "models", "reports", "mlflow.db", "mlruns", "dvc.lock"})
+    assert {"inbox", "data", "params.yaml"} <= left
+    assert not cached(copy) & made
+    status = subprocess.run(["dvc", "status", "data/rsna.dvc"], cwd=copy, capture_output=True, text=True, check=True)
+    assert "up to date" in status.stdout
