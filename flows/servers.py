@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import prefect
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
@@ -34,8 +33,9 @@ def prefect_server(port: int) -> Iterator[str]:
     A server that runs there already is used, and replaced if it ends.
     """
     url = f"http://{HOST}:{port}"
-    command = [*_program("prefect"), "server", "start", "--host", HOST, "--port", str(port)]
-    server = Server(command, url, _PREFECT_HEALTH, _scheduler_settings(), database_file())
+    # The pages must ask this server, whichever port Prefect's settings name.
+    settings = _scheduler_settings() | {"PREFECT_UI_API_URL": f"{url}/api"}
+    server = Server(_prefect_command(port), url, _PREFECT_HEALTH, settings, database_file())
     with _running(server, shared=True), temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         close_dead_runs()
         yield url
@@ -95,11 +95,8 @@ def run_server() -> Iterator[None]:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    # Prefect's command for its own temporary server, which our Ctrl+C would end before it learns of our end.
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(prefect.__module_path__.parent), "--factory"]
-    command += ["prefect.server.api.server:create_app", "--host", HOST, "--port", str(port), "--log-level", "error"]
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    server = Server(command, f"http://{HOST}:{port}", _PREFECT_HEALTH, marks, database_file())
+    server = Server(_prefect_command(port), f"http://{HOST}:{port}", _PREFECT_HEALTH, marks, database_file())
     with _running(server, shared=False), temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
         yield
 
@@ -127,6 +124,12 @@ def _running(server: Server, shared: bool) -> Iterator[None]:
         yield
     finally:
         server.stop()
+
+
+def _prefect_command(port: int) -> list[str]:
+    """Return what `prefect server start` runs too, with our application around Prefect's."""
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(__file__).resolve().parents[1]), "--factory"]
+    return [*command, "flows.prefect_app:create_app", "--host", HOST, "--port", str(port), "--log-level", "error"]
 
 
 def _program(name: str) -> list[str]:

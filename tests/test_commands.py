@@ -17,7 +17,9 @@ FLOWS = ("training", "serve", "inference", "monitoring", "receive")
 
 
 def commands():
-    return typer.main.get_command(app).commands
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return group.commands
 
 
 def test_each_command_is_in_one_of_the_groups():

@@ -12,7 +12,7 @@ from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
 from pipeline.delivery.served import ServingLimits
 from pipeline.documents import read_json_object
 from pipeline.errors import UserError
-from pipeline.evaluation.summary import COUNTS, MAIN_METRICS, Summary
+from pipeline.evaluation.summary import COUNTS, MAIN_METRICS, Summary, point_estimates
 from pipeline.files import sha256_of
 from pipeline.params import Params
 from pipeline.paths import METRICS, REGISTERED, RUN_FILE
@@ -22,13 +22,13 @@ from pipeline.tracking import (
     Identity,
     LoggedModel,
     Registered,
+    TrackedRun,
     find_version,
     log_model,
     shown_uri,
     tracked_run,
 )
 
-INTERVALS_SHOWN = ("rsna_score_low", "rsna_score_high", "map_50_low", "map_50_high")
 _HEADLINES = ("rsna_score", "map", "map_50", "auroc")
 _SHOWN_DIGITS = 12
 
@@ -44,14 +44,12 @@ def register_results(
 
     ``results_run`` is the run that the results name; it is another one if they come from another store.
     """
-    # Each metric becomes a chart in MLflow, so counts and most intervals are only in metrics.json and the report.
-    shown = [name for name in test if not name.endswith(("_low", "_high")) and name.split("/")[-1] not in COUNTS]
-    shown += [name for name in INTERVALS_SHOWN if name in test]
+    # Each metric becomes a chart in MLflow: counts are only in metrics.json, intervals in a table too.
+    shown = [name for name in point_estimates(test) if name.split("/")[-1] not in COUNTS]
     model = LoggedModel(
         folder=models,
         identity=Identity(weights_digest(models), _package_digest(models), results_run),
         metrics={f"test/{name}": test[name] for name in shown},
-        step=params.train.epochs,
         example=example_dicom(),
         description=description,
         data=data_version(params),
@@ -112,7 +110,8 @@ def register(params: Params, models: Path, reports: Path) -> Registered:
         for name in ("predictions.csv", "detections.csv", "reference.csv", "subgroups.csv", "report.html"):
             if (reports / name).exists():
                 run.log_files(reports / name)
-        return register_results(params, models, run.run_id, results_run, metrics["test"], describe(metrics))
+        description = with_report(describe(metrics), run)
+        return register_results(params, models, run.run_id, results_run, metrics["test"], description)
 
 
 def weights_digest(models: Path) -> str:
@@ -176,6 +175,11 @@ def _read_results(file: Path) -> dict[str, Any]:
 def describe(metrics: Mapping[str, Summary]) -> str:
     """Return the headline numbers as a Markdown list."""
     return "\n".join(f"- {line}" for line in format_metrics(metrics).splitlines())
+
+
+def with_report(description: str, run: TrackedRun) -> str:
+    """Return a description with a link to the report among the run's files."""
+    return f"{description}\n\n[The report]({run.page('report.html')}) shows all results."
 
 
 def format_metrics(metrics: Mapping[str, Summary]) -> str:

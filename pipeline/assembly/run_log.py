@@ -61,9 +61,16 @@ def run_of(folder: Path, tags: Mapping[str, str]) -> Iterator[TrackedRun]:
         yield run
 
 
-def log_start(run: TrackedRun, params: Params, architecture: Architecture, splits: dict[str, SplitData]) -> None:
-    """Log the facts that are known before the first step: params, environment, data, and the anchors' coverage."""
+def log_start(
+    run: TrackedRun, params: Params, architecture: Architecture, splits: dict[str, SplitData], *, named: bool
+) -> None:
+    """Log the facts that are known before the first step: params, environment, data, and the anchors' coverage.
+
+    A run that is not ``named`` yet gets a name.
+    """
     run.log_params(params.model_dump(mode="json"))
+    if not named:
+        run.name_by_changes(f"{params.model.backbone} {params.preprocess.image_size}px {params.loss.classification}")
     run.log_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), "params.yaml")
     run.log_text(provenance.environment(), "environment.txt")
     log_datasets(run, params, splits)
@@ -154,8 +161,4 @@ def run_tags(params: Params) -> dict[str, str]:
     tags |= {"dvc.raw_data" if path == raw and outside else f"dvc.{path}": value for path, value in hashes.items()}
     if flow_run := os.environ.get("PNEUMOFLOW_FLOW_RUN_ID"):
         tags["prefect_flow_run_id"] = flow_run
-    loss, size = params.loss.classification, params.preprocess.image_size
-    return tags | {
-        "mlflow.runName": f"{params.model.backbone} {size}px {loss}",
-        "mlflow.source.name": "pipeline.stages.train",
-    }
+    return tags | {"mlflow.source.name": "pipeline.stages.train"}

@@ -19,6 +19,11 @@ COUNTS = ("images", "patients", "boxes")
 MAIN_METRICS = ("rsna_score", "map", "map_50", "auroc")
 
 
+def point_estimates(summary: Summary) -> list[str]:
+    """Return the names of a summary's metrics without the ends of their intervals."""
+    return [name for name in summary if not name.endswith(("_low", "_high"))]
+
+
 def summarize(
     results: Sequence[ImageResult],
     groups: Sequence[str],

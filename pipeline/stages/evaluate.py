@@ -12,7 +12,14 @@ from pipeline.assembly.champion import AgainstChampion, OtherClassesError, champ
 from pipeline.assembly.detections import results_table, with_truth
 from pipeline.assembly.inputs import SplitData, out_of_fold, read_inputs
 from pipeline.assembly.reference import reference_table
-from pipeline.assembly.registration import describe, format_metrics, model_run_id, register_results, registered_file
+from pipeline.assembly.registration import (
+    describe,
+    format_metrics,
+    model_run_id,
+    register_results,
+    registered_file,
+    with_report,
+)
 from pipeline.assembly.reporting import (
     data_card,
     example_pictures,
@@ -33,7 +40,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.escaping import safe_table
 from pipeline.evaluation.comparison import Scored
 from pipeline.evaluation.subgroups import subgroup_table
-from pipeline.evaluation.summary import MAIN_METRICS, Summary, inflation, summarize
+from pipeline.evaluation.summary import MAIN_METRICS, Summary, inflation, point_estimates, summarize
 from pipeline.files import write_json, write_text
 from pipeline.folder_lock import only_run_of
 from pipeline.metrics.calibration import calibrated
@@ -53,7 +60,7 @@ from pipeline.paths import (
 from pipeline.progress import progress_of
 from pipeline.reports.evaluation_page import Page, render_report
 from pipeline.submission import read_submission
-from pipeline.tracking import Registered, TrackedRun, tracked_run
+from pipeline.tracking import FINAL, Registered, TrackedRun, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -234,14 +241,29 @@ def _log(
     log_datasets(run, params, splits)
     if LEAKED in metrics:
         gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in MAIN_METRICS}
-        run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=params.train.epochs)
+        run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=FINAL)
+    run.log_table(_intervals(metrics), "metrics_with_intervals.json")
     for name in (METRICS, HEADLINE, "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html"):
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
-    description = describe(metrics)
-    run.describe(f"{description}\n\nThe report and the pictures are among the artifacts.")
+    description = with_report(describe(metrics), run)
+    run.describe(description)
     version = register_results(params, models, run.run_id, run.run_id, metrics["test"], description)
     write_json(reports / REGISTERED, registered_file(version))
+
+
+def _intervals(metrics: Mapping[str, Summary]) -> dict[str, list[object]]:
+    """Return a table of the metrics of val and test with their 95 % intervals, as columns."""
+    names = point_estimates(metrics["test"])
+    columns: dict[str, list[object]] = {"metric": list(names)}
+    for split in EVALUATED:
+        for title, end in ((split, ""), (f"{split} low", "_low"), (f"{split} high", "_high")):
+            columns[title] = [_rounded(metrics[split].get(f"{name}{end}")) for name in names]
+    return columns
+
+
+def _rounded(value: float | None) -> object:
+    return "" if value is None else round(value, 4)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from pipeline.paths import CHECKPOINTS, CROSSVAL, MODELS, RUN_FILE, SPLITS_FILE
 from pipeline.ranks import rank
 from pipeline.stopping import stop_signals
 from pipeline.tracking import (
+    FINAL,
     PARENT,
     TRAINING,
     TrackedRun,
@@ -87,7 +88,7 @@ def train(
     used = {"precision": used_precision(params.train.accelerator, params.train.precision)}
     used |= {TRAINING: folder.name} | ({"pretraining_leak": LEAK} if leak else {})
     with run_of(folder, run_tags(params) | used | dict(tags or {})) as run:
-        log_start(run, params, architecture, splits)
+        log_start(run, params, architecture, splits, named="mlflow.runName" in (tags or {}))
         trainer = build_trainer(params, fabric, architecture, splits["train"], splits["val"], folder)
         if trainer.resume():
             _say_where(trainer, folder, params)
@@ -118,7 +119,7 @@ def _write_model(
     names = [""] if len(thresholds) == 1 else [f"/{name}" for name in config.classes]
     chosen |= {f"operating_threshold{name}": value for name, value in zip(names, thresholds, strict=True)}
     chosen_values = {f"val/{name}": value for name, value in chosen.items()}
-    run.log_metrics(chosen_values, step=params.train.epochs, correct=True)  # other candidates may give others
+    run.log_metrics(chosen_values, step=FINAL, correct=True)  # other candidates may give others
     save_seen(models, [*splits["train"].index["groupId"], *splits["val"].index["groupId"]])
     write_json(models / RUN_FILE, {"run_id": run.run_id})
     return ", ".join(f"{threshold:.3f}" for threshold in thresholds)

@@ -31,8 +31,8 @@ from pipeline.tracking.registry import (
     serving_config,
 )
 from pipeline.tracking.rights import require_rights
-from pipeline.tracking.run import TrackedRun, tracked_run
-from pipeline.tracking.store import open_client, open_experiment, run_place
+from pipeline.tracking.run import FINAL, TrackedRun, tracked_run
+from pipeline.tracking.store import open_client, open_experiment, pages_of, run_place
 from pipeline.tracking.uploader import sync_left_behind
 from pipeline.tracking.versions import (
     CHALLENGER,
@@ -47,6 +47,7 @@ from pipeline.tracking.versions import (
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "FINAL",
     "MODEL_NAME",
     "PARENT",
     "TRAINING",
@@ -71,6 +72,7 @@ __all__ = [
     "note_decision",
     "open_client",
     "open_experiment",
+    "pages_of",
     "parent_run",
     "read_tags",
     "registered_champion",

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.redaction import redact
 from pipeline.tracking.asking import tell
 from pipeline.tracking.lease import Lease, promotion_lease
+from pipeline.tracking.pages import with_champions, with_decision
 from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import open_client
 from pipeline.tracking.versions import CHAMPION, MODEL_NAME, Registered, read_model, read_version
@@ -93,6 +94,12 @@ def note_decision(version: str, why: str, *, promoted: bool) -> None:
     reasons = redact(why)[:_REASONS_LENGTH]
     tell(what, lambda: client.set_model_version_tag(MODEL_NAME, version, "promotion_reasons", reasons))
 
+    def describe() -> None:
+        former = client.get_model_version(MODEL_NAME, version).description or ""
+        client.update_model_version(MODEL_NAME, version, with_decision(former, decision, reasons))
+
+    tell(what, describe)
+
 
 def roll_back() -> tuple[str, str]:
     """Make the champion before this one the champion again; return both versions, the replaced one first.
@@ -149,3 +156,9 @@ def _set_champions(lease: Lease, champions: list[dict[str, str]]) -> None:
     lease.require()
     tell("writing the champion", lambda: client.set_registered_model_alias(MODEL_NAME, CHAMPION, number))
     tell("writing the champions", lambda: client.set_registered_model_tag(MODEL_NAME, _HISTORY, text))
+
+    def describe() -> None:
+        about = client.get_registered_model(MODEL_NAME).description or ""
+        client.update_registered_model(MODEL_NAME, with_champions(about, champions))
+
+    tell("writing the table of champions", describe)

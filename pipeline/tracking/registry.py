@@ -19,7 +19,9 @@ from pipeline.errors import UserError
 from pipeline.redaction import redact
 from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.datasets import DataVersion
+from pipeline.tracking.pages import ABOUT, CHAMPIONS, DECISION, renewed
 from pipeline.tracking.place import shown_uri
+from pipeline.tracking.run import FINAL
 from pipeline.tracking.store import open_client
 from pipeline.tracking.versions import CHALLENGER, MODEL_NAME, Identity, Registered, find_version, resolve_version
 
@@ -28,11 +30,6 @@ _SERVING_PACKAGES = (
     "imagecodecs", "mlflow", "numpy", "opencv-python-headless", "pandas", "pydantic", "pydicom", "safetensors",
     "simplejpeg", "timm", "torch", "torchvision",
 )  # fmt: skip
-_MODEL_DESCRIPTION = (
-    "Boxes lung opacities on frontal chest radiographs. Takes DICOM files (base64, column `dicom`) or grey levels"
-    " 0 to 255 (rows of pixels, column `image`); answers with boxes in pixels of the original image, their scores,"
-    " both in the RSNA challenge's format too, and an image score."
-)
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class LoggedModel:
 
     Attributes:
         folder: its files.
-        metrics: logged at ``step`` for the run and the model, and linked to the test split of ``data``.
+        metrics: logged for the run and the model, and linked to the test split of ``data``.
         example: a DICOM file as an example of the model's input; it is stored beside the model.
         description: Markdown, for the registered version.
         data: the data set on which the metrics were measured.
@@ -52,7 +49,6 @@ class LoggedModel:
     folder: Path
     identity: Identity
     metrics: Mapping[str, float | None]
-    step: int
     example: bytes
     description: str
     data: DataVersion
@@ -70,11 +66,12 @@ def require_registry() -> None:
 
     def call() -> None:
         try:
-            client.create_registered_model(MODEL_NAME, description=_MODEL_DESCRIPTION)
+            client.create_registered_model(MODEL_NAME, description=ABOUT)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            client.update_registered_model(MODEL_NAME, _MODEL_DESCRIPTION)
+            former = client.get_registered_model(MODEL_NAME).description or ""
+            client.update_registered_model(MODEL_NAME, renewed(ABOUT, former, CHAMPIONS))
 
     tell(f"writing the model {MODEL_NAME}", call)
 
@@ -88,7 +85,12 @@ def log_model(run_id: str, model: LoggedModel) -> Registered:
     require_registry()
     version = tell("registering the model", lambda: _find_or_log(run_id, model))
     client, text = open_client(), redact(model.description)
-    tell("describing the model", lambda: client.update_model_version(MODEL_NAME, version.version, text))
+
+    def describe() -> None:
+        former = client.get_model_version(MODEL_NAME, version.version).description or ""
+        client.update_model_version(MODEL_NAME, version.version, renewed(text, former, DECISION))
+
+    tell("describing the model", describe)
     tell("naming the challenger", lambda: client.set_registered_model_alias(MODEL_NAME, CHALLENGER, version.version))
     return version
 
@@ -129,7 +131,7 @@ def _known_metrics(model: LoggedModel) -> dict[str, float]:
 def _log_metrics(run_id: str, model: LoggedModel, model_id: str | None) -> None:
     """Log the metrics for the run and its model; without ``model_id``, for the models that the run has."""
     test = model.data.split("test")
-    mlflow.log_metrics(_known_metrics(model), step=model.step, run_id=run_id, model_id=model_id, dataset=test)
+    mlflow.log_metrics(_known_metrics(model), step=FINAL, run_id=run_id, model_id=model_id, dataset=test)
 
 
 def fetch_model(uri: str, folder: Path) -> Path:

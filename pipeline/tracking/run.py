@@ -3,15 +3,16 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 from filelock import Timeout
 from mlflow.entities import DatasetInput, InputTag, Param, Run, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from pipeline.errors import Killed, UserError
 from pipeline.redaction import redact
@@ -20,6 +21,7 @@ from pipeline.tracking.asking import MissingError, ask, tell
 from pipeline.tracking.datasets import DataVersion
 from pipeline.tracking.heartbeat import Heartbeat, close_silent_runs, identity
 from pipeline.tracking.outbox import OUTBOX, Outbox
+from pipeline.tracking.pages import run_name, run_page
 from pipeline.tracking.place import shown_uri
 from pipeline.tracking.store import find_run, open_client, open_experiment
 from pipeline.tracking.system_metrics import measure_system
@@ -27,7 +29,11 @@ from pipeline.tracking.uploader import Uploader, sync_left_behind
 
 logger = logging.getLogger(__name__)
 
+# The step of numbers that a run ends with: MLflow draws metrics that have this step only as bars, others as curves.
+FINAL = 0
 _PARAM_LENGTH = 500
+# Runs among which the run before is looked for: a search may be followed by many trials.
+_LOOKED_AT = 200
 _PAUSE_SECONDS = 0.2
 # Seconds for the last metrics to arrive; after a signal to end the process, the wait is short.
 _LAST_WAIT = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 5.0}
@@ -46,6 +52,7 @@ class TrackedRun:
 
     def __init__(self, client: mlflow.MlflowClient, run: Run, outbox: Outbox, stopping: Stopping) -> None:
         self._client, self.run_id = client, run.info.run_id
+        self._experiment = run.info.experiment_id
         self.stopping = stopping
         self._outbox, self._uploader, self._heartbeat = outbox, Uploader(client, outbox), Heartbeat(client, run)
         self._params = dict(run.data.params)
@@ -60,6 +67,15 @@ class TrackedRun:
         flat = {key: redact(str(value))[:_PARAM_LENGTH] for key, value in _flatten(params)}
         new = [Param(key, value) for key, value in flat.items() if key not in self._params]
         self._write("params", lambda: self._client.log_batch(self.run_id, params=new))
+        self._params |= {param.key: param.value for param in new}
+
+    def name_by_changes(self, what: str) -> None:
+        """Name the run by the params that differ from those of the run before, or by ``what`` if it is the first."""
+        former = tell("looking for the run before", lambda: _run_before(self._client, self.run_id))
+        changes = None
+        if former is not None:
+            changes = [(key, value) for key, value in self._params.items() if former.get(key) != value]
+        self.set_tags({MLFLOW_RUN_NAME: run_name(what, changes, self.run_id)})
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int, *, correct: bool = False) -> None:
         """Note metrics, which are sent soon. None values and steps that were noted before are passed over.
@@ -118,6 +134,12 @@ class TrackedRun:
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         self._write(path.name, lambda: log(self.run_id, str(path), artifact_path or None))
 
+    def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
+        """Log columns of equal length as the artifact ``name`` (.json), which MLflow's pages show as a table."""
+        # MLflow selects the columns of type object, of which pandas warns if others are of its type for texts.
+        table = pd.DataFrame({key: list(values) for key, values in columns.items()}).astype(object)
+        self._write(name, lambda: self._client.log_table(self.run_id, table, name))
+
     def log_text(self, text: str, name: str) -> None:
         """Log ``text`` as the artifact ``name``."""
         self._write(name, lambda: self._client.log_text(self.run_id, redact(text), name))
@@ -153,6 +175,10 @@ class TrackedRun:
             for context, studies in contexts.items()
         ]
         self._write("data sets", lambda: self._client.log_inputs(self.run_id, datasets=inputs))
+
+    def page(self, file: str) -> str:
+        """Return the address of a file of the run, relative to MLflow's pages."""
+        return run_page("", self._experiment, self.run_id, file)
 
     def describe(self, text: str) -> None:
         """Set the description (Markdown) that the run's page shows."""
@@ -219,6 +245,17 @@ def open_run(client: mlflow.MlflowClient, experiment: str, run_id: str | None) -
             # A model restored from DVC's cache may come from another machine's store.
             logger.warning("MLflow run %s is not in %s; a new run takes its place", run_id, shown_uri())
     return tell("making a run", lambda: client.create_run(experiment, tags=identity()))
+
+
+def _run_before(client: mlflow.MlflowClient, run_id: str) -> dict[str, str] | None:
+    """Return the params of the newest run before this one that is no part of another; None if there is none."""
+    own = client.get_run(run_id).info
+    earlier = client.search_runs(
+        [own.experiment_id], f"attributes.start_time < {own.start_time}", max_results=_LOOKED_AT,
+        order_by=["attributes.start_time DESC"],
+    )  # fmt: skip
+    found = (run.data.params for run in earlier if run.data.params and MLFLOW_PARENT_RUN_ID not in run.data.tags)
+    return next(found, None)
 
 
 def _last_value(client: mlflow.MlflowClient, run_id: str, key: str) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 
 # Set before the import: log_model would otherwise run pip to check the pinned packages.
 os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
@@ -24,13 +25,14 @@ from pipeline.errors import UserError
 from pipeline.tracking.asking import BrokenAnswerError, MissingError, ask, reason, tell
 from pipeline.tracking.database import make_database, reach_database
 from pipeline.tracking.locations import mend_locations, new_location, require_location
+from pipeline.tracking.pages import VIEW_STATE, VIEW_TAG, run_page, runs_page
 from pipeline.tracking.place import shown_uri, tracking_uri
 
 EXPERIMENT = "rsna-pneumonia"
 # MLflow would take an empty path for "do not check the server's certificate".
 _CERTIFICATES = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 # Without this tag, MLflow's pages open on tools for language models.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", VIEW_TAG: VIEW_STATE}
 
 
 def open_client() -> mlflow.MlflowClient:
@@ -113,5 +115,27 @@ def run_place(run_id: str) -> str:
     except UserError as error:
         return f"run {run_id}; {reason(error)}"
     if tracking_uri().startswith("http"):
-        return f"{shown_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-    return f"run {run_id} in {shown_uri()}; `make ui` shows it at #/experiments/{experiment}/runs/{run_id}"
+        return run_page(shown_uri().rstrip("/"), experiment, run_id)
+    return f"{run_page(local_server(), experiment, run_id)} while `make ui` runs"
+
+
+def local_server(port: int | None = None) -> str:
+    """Return the address of the server that `make ui` starts: ``MLFLOW_PORT``, as in the Makefile, chooses the port."""
+    return f"http://127.0.0.1:{port or os.environ.get('MLFLOW_PORT') or 5000}"
+
+
+def pages_of(server: str, run_id: str | None) -> list[str]:
+    """Return the address of the list of runs in this folder's store, and that of a run if the store has it.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    client = open_client()
+    experiment = open_experiment(client)
+    if VIEW_TAG not in client.get_experiment(experiment).tags:  # made by an older version
+        tell("setting the columns", lambda: client.set_experiment_tag(experiment, VIEW_TAG, VIEW_STATE))
+    pages = [runs_page(server, experiment)]
+    if run_id is not None:
+        with suppress(MissingError):
+            pages.append(run_page(server, find_run(client, run_id).info.experiment_id, run_id))
+    return pages
