@@ -178,7 +178,11 @@ def test_both_pages_on_loopback(trained):
         text=True,
     )
     try:
-        assert process.stdout.readline() == f"MLflow:  http://127.0.0.1:{mlflow_port}\n"
+        pages = f"http://127.0.0.1:{mlflow_port}/#/experiments/1/runs"
+        columns = "viewStateShareKey=headline&workflowType=machine_learning"
+        assert process.stdout.readline() == f"MLflow:  {pages}?{columns}\n"
+        run_id = json.loads((trained[0] / "models/mlflow_run.json").read_text())["run_id"]
+        assert f" {pages}/{run_id}?" in process.stdout.readline()
         wait_for_server(f"http://127.0.0.1:{prefect_port}/api/health", process)
         runs = ask(f"http://127.0.0.1:{mlflow_port}/api/2.0/mlflow", "runs/search", experiment_ids=["1"])
         assert runs["runs"][0]["info"]["status"] == "FINISHED"

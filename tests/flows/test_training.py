@@ -77,6 +77,11 @@ def test_what_mlflow_knows(trained):
     steps = [metric.step for metric in client.get_metric_history(run_id, "train/loss")]
     assert steps == list(range(len(steps)))
     assert [metric.step for metric in client.get_metric_history(run_id, "val/map")] == [1, 2]
+    # MLflow draws metrics that have step 0 only as bars.
+    for name in ("test/map", "val/operating_threshold"):
+        assert [metric.step for metric in client.get_metric_history(run_id, name)] == [0]
+    assert not [name for name in run.data.metrics if name.endswith(("_low", "_high"))]
+    assert run.info.run_name == f"resnet10t 128px focal · {run_id[:6]}"
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True).stdout.strip()
     tags = run.data.tags
     assert tags["git_commit"] == head
@@ -86,6 +91,10 @@ def test_what_mlflow_knows(trained):
     assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"rsna train", "rsna val", "rsna test"}
     artifacts = {item.path for item in client.list_artifacts(run_id)}
     assert {"metrics.json", "predictions.csv", "report.html", "plots"} <= artifacts
+    table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/metrics_with_intervals.json")
+    test = json.loads((folder / "reports/metrics.json").read_text())["test"]
+    row = dict(zip(table["columns"], table["data"][[row[0] for row in table["data"]].index("map_50")], strict=True))
+    assert (row["test"], row["test low"]) == (round(test["map_50"], 4), round(test["map_50_low"], 4))
     version = client.get_model_version_by_alias("rsna-retinanet", "challenger")
     assert version.run_id == run_id
     for text in (version.description, tags["mlflow.note.content"]):
