@@ -21,5 +21,6 @@ DETECTIONS = "detections.csv"
 REFERENCE = "reference.csv"
 REGISTERED = "registered.json"
 METRICS = "metrics.json"
+MODEL_CARD, DATA_CARD = "model_card.md", "data_card.md"
 # What `dvc metrics` shows: few numbers, in one line of a terminal.
 HEADLINE = "headline.json"

@@ -77,7 +77,7 @@ def imported_files(file):
         if isinstance(node, ast.ImportFrom) and id(node) not in skipped:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     modules = {path for name in names if name.startswith("pipeline") for path in module_files(name)}
-    return modules | {TEMPLATES / text for text in _texts(tree) if text.endswith(".html.jinja")}
+    return modules | {TEMPLATES / text for text in _texts(tree) if (REPOSITORY / TEMPLATES / text).suffix == ".jinja"}
 
 
 def _texts(tree):

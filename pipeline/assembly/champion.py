@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.comparison import Comparison, Scored, compare
 from pipeline.files import temporary_folder
 from pipeline.metrics.results import ImageResult, image_result
+from pipeline.metrics.rsna_score import image_rsna_scores
 from pipeline.params import Params
 from pipeline.tracking import ChampionGoneError, Registered, download_model, registered_champion
 
@@ -27,13 +28,17 @@ _BATCH = 4
 
 @dataclass(frozen=True)
 class AgainstChampion:
-    """The comparison with version ``champion``, without the ``seen`` test studies of patients that it knows."""
+    """The comparison with version ``champion``, without the ``seen`` test studies of patients that it knows.
+
+    ``scores`` are the champion's RSNA scores of single studies, by id, of those that count.
+    """
 
     champion: str
     champion_run_id: str
     champion_weights_sha256: str
     seen: int
     comparison: Comparison
+    scores: dict[str, float]
 
 
 class OtherClassesError(UserError):
@@ -85,7 +90,9 @@ def compare_with_champion(params: Params, test: SplitData, challenger: Scored, c
         params.seed,
     )
     left_out = len(test.index) - len(unseen)
-    return AgainstChampion(champion.version, champion.run_id, digest, left_out, comparison)
+    each = image_rsna_scores(theirs, predictor.config.thresholds)
+    scores = {key: round(float(one), 6) for key, one in zip(studies["patientId"], each, strict=True) if one == one}
+    return AgainstChampion(champion.version, champion.run_id, digest, left_out, comparison, scores)
 
 
 def predict_results(

@@ -2,9 +2,11 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import yaml
@@ -15,11 +17,13 @@ from pipeline.class_names import split_classes
 from pipeline.data.splits import SPLITS
 from pipeline.delivery.model_file import LEAK, ModelConfig
 from pipeline.files import directory_atomic
+from pipeline.metrics.calibration import image_probabilities_of
 from pipeline.metrics.results import ImageResult, keep, reported
 from pipeline.metrics.rsna_score import image_rsna_scores
 from pipeline.params import Params
 from pipeline.redaction import redact
-from pipeline.reports.curves import curve_tables, plot_curve, plot_training
+from pipeline.reports.cases import Case, describe_cases, most_telling
+from pipeline.reports.curves import curve_tables, operating_points, plot_curve, plot_training
 from pipeline.reports.drawing import captions, contact_sheet, data_uri, draw_boxes, encode_jpeg
 from pipeline.reports.evaluation_page import Picture
 from pipeline.reports.examples import pick_examples
@@ -27,6 +31,10 @@ from pipeline.tracking import TrackedRun
 
 EXAMPLES_PER_ROW = 4
 PICTURE_SIDE = 420
+# Of a case's picture before it is halved: lines and texts are drawn for this size.
+_SMALL_SIDE = 240
+# Training losses and val metrics, and the number of steps in an epoch.
+History = tuple[Mapping[str, Sequence[tuple[int, float]]], int]
 _HISTORY = ("train/loss", "train/loss_classification", "train/loss_box", "val/map", "val/map_50", "val/rsna_score")
 
 
@@ -35,32 +43,34 @@ def write_plots(
     results: Mapping[str, list[ImageResult]],
     test: SplitData,
     config: ModelConfig,
-    training: bytes,
-) -> dict[str, bytes]:
-    """Write each curve as a table and a picture, and the examples; return the curves' pictures."""
+    history: History,
+) -> None:
+    """Write each curve as a table and a picture, and the examples."""
     tables = curve_tables(results, config.calibrations, config.classes)
-    pictures = {name: plot_curve(name, table) for name, table in tables.items()}
+    points = operating_points(results["test"], config.thresholds, config.calibrations, config.classes)
+    pictures = {name: plot_curve(name, table, points[name]) for name, table in tables.items()}
     with directory_atomic(folder) as target:
         for name, table in tables.items():
             table.to_csv(target / f"{name}.csv", index=False)
             (target / f"{name}.png").write_bytes(pictures[name])
-        (target / "training.png").write_bytes(training)
+        (target / "training.png").write_bytes(plot_training(*history))
         rows = pick_examples(results["test"], config.thresholds, EXAMPLES_PER_ROW)
         blank = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), np.uint8)
         sheet = [_draw(results["test"], test, config, index) for row in rows.values() for index in row] or [blank]
         (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
-    return pictures | {"training": training}
 
 
-def training_curves(run: TrackedRun, params: Params, studies: int) -> bytes:
-    """Plot the losses and val metrics of the run that made the model, as PNG."""
+def training_history(run: TrackedRun, params: Params, studies: int) -> History:
+    """Return the losses and val metrics of the run that made the model, and the number of steps in an epoch."""
     history = {key: values for key in _HISTORY if (values := run.history(key))}
     train = params.train
     batch = train.batch_size * train.accumulate * train.devices
-    return plot_training(history, math.ceil(studies / batch))
+    return history, math.ceil(studies / batch)
 
 
-def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, index: int) -> np.ndarray:
+def _draw(
+    results: list[ImageResult], data: SplitData, config: ModelConfig, index: int, side: int = PICTURE_SIDE
+) -> np.ndarray:
     result, row = results[index], data.index.iloc[index]
     scale = data.image_size / max(row["height"], row["width"])
     found = keep(result, reported(result, config.thresholds))
@@ -69,7 +79,7 @@ def _draw(results: list[ImageResult], data: SplitData, config: ModelConfig, inde
         found.boxes * scale,
         found.scores,
         result.truth * scale,
-        PICTURE_SIDE,
+        side,
         captions(found.labels, config.classes),
         captions(result.truth_labels, config.classes),
     )
@@ -92,7 +102,21 @@ def example_pictures(results: list[ImageResult], data: SplitData, config: ModelC
     }
 
 
-def data_card(splits: Mapping[str, SplitData]) -> list[dict[str, object]]:
+def all_cases(
+    results: list[ImageResult], data: SplitData, config: ModelConfig, champion: Mapping[str, float]
+) -> list[Case]:
+    """Return a case for each study of a split, the most telling ones with a picture; see `describe_cases`."""
+    studies = list(data.index[["patientId", "class", "view"]].fillna("").itertuples(index=False, name=None))
+    probabilities = np.array([image_probabilities_of(one, config.calibrations).max() for one in results])
+    cases = describe_cases(results, config.thresholds, probabilities, studies, champion)
+    for place in most_telling(cases):
+        picture = _draw(results, data, config, place, _SMALL_SIDE)
+        small = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        cases[place] = replace(cases[place], picture=data_uri(np.asarray(small, np.uint8)))
+    return cases
+
+
+def describe_splits(splits: Mapping[str, SplitData]) -> list[dict[str, object]]:
     """Describe the contents of each split."""
     rows: list[dict[str, object]] = []
     for name, data in splits.items():

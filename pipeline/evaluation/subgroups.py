@@ -12,6 +12,7 @@ from pipeline.metrics.results import Bools, ImageResult, Thresholds, each_class,
 
 METRICS = ("rsna_score", "map_50", "auroc", "sensitivity", "specificity")
 SMALL_IMAGES, SMALL_POSITIVES = 30, 10
+BOX_SIZE = "box size"
 # Half-open, because ages in months are not whole years: a patient of 17.5 years is 17.
 AGE_BANDS = {
     "0 to 17": (0, 18),
@@ -37,10 +38,11 @@ def subgroup_table(
         seed: seed of the draws.
 
     Returns:
-        Columns ``kind``, ``group``, ``images``, ``patients``, ``positives``, ``small`` (too few studies for
-        conclusions), and each of `METRICS` with ``_low`` and ``_high``; NaN where it is not defined. For a
-        size of boxes, ``sensitivity`` is the share of its boxes that a reported detection hits (IoU at
-        least .5). For a class without boxes, 1 - ``specificity`` is the share of its images with a false alarm.
+        Columns ``kind``, ``group``, ``images``, ``patients``, ``positives`` (images with a box), ``boxes``, ``small``
+        (too few studies for conclusions), and each of `METRICS` with ``_low`` and ``_high``; NaN where it is not
+        defined. For a size of boxes, ``sensitivity`` is the share of its boxes that a reported detection hits (IoU at
+        least .5). For a class without boxes, 1 - ``specificity`` is the share of its images with a false alarm, and
+        the RSNA score, which would be 0, is left out.
     """
     rows: list[dict[str, object]] = []
     for kind, group, chosen in subgroups(studies):
@@ -49,19 +51,22 @@ def subgroup_table(
             continue
         part, patients = [results[int(index)] for index in indices], studies["groupId"].iloc[indices].to_list()
         positives = sum(len(result.truth) > 0 for result in part)
-        row = _counts(kind, group, len(part), len(set(patients)), positives)
+        boxes = sum(len(result.truth) for result in part)
+        row = _counts(kind, group, len(part), len(set(patients)), positives, boxes)
         row["small"] = is_small(len(part), positives)
         metrics, weights = Metrics(part, score_thresh), patient_weights(patients, draws, seed)
         point, drawn = metrics.draws(np.ones((1, len(part)))), metrics.draws(weights)
         for key in METRICS:
-            row |= dict(zip((key, f"{key}_low", f"{key}_high"), (point[key][0], *interval(drawn[key])), strict=True))
+            values = (point[key][0], *interval(drawn[key])) if positives or key != "rsna_score" else (np.nan,) * 3
+            row |= dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
         rows.append(row)
     rows += _box_sizes(results, studies, score_thresh, draws, seed)
     return pd.DataFrame(rows)
 
 
-def _counts(kind: str, group: str, images: int, patients: int, positives: int) -> dict[str, object]:
-    return {"kind": kind, "group": group, "images": images, "patients": patients, "positives": positives}
+def _counts(kind: str, group: str, images: int, patients: int, positives: int, boxes: int) -> dict[str, object]:
+    counts = {"images": images, "patients": patients, "positives": positives, "boxes": boxes}
+    return {"kind": kind, "group": group, **counts}
 
 
 def is_small(images: int, positives: int) -> bool:
@@ -101,7 +106,7 @@ def _box_sizes(
         if not len(some):
             continue
         weights = patient_weights(groups.iloc[some].to_list(), draws, seed)
-        row = _counts("box size", name, len(some), groups.iloc[some].nunique(), int(boxes.sum()))
+        row = _counts(BOX_SIZE, name, len(some), groups.iloc[some].nunique(), len(some), int(boxes.sum()))
         row["small"] = boxes.sum() < SMALL_IMAGES
         with np.errstate(invalid="ignore"):
             shares = (weights @ hits[some]) / (weights @ boxes[some])

@@ -97,8 +97,9 @@ class _OfOneClass:
         sensitivity = froc(everything, weights)  # (D, rates)
         with np.errstate(invalid="ignore", divide="ignore"):
             metrics = {"rsna_score": (weights @ np.nan_to_num(self._rsna)) / (weights @ counted)}
-            metrics["sensitivity"] = (weights @ (self._positive & self._alarm)) / (weights @ self._positive)
-            metrics["specificity"] = (weights @ ~(self._positive | self._alarm)) / (weights @ ~self._positive)
+            found, silent = weights @ (self._positive & self._alarm), weights @ ~(self._positive | self._alarm)
+            metrics |= {"sensitivity": found / (weights @ self._positive), "ppv": found / (weights @ self._alarm)}
+            metrics |= {"specificity": silent / (weights @ ~self._positive), "npv": silent / (weights @ ~self._alarm)}
         metrics |= {"map": precision.mean(1), "map_50": precision[:, 0], "map_75": precision[:, 5]}
         for area in ("small", "medium", "large"):
             ranking = self._rankings.get(area)

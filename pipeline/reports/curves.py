@@ -16,13 +16,13 @@ from pipeline.metrics.calibration import (
 )
 from pipeline.metrics.image_level import reliability
 from pipeline.metrics.ranking import rank_detections
-from pipeline.metrics.results import Floats, ImageResult, each_class, has_truth, image_scores
-from pipeline.metrics.rsna_score import mean_score, scores_by_count
+from pipeline.metrics.results import Floats, ImageResult, Thresholds, each_class, has_truth, image_scores, thresholds_of
+from pipeline.metrics.rsna_score import mean_score, rsna_score, scores_by_count
 from pipeline.reports.figures import plt, png
 
 # Whole numbers divided by 100, so that each equals its decimal literal; steps of .01 do not give that.
 THRESHOLDS = np.arange(101) / 100
-_BEFORE = " before"
+BEFORE = " before"
 _MOST_LINES = 6
 
 
@@ -36,11 +36,12 @@ def precision_recall(results: Sequence[ImageResult]) -> pd.DataFrame:
 
 
 def froc_curve(results: Sequence[ImageResult]) -> pd.DataFrame:
-    """Compute ``false_positives_per_image`` and ``sensitivity`` after each detection, at IoU .5."""
+    """Compute ``false_positives_per_image``, ``sensitivity`` and ``score_thresh`` after each detection, at IoU .5."""
     ranking = rank_detections(results)
     rates = np.cumsum(~ranking.hit[0]) / len(results)
     sensitivity = np.cumsum(ranking.hit[0]) / max(1, ranking.truths.sum())
-    return pd.DataFrame({"false_positives_per_image": rates, "sensitivity": sensitivity}).round(5)
+    columns = {"false_positives_per_image": rates, "sensitivity": sensitivity, "score_thresh": ranking.scores}
+    return pd.DataFrame(columns).round(5)
 
 
 def roc(results: Sequence[ImageResult]) -> pd.DataFrame:
@@ -119,11 +120,48 @@ def curve_tables(
             for curve, kind, made in _makers(own):
                 tables[curve].append(made(part).assign(split=title + kind))
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    before = joined["calibration"]["split"].str.endswith(_BEFORE)
+    before = joined["calibration"]["split"].str.endswith(BEFORE)
     joined["calibration"] = pd.concat(
         [joined["calibration"][~before], joined["calibration"][before]], ignore_index=True
     )
     return joined
+
+
+def operating_points(
+    results: Sequence[ImageResult], thresholds: Thresholds, fitted: Calibrations, classes: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Return the place of the operating threshold on each curve of `CURVES`: columns ``x``, ``y``, ``label``.
+
+    On the curve of the calibration, it is the probability of an image whose best detection has the threshold's score.
+    A class whose place is not defined has no row.
+    """
+    levels = thresholds_of(thresholds)
+    maps = [None] * len(levels) if fitted is None else calibrations_of(fitted)
+    rows: dict[str, list[tuple[float, float, str]]] = {name: [] for name in CURVES}
+    for part, level, own, name in zip(each_class(results, len(levels)), levels, maps, classes, strict=True):
+        label = f"{name or 'threshold'} {level:.3f}" if len(levels) > 1 else f"threshold {level:.3f}"
+        for curve, (x, y) in _points(part, level, own).items():
+            if np.isfinite(x) and np.isfinite(y):
+                rows[curve].append((x, y, label))
+    return {name: pd.DataFrame(found, columns=["x", "y", "label"]) for name, found in rows.items()}
+
+
+def _points(results: Sequence[ImageResult], level: float, fitted: Calibration | None) -> dict[str, tuple[float, float]]:
+    ranking = rank_detections(results)
+    above = ranking.scores > level
+    hits, truths = float((ranking.hit[0] & above).sum()), max(1, int(ranking.truths.sum()))
+    positive, alarm = has_truth(results), image_scores(results) > level
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.float64(hits) / above.sum()
+        rates = ((~positive & alarm).sum() / (~positive).sum(), (positive & alarm).sum() / positive.sum())
+    probability = level if fitted is None else float(fitted.image_probabilities(np.array([level]))[0])
+    return {
+        "precision_recall": (hits / truths, float(precision)),
+        "froc": ((above.sum() - hits) / len(results), hits / truths),
+        "roc": (float(rates[0]), float(rates[1])),
+        "calibration": (probability, probability),
+        "threshold": (level, float(rsna_score(results, level))),
+    }
 
 
 def _makers(fitted: Calibration | None) -> Iterator[tuple[str, str, Callable[[Sequence[ImageResult]], pd.DataFrame]]]:
@@ -131,11 +169,14 @@ def _makers(fitted: Calibration | None) -> Iterator[tuple[str, str, Callable[[Se
     for name, curve in CURVES.items():
         yield name, "", partial(calibration, fitted=fitted) if name == "calibration" else curve.make
     if fitted is not None:
-        yield "calibration", _BEFORE, partial(calibration_before, fitted=fitted)
+        yield "calibration", BEFORE, partial(calibration_before, fitted=fitted)
 
 
-def plot_curve(name: str, table: pd.DataFrame) -> bytes:
-    """Plot a curve as PNG bytes, one line per split; of many lines, only those of test."""
+def plot_curve(name: str, table: pd.DataFrame, points: pd.DataFrame | None = None) -> bytes:
+    """Plot a curve as PNG bytes, one line per split; of many lines, only those of test.
+
+    ``points`` are the places of the operating thresholds; see `operating_points`.
+    """
     curve = CURVES[name]
     figure, axes = plt.subplots(figsize=(4.6, 3.6), dpi=110, layout="constrained")
     if curve.diagonal:
@@ -144,8 +185,10 @@ def plot_curve(name: str, table: pd.DataFrame) -> bytes:
         table = table[table["split"].str.startswith("test")]
     for split, rows in table.groupby("split", sort=False):
         style = "steps-post" if curve.steps else "default"
-        marker, line = "o" if len(rows) < 11 else "", "--" if str(split).endswith(_BEFORE) else "-"
+        marker, line = "o" if len(rows) < 11 else "", "--" if str(split).endswith(BEFORE) else "-"
         axes.plot(rows[curve.x], rows[curve.y], label=str(split), drawstyle=style, marker=marker, linestyle=line)
+    if points is not None and len(points):
+        axes.scatter(points["x"], points["y"], marker="D", color="black", zorder=3, label="operating threshold")
     axes.set(xlabel=curve.x.replace("_", " "), ylabel=curve.y.replace("_", " "), ylim=(0, 1.02))
     axes.set_xlim(0, curve.end)
     axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,11 +12,12 @@ import pandas as pd
 from pipeline.data.annotations import BOX
 from pipeline.data.checks import Examination
 from pipeline.data.data_issues import DataIssue, Severity, by_rule
+from pipeline.data.geometry import xyxy
 from pipeline.data.image_statistics import HISTOGRAM_BINS, mean_histogram
 from pipeline.data.preprocessing import letterbox
 from pipeline.data.reader import Reader, reading_processes
 from pipeline.dicom.radiograph import Radiograph
-from pipeline.reports.drawing import data_uri
+from pipeline.reports.drawing import data_uri, draw_captioned
 from pipeline.reports.render import render
 
 _TEMPLATE = "data.html.jinja"
@@ -89,10 +91,15 @@ def _bars(values: pd.Series) -> list[Bar]:
 
 
 def _histogram(values: npt.NDArray[np.float64], edges: np.ndarray) -> list[Bar]:
+    """Count values in bins, from the first bin that has one to the last."""
     known = values[np.isfinite(values)]
     counts, _ = np.histogram(np.minimum(known, edges[-1]), edges)
-    spans = zip(edges[:-1], edges[1:], counts, strict=True)
-    return [Bar(f"{low} to {high}", int(count), count / max(1, counts.max())) for low, high, count in spans]
+    bars = [
+        Bar(f"{low} to {high}", int(count), count / max(1, counts.max()))
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+    some = np.flatnonzero(counts)
+    return bars[some[0] : some[-1] + 1] if len(some) else []
 
 
 def _relative_boxes(examination: Examination) -> npt.NDArray[np.float64]:
@@ -134,19 +141,27 @@ class Thumbnail:
 
 
 def _worst(examination: Examination, study_seconds: float) -> list[Thumbnail]:
-    captions = _suspects(examination)
+    captions, boxes = _suspects(examination), examination.annotations.boxes.groupby("patientId")
     paths = [examination.files[key] for key in captions]
     with Reader(reading_processes(), study_seconds) as reader:
         return [
-            Thumbnail(key, _thumbnail(radiograph), caption)
+            Thumbnail(key, _thumbnail(radiograph, _boxes_of(boxes, key)), caption)
             for (key, caption), radiograph in zip(captions.items(), reader.read_each(paths), strict=True)
             if isinstance(radiograph, Radiograph)
         ]
 
 
-def _thumbnail(radiograph: Radiograph) -> str:
+def _boxes_of(boxes: Any, study: str) -> npt.NDArray[np.float64]:
+    """Return the boxes of a study, ``[N, 4]`` xyxy pixels of its image."""
+    if study not in boxes.groups:
+        return np.zeros((0, 4))
+    return xyxy(boxes.get_group(study)[BOX].to_numpy(np.float64))
+
+
+def _thumbnail(radiograph: Radiograph, boxes: npt.NDArray[np.float64]) -> str:
     small = letterbox(radiograph.pixels, _THUMBNAIL_SIDE)
-    return data_uri(np.asarray(cv2.cvtColor(small, cv2.COLOR_GRAY2BGR), np.uint8))
+    scale = _THUMBNAIL_SIDE / max(radiograph.pixels.shape)
+    return data_uri(draw_captioned(small, [], [], boxes * scale, [], _THUMBNAIL_SIDE))
 
 
 def _suspects(examination: Examination) -> dict[str, str]:

@@ -20,16 +20,8 @@ from pipeline.assembly.registration import (
     registered_file,
     with_report,
 )
-from pipeline.assembly.reporting import (
-    data_card,
-    example_pictures,
-    notes,
-    origin,
-    params_text,
-    shared_patients,
-    training_curves,
-    write_plots,
-)
+from pipeline.assembly.report_page import report_page
+from pipeline.assembly.reporting import training_history, write_plots
 from pipeline.assembly.run_log import log_datasets, run_tags
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import LEAKED, read_folds
@@ -47,9 +39,11 @@ from pipeline.metrics.calibration import calibrated
 from pipeline.metrics.results import ImageResult, image_result, keep, reported
 from pipeline.params import Params, load_params
 from pipeline.paths import (
+    DATA_CARD,
     DETECTIONS,
     HEADLINE,
     METRICS,
+    MODEL_CARD,
     MODELS,
     OUT_OF_FOLD,
     REFERENCE,
@@ -58,13 +52,18 @@ from pipeline.paths import (
     SPLITS_FILE,
 )
 from pipeline.progress import progress_of
-from pipeline.reports.evaluation_page import Page, render_report
+from pipeline.reports.cards import data_card, model_card
+from pipeline.reports.evaluation_page import render_report
 from pipeline.submission import read_submission
-from pipeline.tracking import FINAL, Registered, TrackedRun, tracked_run
+from pipeline.tracking import FINAL, MODEL_NAME, Registered, TrackedRun, tracked_run
 
 logger = logging.getLogger(__name__)
 
 EVALUATED = ("val", "test")
+# Files of the reports that the MLflow run gets too.
+_LOGGED = (
+    METRICS, HEADLINE, "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html", MODEL_CARD, DATA_CARD,
+)  # fmt: skip
 
 
 def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> None:
@@ -80,22 +79,15 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         subgroups = _write_tables(params, results, splits, config, reports)
         champion = champion_to_compare()
         scored = Scored(results["test"], config.thresholds, config.calibrations)
-        against = champion and _comparison(params, splits["test"], scored, champion)
+        against = None if champion is None else _comparison(params, splits["test"], scored, champion)
         write_json(reports / "comparison.json", asdict(against) if against else None)
-        training = training_curves(run, params, len(splits["train"].index))
+        history = training_history(run, params, len(splits["train"].index))
         evaluated = {name: results[name] for name in EVALUATED}
-        page = Page(
-            metrics,
-            (against.champion, against.comparison) if against else None,
-            subgroups[subgroups["split"] == "test"],
-            write_plots(reports / "plots", evaluated, splits["test"], config, training),
-            example_pictures(results["test"], splits["test"], config),
-            data_card(splits),
-            origin(run, config, params.data.dir),
-            params_text(params),
-            [*notes(config), *(shared_patients(splits) if params.split.shared_patients == "allow" else [])],
-            config.classes if len(config.classes) > 1 else (),
-        )
+        write_plots(reports / "plots", evaluated, splits["test"], config, history)
+        of_test = subgroups[subgroups["split"] == "test"]
+        page = report_page(run, params, config, evaluated, splits, metrics, against, of_test, history, reports)
+        write_text(reports / MODEL_CARD, model_card(page, MODEL_NAME))
+        write_text(reports / DATA_CARD, data_card(page))
         write_text(reports / "report.html", render_report(page))
         _log(run, params, splits, metrics, models, reports)
     logger.info("%s", format_metrics(metrics))
@@ -243,7 +235,7 @@ def _log(
         gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in MAIN_METRICS}
         run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=FINAL)
     run.log_table(_intervals(metrics), "metrics_with_intervals.json")
-    for name in (METRICS, HEADLINE, "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html"):
+    for name in _LOGGED:
         run.log_files(reports / name)
     run.log_files(reports / "plots", "plots")
     description = with_report(describe(metrics), run)

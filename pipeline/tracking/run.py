@@ -23,7 +23,7 @@ from pipeline.tracking.heartbeat import Heartbeat, close_silent_runs, identity
 from pipeline.tracking.outbox import OUTBOX, Outbox
 from pipeline.tracking.pages import run_name, run_page
 from pipeline.tracking.place import shown_uri
-from pipeline.tracking.store import find_run, open_client, open_experiment
+from pipeline.tracking.store import find_run, open_client, open_experiment, pages_server
 from pipeline.tracking.system_metrics import measure_system
 from pipeline.tracking.uploader import Uploader, sync_left_behind
 
@@ -100,6 +100,12 @@ class TrackedRun:
         """Return the values of a metric that have arrived at the store: pairs of step and value, in order."""
         values = tell(f"the history of {key}", lambda: self._client.get_metric_history(self.run_id, key))
         return sorted((metric.step, metric.value) for metric in values)
+
+    def seconds_between_values(self, key: str) -> float | None:
+        """Return the time from a metric's first value to its last, pauses included; None if it has none."""
+        values = tell(f"the history of {key}", lambda: self._client.get_metric_history(self.run_id, key))
+        times = [metric.timestamp for metric in values]
+        return (max(times) - min(times)) / 1000 if times else None
 
     def flush(self) -> None:
         """Make sure that the noted entries survive a power failure."""
@@ -179,6 +185,10 @@ class TrackedRun:
     def page(self, file: str) -> str:
         """Return the address of a file of the run, relative to MLflow's pages."""
         return run_page("", self._experiment, self.run_id, file)
+
+    def address(self) -> str:
+        """Return the address of the run's page, on the tracking server or the one that `make ui` starts."""
+        return run_page(pages_server(), self._experiment, self.run_id)
 
     def describe(self, text: str) -> None:
         """Set the description (Markdown) that the run's page shows."""

@@ -114,14 +114,15 @@ def run_place(run_id: str) -> str:
         return f"run {run_id} is not in {shown_uri()}"
     except UserError as error:
         return f"run {run_id}; {reason(error)}"
+    address = run_page(pages_server(), experiment, run_id)
+    return address if tracking_uri().startswith("http") else f"{address} while `make ui` runs"
+
+
+def pages_server() -> str:
+    """Return the tracking server's address, else that of the server that `make ui` starts (port ``MLFLOW_PORT``)."""
     if tracking_uri().startswith("http"):
-        return run_page(shown_uri().rstrip("/"), experiment, run_id)
-    return f"{run_page(local_server(), experiment, run_id)} while `make ui` runs"
-
-
-def local_server(port: int | None = None) -> str:
-    """Return the address of the server that `make ui` starts: ``MLFLOW_PORT``, as in the Makefile, chooses the port."""
-    return f"http://127.0.0.1:{port or os.environ.get('MLFLOW_PORT') or 5000}"
+        return shown_uri().rstrip("/")
+    return f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or 5000}"
 
 
 def pages_of(server: str, run_id: str | None) -> list[str]:

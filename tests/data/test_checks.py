@@ -1,5 +1,6 @@
 """Findings of ``check`` and ``preprocess`` on data sets that are broken on purpose."""
 
+import base64
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pipeline.data.checks import check_dataset
 from pipeline.data.data_issues import RULES, by_rule
 from pipeline.data.duplicates import clusters, perceptual_hash, same_files, similar_pairs
 from pipeline.data.parallel import Workers
+from pipeline.reports import data_page
 from pipeline.reports.data_page import render_data_page
 
 ONE = Workers(1)
@@ -159,6 +161,25 @@ def test_the_page_and_the_command(rsna, ids, run, tmp_path, one_line_error):
     assert "http" not in page.replace("http-equiv", "")
     result = check(rsna)
     assert render_data_page(result, 60) == page  # the same data give the same page
+
+
+def test_boxes_are_drawn_and_charts_end_with_their_values(rsna):
+    result = check(rsna)
+    with_box = set(result.annotations.boxes["patientId"])
+    pictures = {one.study: decoded(one.uri) for one in data_page._worst(result, 60)}
+    assert {True, False} == {key in with_box for key in pictures}
+    for key, picture in pictures.items():
+        assert (
+            np.ptp(picture.astype(int), axis=2).max() > 100 if key in with_box else np.ptp(picture, axis=2).max() < 40
+        )
+    bars = data_page._histogram(np.array([22.0, 41.0, 44.0, np.nan, 140.0]), np.arange(0, 101, 10))
+    assert [(bar.label, bar.count) for bar in bars][:3] == [("20 to 30", 1), ("30 to 40", 0), ("40 to 50", 2)]
+    assert bars[-1].label == "90 to 100"
+    assert data_page._histogram(np.zeros(0), np.arange(0, 101, 10)) == []
+
+
+def decoded(uri):
+    return cv2.imdecode(np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
 
 
 def test_a_page_without_any_readable_study(rsna):
