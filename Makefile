@@ -7,7 +7,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
 
-.PHONY: demo test test-long test-team check ui bench pins clean
+.PHONY: demo test test-long test-team check docs ui bench pins clean
 
 # Without a network, training starts from random weights.
 demo: .venv/installed
@@ -33,6 +33,11 @@ check: .venv/installed
 	ruff check .
 	mypy
 	lint-imports
+
+# The documents as a site, in site/.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@echo 'site/index.html'
 
 ui: .venv/installed
 	python -m flows.ui --mlflow-port $(MLFLOW_PORT) --prefect-port $(PREFECT_PORT)

@@ -21,6 +21,8 @@ def anchors(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
     for place, anchor in LINK.findall(document.read_text()):
+        if place.startswith("reference/"):
+            continue  # made by docs/hooks.py when the site is built, which checks links too
         target = document.parent / place if place else document
         assert target.exists(), place
         assert not anchor or anchor in anchors(target), anchor
@@ -36,7 +38,9 @@ def test_commands_are_those_that_there_are():
     every = "\n".join(document.read_text() for document in DOCUMENTS)
     known = set(typer.main.get_group(app).commands)
     assert set(re.findall(r"`pneumoflow ([a-z][a-z-]*)", text)) == known
-    assert set(re.findall(r"pneumoflow ([a-z][a-z-]*)\b(?!:)", re.sub(r"pneumoflow &&|pneumoflow\n", "", every))) <= known
+    assert (
+        set(re.findall(r"pneumoflow ([a-z][a-z-]*)\b(?!:)", re.sub(r"pneumoflow &&|pneumoflow\n", "", every))) <= known
+    )
 
 
 def test_params_are_those_that_there_are():
