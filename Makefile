@@ -7,7 +7,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
 
-.PHONY: demo test test-long test-team check docs ui bench pins clean
+.PHONY: demo test test-long test-team check docs ui bench pins release clean
 
 # Without a network, training starts from random weights.
 demo: .venv/installed
@@ -53,6 +53,14 @@ pins: .venv/installed
 	printf 'mlflow[auth]\nprefect\npsycopg[binary]\nboto3\n' | $(UV) - --output-file deploy/servers.txt
 	$(UV) pyproject.toml --extra team --extra sr --extra export --extra dask --extra kaggle \
 	  --output-file deploy/worker.txt
+
+# A wheel, a source archive, a list of all packages that .venv has (CycloneDX), and their licences: dist/.
+release: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check build cyclonedx-bom pip-licenses
+	rm -rf dist
+	python -m build --outdir dist .
+	cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.cdx.json $(BIN)/python
+	pip-licenses --from=mixed --format=csv --with-urls --output-file=dist/licences.csv
 
 LEFT_BY_RUNS := data/prepared data/.prepared.parts data/splits.csv models reports checkpoints dvc.lock dvc_plots \
   mlruns mlartifacts mlflow.db* .pneumoflow .pneumoflow.lock ablation crossval queue scored sweep .dvc/cache/runs .dvc/tmp

@@ -10,7 +10,7 @@ import yaml
 from tests.conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "docs"))
-import hooks
+import hooks  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 
