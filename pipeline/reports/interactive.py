@@ -24,6 +24,14 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MOST_LINES = len(_COLOURS)
 # Lines of fewer points have dots.
 _FEW = 11
+_MOST_POINTS = 500
+# Where the lines leave room.
+_LEGENDS = {
+    "froc": "bottom_right",
+    "roc": "bottom_right",
+    "calibration": "bottom_right",
+    "training_val": "bottom_right",
+}
 TITLES = {
     "precision_recall": "Precision and recall of boxes",
     "froc": "Boxes found, by false alarms (FROC)",
@@ -77,6 +85,8 @@ def curve_plot(
 
 
 def _draw_line(axes: Any, curve: Curve, split: str, rows: pd.DataFrame, colour: str) -> None:
+    if len(rows) > _MOST_POINTS:  # a large test split has a hundred thousand
+        rows = rows.iloc[np.linspace(0, len(rows) - 1, _MOST_POINTS).round().astype(int)]
     source = _source(rows)
     style = {"source": source, "color": colour, "legend_label": split}
     dash = "dashed" if split.endswith(BEFORE) else "solid"
@@ -140,6 +150,7 @@ def _figure(x: str, y: str, x_range: tuple[float, float] | None, y_range: tuple[
 
 def _plot(axes: Any, name: str, caption: str) -> Plot:
     if axes.legend:
+        axes.legend.location = _LEGENDS.get(name, "top_right")
         axes.legend.click_policy = "hide"
         axes.legend.background_fill_alpha = 0.6
         axes.legend.label_text_font_size = "11px"

@@ -43,9 +43,14 @@ def runs_page(server: str, experiment: str) -> str:
 
 def with_champions(about: str, champions: Sequence[Mapping[str, str]]) -> str:
     """Return a model's description with a table of champions (``version``, ``at``, ``why``), the present one first."""
-    rows = [f"| {one['version']} | {one['at'] or 'not known'} | {_cell(one['why'])} |" for one in reversed(champions)]
+    rows = [f"| {one['version']} | {_minute(one['at'])} | {_cell(one['why'])} |" for one in reversed(champions)]
     table = "\n".join(["| version | since | why |", "| --- | --- | --- |", *rows])
     return about.partition(CHAMPIONS)[0] + CHAMPIONS + table
+
+
+def _minute(at: str) -> str:
+    """Return a time in ISO's format, to the minute, as people write it."""
+    return at[:16].replace("T", " ") + at[19:].replace("+00:00", " UTC") if at else "not known"
 
 
 def with_decision(description: str, decision: str, why: str) -> str:

@@ -74,11 +74,11 @@ def test_the_text_of_a_model_keeps_its_champions(client):
     require_registry()
     text = client.get_registered_model(MODEL_NAME).description
     assert text.startswith(ABOUT)
-    assert text.endswith("| 1 | 2026-01-01 | first \\| one |")
+    assert text.endswith("| 1 | 2026-01-01 09:30 UTC | first \\| one |")
 
 
 def champion(version, why):
-    return {"version": version, "at": "2026-01-01", "why": why}
+    return {"version": version, "at": "2026-01-01T09:30:15+00:00", "why": why}
 
 
 @given(st.text(), st.text())
