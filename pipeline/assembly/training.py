@@ -65,6 +65,7 @@ TRAINING_CODE = (
     "pipeline/data/prepared_tables.py",
     "pipeline/data/splits.py",
     "pipeline/delivery/model_file.py",
+    "pipeline/delivery/signature.py",
     "pipeline/detection",
     "pipeline/escaping.py",
     "pipeline/metrics",

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from pipeline.bounds import CHECKED, Fraction
 from pipeline.class_names import ClassName
 from pipeline.data.settings import Preprocessing
+from pipeline.delivery.signature import require_signature, signed
 from pipeline.detection.detect import Detector
 from pipeline.detection.ensemble import Ensemble
 from pipeline.detection.retinanet import RetinaNet
@@ -57,6 +58,7 @@ class ModelConfig(BaseModel):
         lateral_views: whether it was trained on lateral views too; otherwise they are set aside.
         started_from: the weights from which training started, in words.
         pretraining_leak: whether those are known to have seen NIH ChestX-ray14, of which RSNA's images are a part.
+        signature: of this file and the weights, in base64; see `signature.py`.
     """
 
     model_config = ConfigDict(frozen=True, **CHECKED)
@@ -75,6 +77,7 @@ class ModelConfig(BaseModel):
     lateral_views: bool = False
     started_from: Annotated[str, Field(max_length=500)] = ""
     pretraining_leak: bool = False
+    signature: Annotated[str, Field(max_length=200)] = ""
 
     @property
     def thresholds(self) -> tuple[float, ...]:
@@ -106,28 +109,29 @@ class ModelConfig(BaseModel):
 
 
 def save_model(folder: Path, model: Detector, config: ModelConfig) -> None:
-    """Write both files, each whole or not at all; the configuration last.
+    """Write both files, each whole or not at all; the configuration last, with a signature if there is a key.
 
     Raises:
-        UserError: a weight is not finite, or the configuration would be refused when read.
+        UserError: a weight is not finite, the configuration would be refused when read, or the key cannot be used.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     require_finite(weights, f"{folder / WEIGHTS_FILE}: not written")
     _checked(_plain(config), f"{folder / CONFIG_FILE}: not written")
     write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
-    write_json(folder / CONFIG_FILE, _plain(config))
+    write_json(folder / CONFIG_FILE, signed(_plain(config), folder / WEIGHTS_FILE))
 
 
 def load_model(folder: Path) -> tuple[Detector, ModelConfig]:
     """Rebuild a model on the CPU, in eval mode.
 
     Raises:
-        UserError: a file is missing, damaged or out of bounds, a weight is not finite, or the two files do
-            not belong together.
+        UserError: a file is missing, damaged or out of bounds, a weight is not finite, the two files do not belong
+            together, or a signature is required and they do not have it.
     """
     config = read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     try:
+        require_signature(read_json_object(folder / CONFIG_FILE, _MAX_CONFIG_BYTES), path, str(folder / CONFIG_FILE))
         layouts = read_layouts(path)  # before the network is built, which may be of any size
         model = _build(config, folder / CONFIG_FILE)
         require_layouts(layouts, model, f"{path}: damaged, or not of {CONFIG_FILE} beside it")
