@@ -1,6 +1,8 @@
 """The documents: their links lead somewhere, and they name the commands and params that exist."""
 
 import re
+import shlex
+from importlib import import_module
 
 import pytest
 import typer
@@ -41,6 +43,35 @@ def test_commands_are_those_that_there_are():
     assert (
         set(re.findall(r"pneumoflow ([a-z][a-z-]*)\b(?!:)", re.sub(r"pneumoflow &&|pneumoflow\n", "", every))) <= known
     )
+
+
+# A line of a code block: variables, the program, its arguments, and perhaps a comment.
+COMMAND = re.compile(r"^ {4}(?:[A-Z_]+=\S+ )*(pneumoflow|python -m flows\.\w+)(?: +(.*))?$", re.MULTILINE)
+
+
+def documented_commands():
+    found = [match for document in DOCUMENTS for match in COMMAND.findall(document.read_text())]
+    return [(program, shlex.split(arguments, comments=True)) for program, arguments in found]
+
+
+def test_commands_of_the_documents_are_found():
+    commands = documented_commands()
+    assert ("pneumoflow", ["queue", "data/rsna", "--count", "10"]) in commands
+    assert ("python -m flows.training", []) in commands
+    assert len(commands) > 15
+
+
+@pytest.mark.parametrize(("program", "arguments"), documented_commands(), ids=str)
+def test_commands_of_the_documents_are_understood(program, arguments):
+    """Each option exists and takes such a value; the work itself is that of the commands' own tests."""
+    if program == "pneumoflow":
+        name, *arguments = arguments
+        command = typer.main.get_group(app).commands[name]
+    else:
+        command = typer.main.get_command(import_module(program.split()[-1]).app)
+    command.make_context(program, list(arguments))
+    with pytest.raises(Exception, match="[Nn]o such option"):
+        command.make_context(program, [*arguments, "--no-such-option"])
 
 
 def test_params_are_those_that_there_are():
