@@ -20,6 +20,16 @@ from tests.waiting import wait_until
 TAGS = {"git_commit": "abc"}
 
 
+def test_the_time_between_two_values(client):
+    with tracked_run(None, TAGS) as run:
+        assert run.seconds_between_values("train/loss") is None
+        run.log_metrics({"train/loss": 2}, step=0)
+        time.sleep(1.1)
+        run.log_metrics({"train/loss": 1}, step=1)
+        assert run.wait_until_sent(20)
+        assert 1 <= run.seconds_between_values("train/loss") < 20
+
+
 def test_a_run_that_ends_is_finished(client):
     with tracked_run(None, TAGS) as run:
         run.log_params({"loss": {"alpha": 0.25}, "sizes": [8, 8]})
