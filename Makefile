@@ -45,12 +45,13 @@ ui: .venv/installed
 bench: .venv/installed
 	python -m benchmarks
 
-# Packages of the images in deploy/, with digests: those of constraints.txt.
+# Packages with digests, of the versions in constraints.txt: lock.txt for .venv, and those of the images in deploy/.
 UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --constraint constraints.txt
 pins: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	printf 'mlflow[auth]\nprefect\npsycopg[binary]\nboto3\n' | $(UV) - --output-file deploy/servers.txt
+	$(UV) pyproject.toml --extra dev --output-file lock.txt
 	$(UV) pyproject.toml --extra team --extra sr --extra export --extra dask --extra kaggle \
 	  --output-file deploy/worker.txt
 
@@ -75,10 +76,11 @@ clean:
 	@if command -v dvc >/dev/null && [ "$$(dvc cache dir)" = "$(CURDIR)/.dvc/cache" ]; then \
 	  dvc gc --quiet --workspace --all-commits --force || dvc gc --quiet --workspace --force; fi
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement lock.txt
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@touch $@
 
 # Its packages do not fit ours.
