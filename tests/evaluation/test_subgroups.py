@@ -50,7 +50,10 @@ def test_false_alarms_by_class_and_boxes_by_size(studies):
     assert table.loc[("class", "Normal"), "specificity"] == 0.5
     assert table.loc[("class", "Not Normal"), "specificity"] == 1
     assert np.isnan(table.loc[("class", "Normal"), "sensitivity"])
+    assert np.isnan(table.loc[("class", "Normal"), "rsna_score"])  # 0 would look like a failure
+    assert table.loc[("class", "Lung Opacity"), "rsna_score"] > 0
     assert table.loc[("box size", "0.3 and more"), "sensitivity"] == 1
     assert table.loc[("box size", "below 0.2"), "sensitivity"] == 0
-    assert table.loc[("box size", "below 0.2"), "positives"] == 60
+    assert table.loc[("box size", "below 0.2"), ["boxes", "positives"]].tolist() == [60, 60]
+    assert table.loc[("class", "Lung Opacity"), ["boxes", "positives"]].tolist() == [120, 60]
     assert ("box size", "0.2 to 0.3") not in table.index

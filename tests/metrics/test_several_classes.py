@@ -143,5 +143,5 @@ def test_subgroups_count_a_study_in_each_of_its_classes():
     rows = subgroup_table(images, table, [0.3, 0.6], 100, 0)
     counts = rows[rows["kind"] == "class"].set_index("group")["images"]
     assert counts.to_dict() == {"a": 20, "b": 60}
-    boxes = rows[rows["kind"] == "box size"]["positives"].sum()
+    boxes = rows[rows["kind"] == "box size"]["boxes"].sum()
     assert boxes == sum(len(one.truth) for one in images)
