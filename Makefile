@@ -72,7 +72,7 @@ clean:
 	@echo '  and the copies in .dvc/cache of files that neither data/rsna.dvc nor a commit names'
 	@echo 'kept: the raw data, .venv, inbox, and what you wrote elsewhere'
 	@rm -rf $(LEFT_BY_RUNS)
-	@find pipeline flows tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@find . \( -name '.venv*' -o -name .git \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	@if command -v dvc >/dev/null && [ "$$(dvc cache dir)" = "$(CURDIR)/.dvc/cache" ]; then \
 	  dvc gc --quiet --workspace --all-commits --force || dvc gc --quiet --workspace --force; fi
 
