@@ -33,11 +33,11 @@ def needs(name, *, without=()):
 def licence(package):
     """Return what a package says of its licence: an expression, a text's first line, or classifiers."""
     try:
-        data = distribution(package).metadata
+        data = distribution(package).metadata.json
     except PackageNotFoundError:
         return ""
-    text = (data.get("License-Expression") or data.get("License") or "").strip()
-    classifiers = [one for one in data.get_all("Classifier") or [] if one.startswith("License")]
+    text = str(data.get("license_expression") or data.get("license") or "").strip()
+    classifiers = [one for one in data.get("classifier", []) if one.startswith("License")]
     return "; ".join([*text.splitlines()[:1], *classifiers])
 
 
