@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd
 from filelock import Timeout
 from mlflow.entities import DatasetInput, InputTag, Param, Run, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+)
 
 from pipeline.errors import Killed, UserError
 from pipeline.redaction import redact
@@ -141,10 +145,13 @@ class TrackedRun:
         self._write(path.name, lambda: log(self.run_id, str(path), artifact_path or None))
 
     def log_table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
-        """Log columns of equal length as the artifact ``name`` (.json), which MLflow's pages show as a table."""
-        # MLflow selects the columns of type object, of which pandas warns if others are of its type for texts.
-        table = pd.DataFrame({key: list(values) for key, values in columns.items()}).astype(object)
-        self._write(name, lambda: self._client.log_table(self.run_id, table, name))
+        """Log columns of equal length as the artifact ``name`` (.json), which MLflow's pages show as a table.
+
+        MLflow's own `log_table` would add the rows to those of an earlier evaluation of this run.
+        """
+        table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+        self._write(name, lambda: self._client.log_dict(self.run_id, table, name))
+        self.set_tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": name, "type": "table"}])})
 
     def log_text(self, text: str, name: str) -> None:
         """Log ``text`` as the artifact ``name``."""

@@ -51,6 +51,8 @@ def test_a_run_is_compared_with_the_one_before(client):
 
 def test_final_numbers_intervals_and_columns(client):
     with tracked_run(None, {}) as run:
+        run.log_table({"metric": ["auroc", "map"], "test": [0.9, ""]}, "intervals.json")
+    with tracked_run(run.run_id, {}) as run:  # evaluated again
         run.log_table({"metric": ["map"], "test": [0.5]}, "intervals.json")
     tag = json.loads(client.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"])
     assert tag == [{"path": "intervals.json", "type": "table"}]
