@@ -44,6 +44,14 @@ def shortened(text: str, limit: int = 200) -> str:
     return f"{line[: limit - end - len(_LEFT_OUT)]}{_LEFT_OUT}{line[-end:]}"
 
 
+def markdown_cell(value: object) -> str:
+    """Return the text of ``value`` as one cell of a Markdown table, without effect as markup."""
+    text = " ".join(str(value).split())
+    for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
+        text = text.replace(sign, escaped)
+    return text
+
+
 def safe_cell(value: object) -> str:
     """Return a table's cell that no spreadsheet takes for a formula; `original_cell` returns the original text.
 

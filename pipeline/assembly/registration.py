@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.summary import COUNTS, MAIN_METRICS, Summary, point_estimates
 from pipeline.files import sha256_of
 from pipeline.params import Params
-from pipeline.paths import METRICS, REGISTERED, RUN_FILE
+from pipeline.paths import DATA_CARD, DETECTIONS, HEADLINE, METRICS, MODEL_CARD, REFERENCE, REGISTERED, RUN_FILE
 from pipeline.sources.sample import example_dicom
 from pipeline.tracking import (
     MODEL_NAME,
@@ -29,7 +29,10 @@ from pipeline.tracking import (
     tracked_run,
 )
 
-_HEADLINES = ("rsna_score", "map", "map_50", "auroc")
+# Files of the reports that the MLflow run gets; `restore` needs the headline.
+RESULT_FILES = (
+    METRICS, HEADLINE, "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html", MODEL_CARD, DATA_CARD,
+)  # fmt: skip
 _SHOWN_DIGITS = 12
 
 
@@ -106,12 +109,31 @@ def register(params: Params, models: Path, reports: Path) -> Registered:
     metrics = _read_metrics(reports / METRICS)
     with tracked_run(results_run, run_tags(params)) as run:
         run.log_params(params.model_dump(mode="json"))
-        run.log_files(reports / METRICS)
-        for name in ("predictions.csv", "detections.csv", "reference.csv", "subgroups.csv", "report.html"):
-            if (reports / name).exists():
-                run.log_files(reports / name)
+        log_results(run, metrics, reports)
         description = with_report(describe(metrics), run)
         return register_results(params, models, run.run_id, results_run, metrics["test"], description)
+
+
+def log_results(run: TrackedRun, metrics: Mapping[str, Summary], reports: Path) -> None:
+    """Log the files of an evaluation, those that are there, and a table of its metrics with their intervals."""
+    run.log_table(_with_intervals(metrics), "metrics_with_intervals.json")
+    for name in RESULT_FILES:
+        if (reports / name).exists():
+            run.log_files(reports / name)
+
+
+def _with_intervals(metrics: Mapping[str, Summary]) -> dict[str, list[object]]:
+    """Return the metrics of val and test with their 95 % intervals, as the columns of a table."""
+    names = point_estimates(metrics["test"])
+    columns: dict[str, list[object]] = {"metric": list(names)}
+    for split in (name for name in ("val", "test") if name in metrics):
+        for title, end in ((split, ""), (f"{split} low", "_low"), (f"{split} high", "_high")):
+            columns[title] = [_rounded(metrics[split].get(f"{name}{end}")) for name in names]
+    return columns
+
+
+def _rounded(value: float | None) -> object:
+    return "" if value is None else round(value, 4)
 
 
 def weights_digest(models: Path) -> str:
@@ -188,7 +210,7 @@ def format_metrics(metrics: Mapping[str, Summary]) -> str:
     for split, summary in metrics.items():
         parts = [
             f"{key} {summary[key]:.3f} ({summary[f'{key}_low']:.3f} to {summary[f'{key}_high']:.3f})"
-            for key in _HEADLINES
+            for key in MAIN_METRICS
             if summary[key] is not None and summary[f"{key}_low"] is not None
         ]
         lines.append(f"{split}: " + "  ".join(parts))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
@@ -14,6 +15,7 @@ import torch
 from pipeline.assembly.champion import AgainstChampion
 from pipeline.assembly.inputs import SplitData
 from pipeline.assembly.reporting import (
+    Curves,
     History,
     all_cases,
     describe_splits,
@@ -30,14 +32,14 @@ from pipeline.evaluation.summary import Summary
 from pipeline.metrics.calibration import image_probabilities_of
 from pipeline.metrics.results import ImageResult, has_truth
 from pipeline.params import Params
-from pipeline.reports.curves import curve_tables, operating_points
+from pipeline.paths import DATA_CARD, DATA_PAGE, MODEL_CARD
 from pipeline.reports.evaluation_page import Page
 from pipeline.reports.interactive import Plot, curve_plot, histogram_plot, training_plot
 from pipeline.tracking import TrackedRun
 
 _PACKAGES = ("pneumoflow", "torch", "torchvision", "timm", "mlflow")
-# What the report links to, if it lies beside it.
-_BESIDE = {"data.html": "the data set", "model_card.md": "model card", "data_card.md": "data card"}
+# Files in the report's folder -> titles of the links to them.
+_BESIDE = {DATA_PAGE.name: "the data set", MODEL_CARD: "model card", DATA_CARD: "data card"}
 _CAPTIONS = {
     "precision_recall": "Of the detections above a score, the share that hit a box at IoU .5, by the share of boxes"
     " that they hit.",
@@ -54,24 +56,25 @@ def report_page(
     run: TrackedRun,
     params: Params,
     config: ModelConfig,
-    results: Mapping[str, list[ImageResult]],
+    results: list[ImageResult],
     splits: Mapping[str, SplitData],
     metrics: Mapping[str, Summary],
     against: AgainstChampion | None,
     subgroups: pd.DataFrame,
+    curves: Curves,
     history: History,
     reports: Path,
 ) -> Page:
-    """Return the page; ``results`` are those of val and test, ``subgroups`` those of test."""
-    test, found = splits["test"], results["test"]
+    """Return the page; ``results`` and ``subgroups`` are those of test, ``reports`` the folder that it is for."""
+    test = splits["test"]
     return Page(
         metrics=metrics,
-        outcomes=count_outcomes(found, config.thresholds),
+        outcomes=count_outcomes(results, config.thresholds),
         champion=(against.champion, against.comparison) if against else None,
         subgroups=subgroups,
-        plots=_plots(params, config, results, test, history),
-        cases=all_cases(found, test, config, against.scores if against else {}),
-        pictures=example_pictures(found, test, config),
+        plots=_plots(params, config, results, test, curves, history),
+        cases=all_cases(results, test, config, against.scores if against else {}),
+        pictures=example_pictures(results, test, config),
         data=describe_splits(splits),
         provenance=origin(run, config, params.data.dir),
         facts=_facts(run, config),
@@ -85,17 +88,19 @@ def report_page(
 def _plots(
     params: Params,
     config: ModelConfig,
-    results: Mapping[str, list[ImageResult]],
+    results: list[ImageResult],
     test: SplitData,
+    curves: Curves,
     history: History,
 ) -> list[Plot]:
-    tables = curve_tables(results, config.calibrations, config.classes)
-    points = operating_points(results["test"], config.thresholds, config.calibrations, config.classes)
     one_class = len(config.classes) == 1
-    bands = curve_bands(results["test"], test.index["groupId"].to_list(), params.seed) if one_class else {}
-    curves = [curve_plot(name, _CAPTIONS[name], table, points[name], bands.get(name)) for name, table in tables.items()]
+    bands = curve_bands(results, test.index["groupId"].to_list(), params.seed) if one_class else {}
+    drawn = [
+        curve_plot(name, _CAPTIONS[name], table, curves.points[name], bands.get(name))
+        for name, table in curves.tables.items()
+    ]
     training = [training_plot(*history, kind) for kind in ("train", "val")]
-    return [*curves, *_histograms(config, results["test"]), *training]
+    return [*drawn, *_histograms(config, results), *training]
 
 
 def _histograms(config: ModelConfig, results: Sequence[ImageResult]) -> list[Plot]:
@@ -104,9 +109,9 @@ def _histograms(config: ModelConfig, results: Sequence[ImageResult]) -> list[Plo
     fits = "The largest IoU of each true box with a report of its class; at 0 are boxes that no report touches."
     plots = [histogram_plot("iou", fits, "IoU", overlaps)]
     if len(config.classes) == 1:
-        scores = pd.Series([image_probabilities_of(one, config.calibrations)[0] for one in results], dtype=float)
+        scores = np.array([image_probabilities_of(one, config.calibrations)[0] for one in results])
         positive = has_truth(results)
-        parts = {"with a box": scores[positive].to_numpy(), "without": scores[~positive].to_numpy()}
+        parts = {"with a box": scores[positive], "without": scores[~positive]}
         caption = "Scores of the images with and without a box."
         plots.append(histogram_plot("scores", caption, "image score", parts))
     return plots
@@ -133,6 +138,6 @@ def _duration(seconds: float) -> str:
 
 
 def _links(run: TrackedRun, reports: Path) -> dict[str, str]:
-    """Return links to the run's page, and to files beside the report: those of this run are written with it."""
-    beside = {title: name for name, title in _BESIDE.items() if name != "data.html" or (reports / name).exists()}
+    """Return links to the run's page, to the cards, and to the data page if it lies in the report's folder."""
+    beside = {title: name for name, title in _BESIDE.items() if name != DATA_PAGE.name or (reports / name).exists()}
     return {"the run in MLflow": run.address(), **beside}

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,32 +32,44 @@ from pipeline.tracking import TrackedRun
 
 EXAMPLES_PER_ROW = 4
 PICTURE_SIDE = 420
-# Of a case's picture before it is halved: lines and texts are drawn for this size.
+# A case's picture is drawn with this side, at which lines and texts can be read, and then halved.
 _SMALL_SIDE = 240
 # Training losses and val metrics, and the number of steps in an epoch.
 History = tuple[Mapping[str, Sequence[tuple[int, float]]], int]
 _HISTORY = ("train/loss", "train/loss_classification", "train/loss_box", "val/map", "val/map_50", "val/rsna_score")
 
 
+class Curves(NamedTuple):
+    """The curves of val and test: name -> table, and name -> places of the operating thresholds on test."""
+
+    tables: Mapping[str, pd.DataFrame]
+    points: Mapping[str, pd.DataFrame]
+
+
+def compute_curves(results: Mapping[str, list[ImageResult]], config: ModelConfig) -> Curves:
+    """Compute the curves of `CURVES` for the results of val and test."""
+    tables = curve_tables(results, config.calibrations, config.classes)
+    return Curves(tables, operating_points(results["test"], config.thresholds, config.calibrations, config.classes))
+
+
 def write_plots(
     folder: Path,
-    results: Mapping[str, list[ImageResult]],
+    results: list[ImageResult],
     test: SplitData,
     config: ModelConfig,
+    curves: Curves,
     history: History,
 ) -> None:
-    """Write each curve as a table and a picture, and the examples."""
-    tables = curve_tables(results, config.calibrations, config.classes)
-    points = operating_points(results["test"], config.thresholds, config.calibrations, config.classes)
-    pictures = {name: plot_curve(name, table, points[name]) for name, table in tables.items()}
+    """Write each curve as a table and a picture, and the examples; ``results`` are those of test."""
+    pictures = {name: plot_curve(name, table, curves.points[name]) for name, table in curves.tables.items()}
     with directory_atomic(folder) as target:
-        for name, table in tables.items():
+        for name, table in curves.tables.items():
             table.to_csv(target / f"{name}.csv", index=False)
             (target / f"{name}.png").write_bytes(pictures[name])
         (target / "training.png").write_bytes(plot_training(*history))
-        rows = pick_examples(results["test"], config.thresholds, EXAMPLES_PER_ROW)
+        rows = pick_examples(results, config.thresholds, EXAMPLES_PER_ROW)
         blank = np.zeros((PICTURE_SIDE, PICTURE_SIDE, 3), np.uint8)
-        sheet = [_draw(results["test"], test, config, index) for row in rows.values() for index in row] or [blank]
+        sheet = [_draw(results, test, config, index) for row in rows.values() for index in row] or [blank]
         (target / "examples.jpg").write_bytes(encode_jpeg(contact_sheet(sheet, EXAMPLES_PER_ROW)))
 
 

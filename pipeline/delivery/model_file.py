@@ -128,10 +128,11 @@ def load_model(folder: Path) -> tuple[Detector, ModelConfig]:
         UserError: a file is missing, damaged or out of bounds, a weight is not finite, the two files do not belong
             together, or a signature is required and they do not have it.
     """
-    config = read_config(folder / CONFIG_FILE)
+    values = _read_values(folder / CONFIG_FILE)
+    config = _checked(values, str(folder / CONFIG_FILE))
     path = folder / WEIGHTS_FILE
     try:
-        require_signature(read_json_object(folder / CONFIG_FILE, _MAX_CONFIG_BYTES), path, str(folder / CONFIG_FILE))
+        require_signature(values, path, str(folder / CONFIG_FILE))
         layouts = read_layouts(path)  # before the network is built, which may be of any size
         model = _build(config, folder / CONFIG_FILE)
         require_layouts(layouts, model, f"{path}: damaged, or not of {CONFIG_FILE} beside it")
@@ -186,8 +187,12 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         UserError: it is missing, damaged or out of bounds.
     """
+    return _checked(_read_values(path), str(path))
+
+
+def _read_values(path: Path) -> dict[str, Any]:
     try:
-        return _checked(read_json_object(path, _MAX_CONFIG_BYTES), str(path))
+        return read_json_object(path, _MAX_CONFIG_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path}: {_NO_FILE}") from None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.escaping import markdown_cell
 from pipeline.evaluation.subgroups import BOX_SIZE
 from pipeline.evaluation.summary import Summary
 from pipeline.reports.evaluation_page import HEADLINE, Page
@@ -25,16 +26,8 @@ def _render(template: str, **values: object) -> str:
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     # Not HTML: what comes from data goes through the filter `cell`.
     environment = Environment(loader=loader, autoescape=False, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = markdown_cell
     return environment.get_template(template).render(**values)
-
-
-def _cell(value: object) -> str:
-    """Return text that is one cell of a Markdown table, and no markup."""
-    text = " ".join(str(value).split())
-    for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):
-        text = text.replace(sign, escaped)
-    return text
 
 
 def _value(summary: Summary | Mapping[str, object], key: str) -> str:

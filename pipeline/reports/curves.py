@@ -24,6 +24,8 @@ from pipeline.reports.figures import plt, png
 THRESHOLDS = np.arange(101) / 100
 BEFORE = " before"
 _MOST_LINES = 6
+# Lines of at most so many points have dots.
+MOST_DOTS = 10
 
 
 def precision_recall(results: Sequence[ImageResult]) -> pd.DataFrame:
@@ -172,6 +174,12 @@ def _makers(fitted: Calibration | None) -> Iterator[tuple[str, str, Callable[[Se
         yield "calibration", BEFORE, partial(calibration_before, fitted=fitted)
 
 
+def drawn_lines(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the lines that a picture of a curve shows: of many lines, only those of test."""
+    many = table["split"].nunique() > _MOST_LINES
+    return table[table["split"].str.startswith("test")] if many else table
+
+
 def plot_curve(name: str, table: pd.DataFrame, points: pd.DataFrame | None = None) -> bytes:
     """Plot a curve as PNG bytes, one line per split; of many lines, only those of test.
 
@@ -181,11 +189,9 @@ def plot_curve(name: str, table: pd.DataFrame, points: pd.DataFrame | None = Non
     figure, axes = plt.subplots(figsize=(4.6, 3.6), dpi=110, layout="constrained")
     if curve.diagonal:
         axes.plot([0, 1], [0, 1], color="0.7", linestyle=":")
-    if table["split"].nunique() > _MOST_LINES:
-        table = table[table["split"].str.startswith("test")]
-    for split, rows in table.groupby("split", sort=False):
+    for split, rows in drawn_lines(table).groupby("split", sort=False):
         style = "steps-post" if curve.steps else "default"
-        marker, line = "o" if len(rows) < 11 else "", "--" if str(split).endswith(BEFORE) else "-"
+        marker, line = "o" if len(rows) <= MOST_DOTS else "", "--" if str(split).endswith(BEFORE) else "-"
         axes.plot(rows[curve.x], rows[curve.y], label=str(split), drawstyle=style, marker=marker, linestyle=line)
     if points is not None and len(points):
         axes.scatter(points["x"], points["y"], marker="D", color="black", zorder=3, label="operating threshold")

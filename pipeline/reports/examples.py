@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.metrics.results import ImageResult, Thresholds, has_truth, image_scores, reported
+from pipeline.evaluation.outcomes import alarms
+from pipeline.metrics.results import ImageResult, Thresholds, has_truth, image_scores
 from pipeline.metrics.rsna_score import image_rsna_scores
 
 
@@ -16,16 +17,15 @@ def pick_examples(results: Sequence[ImageResult], score_thresh: Thresholds, coun
     have a reported detection, the highest scores first.
     """
     scores, image_score, positive = image_rsna_scores(results, score_thresh), image_scores(results), has_truth(results)
-    alarm = np.array([bool(reported(result, score_thresh).any()) for result in results], bool)
+    alarm = alarms(results, score_thresh)
     candidates = np.flatnonzero(positive)
     ranked = candidates[np.argsort(-scores[candidates], kind="stable")]
     half = max(0, (len(ranked) - count) // 2)
-    missed = np.flatnonzero(positive & ~alarm)
-    alarms = np.flatnonzero(~positive & alarm)
+    missed, false = np.flatnonzero(positive & ~alarm), np.flatnonzero(~positive & alarm)
     return {
         "Best": ranked[:count].tolist(),
         "Typical": ranked[half : half + count].tolist(),
         "Worst": ranked[::-1][:count].tolist(),
         "Misses": missed[np.argsort(image_score[missed], kind="stable")][:count].tolist(),
-        "False alarms": alarms[np.argsort(-image_score[alarms], kind="stable")][:count].tolist(),
+        "False alarms": false[np.argsort(-image_score[false], kind="stable")][:count].tolist(),
     }

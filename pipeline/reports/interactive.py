@@ -17,13 +17,10 @@ from bokeh.resources import INLINE
 from markupsafe import Markup
 
 from pipeline.metrics.results import Floats
-from pipeline.reports.curves import BEFORE, CURVES, Curve
+from pipeline.reports.curves import BEFORE, CURVES, MOST_DOTS, Curve, drawn_lines
 
 # Colours that colour-blind people can tell apart (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-_MOST_LINES = len(_COLOURS)
-# Lines of fewer points have dots.
-_FEW = 11
 _MOST_POINTS = 500
 # Where the lines leave room.
 _LEGENDS = {
@@ -66,14 +63,12 @@ def curve_plot(
 ) -> Plot:
     """Plot a curve of `CURVES`: a line for each split, the band of test, and the operating thresholds on test."""
     curve = CURVES[name]
-    if table["split"].nunique() > _MOST_LINES:
-        table = table[table["split"].str.startswith("test")]
     axes = _figure(curve.x, curve.y, (0, curve.end), (0, 1.02))
     if curve.diagonal:
         axes.line([0, 1], [0, 1], color="#999999", line_dash="dotted")
     if band is not None and len(band):
         axes.varea("x", "low", "high", source=_source(band), color=_COLOURS[1], alpha=0.15, legend_label="test, 95 %")
-    for colour, (split, rows) in zip(itertools.cycle(_COLOURS), table.groupby("split", sort=False)):
+    for colour, (split, rows) in zip(itertools.cycle(_COLOURS), drawn_lines(table).groupby("split", sort=False)):
         _draw_line(axes, curve, str(split), rows.drop(columns="split"), colour)
     if len(points):
         marks = axes.scatter(
@@ -94,7 +89,7 @@ def _draw_line(axes: Any, curve: Curve, split: str, rows: pd.DataFrame, colour: 
     line = draw(curve.x, curve.y, line_width=2, line_dash=dash, **style)
     shown = [(str(column).replace("_", " "), f"@{{{column}}}{{0.000}}") for column in rows]
     axes.add_tools(HoverTool(renderers=[line], tooltips=[("split", split), *shown]))
-    if not curve.steps and len(rows) < _FEW:
+    if not curve.steps and len(rows) <= MOST_DOTS:
         axes.scatter(curve.x, curve.y, size=7, **style)
 
 

@@ -15,13 +15,14 @@ from pipeline.assembly.reference import reference_table
 from pipeline.assembly.registration import (
     describe,
     format_metrics,
+    log_results,
     model_run_id,
     register_results,
     registered_file,
     with_report,
 )
 from pipeline.assembly.report_page import report_page
-from pipeline.assembly.reporting import training_history, write_plots
+from pipeline.assembly.reporting import compute_curves, training_history, write_plots
 from pipeline.assembly.run_log import log_datasets, run_tags
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import LEAKED, read_folds
@@ -32,7 +33,7 @@ from pipeline.errors import UserError, run_main
 from pipeline.escaping import safe_table
 from pipeline.evaluation.comparison import Scored
 from pipeline.evaluation.subgroups import subgroup_table
-from pipeline.evaluation.summary import MAIN_METRICS, Summary, inflation, point_estimates, summarize
+from pipeline.evaluation.summary import MAIN_METRICS, Summary, inflation, summarize
 from pipeline.files import write_json, write_text
 from pipeline.folder_lock import only_run_of
 from pipeline.metrics.calibration import calibrated
@@ -60,10 +61,6 @@ from pipeline.tracking import FINAL, MODEL_NAME, Registered, TrackedRun, tracked
 logger = logging.getLogger(__name__)
 
 EVALUATED = ("val", "test")
-# Files of the reports that the MLflow run gets too.
-_LOGGED = (
-    METRICS, HEADLINE, "predictions.csv", DETECTIONS, REFERENCE, "subgroups.csv", "report.html", MODEL_CARD, DATA_CARD,
-)  # fmt: skip
 
 
 def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> None:
@@ -82,10 +79,12 @@ def evaluate(params: Params, models: Path = MODELS, reports: Path = REPORTS) -> 
         against = None if champion is None else _comparison(params, splits["test"], scored, champion)
         write_json(reports / "comparison.json", asdict(against) if against else None)
         history = training_history(run, params, len(splits["train"].index))
-        evaluated = {name: results[name] for name in EVALUATED}
-        write_plots(reports / "plots", evaluated, splits["test"], config, history)
+        curves = compute_curves({name: results[name] for name in EVALUATED}, config)
+        write_plots(reports / "plots", results["test"], splits["test"], config, curves, history)
         of_test = subgroups[subgroups["split"] == "test"]
-        page = report_page(run, params, config, evaluated, splits, metrics, against, of_test, history, reports)
+        page = report_page(
+            run, params, config, results["test"], splits, metrics, against, of_test, curves, history, reports
+        )
         write_text(reports / MODEL_CARD, model_card(page, MODEL_NAME))
         write_text(reports / DATA_CARD, data_card(page))
         write_text(reports / "report.html", render_report(page))
@@ -234,28 +233,12 @@ def _log(
     if LEAKED in metrics:
         gains = {f"leaked/{key}_inflation": metrics[LEAKED][f"{key}_inflation"] for key in MAIN_METRICS}
         run.log_metrics({name: gain for name, gain in gains.items() if gain is not None}, step=FINAL)
-    run.log_table(_intervals(metrics), "metrics_with_intervals.json")
-    for name in _LOGGED:
-        run.log_files(reports / name)
+    log_results(run, metrics, reports)
     run.log_files(reports / "plots", "plots")
     description = with_report(describe(metrics), run)
     run.describe(description)
     version = register_results(params, models, run.run_id, run.run_id, metrics["test"], description)
     write_json(reports / REGISTERED, registered_file(version))
-
-
-def _intervals(metrics: Mapping[str, Summary]) -> dict[str, list[object]]:
-    """Return a table of the metrics of val and test with their 95 % intervals, as columns."""
-    names = point_estimates(metrics["test"])
-    columns: dict[str, list[object]] = {"metric": list(names)}
-    for split in EVALUATED:
-        for title, end in ((split, ""), (f"{split} low", "_low"), (f"{split} high", "_high")):
-            columns[title] = [_rounded(metrics[split].get(f"{name}{end}")) for name in names]
-    return columns
-
-
-def _rounded(value: float | None) -> object:
-    return "" if value is None else round(value, 4)
 
 
 def main() -> None:

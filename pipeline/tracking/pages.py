@@ -8,6 +8,8 @@ the columns to show.
 import json
 from collections.abc import Mapping, Sequence
 
+from pipeline.escaping import markdown_cell
+
 _TRAINING = "workflowType=machine_learning"
 _VIEW = "headline"
 VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
@@ -27,7 +29,7 @@ An example request, to `pneumoflow serve models:/rsna-retinanet@champion`:
 # Sections that are written at other times than the text above them.
 CHAMPIONS = "\n\n### Champions so far\n\n"
 DECISION = "\n\n### Promotion\n\n"
-# Of a run's name: params that are named, characters of each value, and digits of the id.
+# A run's name has at most so many params, characters of each value, and digits of the run's id.
 _NAMED, _VALUE_LENGTH, _ID_LENGTH = 3, 24, 6
 
 
@@ -43,7 +45,7 @@ def runs_page(server: str, experiment: str) -> str:
 
 def with_champions(about: str, champions: Sequence[Mapping[str, str]]) -> str:
     """Return a model's description with a table of champions (``version``, ``at``, ``why``), the present one first."""
-    rows = [f"| {one['version']} | {_minute(one['at'])} | {_cell(one['why'])} |" for one in reversed(champions)]
+    rows = [f"| {one['version']} | {_minute(one['at'])} | {markdown_cell(one['why'])} |" for one in reversed(champions)]
     table = "\n".join(["| version | since | why |", "| --- | --- | --- |", *rows])
     return about.partition(CHAMPIONS)[0] + CHAMPIONS + table
 
@@ -55,18 +57,13 @@ def _minute(at: str) -> str:
 
 def with_decision(description: str, decision: str, why: str) -> str:
     """Return a version's description with the decision about it, and the reasons."""
-    return description.partition(DECISION)[0] + DECISION + f"{decision}: {_cell(why)}"
+    return description.partition(DECISION)[0] + DECISION + f"{decision}: {markdown_cell(why)}"
 
 
 def renewed(text: str, former: str, mark: str) -> str:
     """Return ``text`` with the section of ``former`` that begins with ``mark``, if it has one."""
     _, found, section = former.partition(mark)
     return text + found + section
-
-
-def _cell(text: str) -> str:
-    """Return text as it can stand in a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def run_name(what: str, changes: Sequence[tuple[str, str]] | None, run_id: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.assembly.registration import NotRegisteredError, own_version
+from pipeline.assembly.registration import NotRegisteredError, log_results, own_version
 from pipeline.errors import UserError
 from pipeline.jobs.promote import promote
 from pipeline.params import load_params
-from pipeline.tracking import MODEL_NAME, tracking_uri
+from pipeline.tracking import MODEL_NAME, tracked_run, tracking_uri
 from pipeline.tracking.versions import RESULTS_RUN, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")
@@ -82,6 +82,18 @@ def test_a_model_is_found_under_another_number(client, params):
     written = json.loads((REPORTS / "promotion.json").read_text())
     assert (written["run_id"], written["weights_sha256"]) == (run, hashlib.sha256(b"a").hexdigest())
     assert promote(params).reasons == ["it was so before"]
+
+
+def test_the_files_that_restore_and_monitoring_need_are_logged(client):
+    REPORTS.mkdir()
+    written = ("headline.json", "metrics.json", "reference.csv", "report.html")
+    for name in written:
+        (REPORTS / name).touch()
+    with tracked_run(None, {}) as run:
+        log_results(run, {"test": {"map": 0.54321, "map_low": 0.4, "map_high": None}}, REPORTS)
+    assert {one.path for one in client.list_artifacts(run.run_id)} == {*written, "metrics_with_intervals.json"}
+    table = mlflow.artifacts.load_dict(f"runs:/{run.run_id}/metrics_with_intervals.json")
+    assert table == {"columns": ["metric", "test", "test low", "test high"], "data": [["map", 0.5432, 0.4, ""]]}
 
 
 def test_results_of_other_weights(client):
