@@ -1,6 +1,6 @@
 """Run every benchmark; ``make bench`` starts it."""
 
-from benchmarks import inference, loader, losses, memory, preprocess, reader, run, runtimes, train_step
+from benchmarks import inference, loader, losses, memory, preprocess, reader, run, runtimes, sharing, train_step
 
 if __name__ == "__main__":
     preprocess.main()
@@ -12,3 +12,4 @@ if __name__ == "__main__":
     memory.main()
     train_step.main()  # it makes this process keep freed memory from here on
     run.main()
+    sharing.main()

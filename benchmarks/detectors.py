@@ -17,6 +17,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from pipeline.data.annotations import IMAGES
 from pipeline.data.geometry import xyxy
 from pipeline.detection.anchors import shape_grid
+from pipeline.detection.device import emulates_bf16
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import Architecture, LossSettings, PostProcessing
@@ -94,12 +95,12 @@ def torchvision_detector(size: int) -> TorchvisionRetinaNet:
 
 
 def our_step(model: RetinaNet, batch: Batch) -> Callable[[], None]:
-    """Return a training step of our model: forward, loss, backward and optimizer, in bf16."""
+    """Return a training step of our model: forward, loss, backward and optimizer, in bf16 where the CPU has it."""
     loss = DetectionLoss(LOSS)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not emulates_bf16()):
             outputs = model(batch.images)
         anchors = model.anchors_for(batch.images)
         losses = loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels)

@@ -5,7 +5,7 @@ import torch
 from benchmarks.detectors import POST_PROCESSING, SHAPES, make_batch, our_detector, torchvision_detector
 from benchmarks.pairs import compare
 from pipeline.detection.anchors import make_anchors
-from pipeline.detection.postprocess import post_process
+from pipeline.detection.postprocess import post_process, separate
 from pipeline.detection.retinanet import HeadOutputs
 
 SIZE = 1024
@@ -29,7 +29,7 @@ def _post_processing() -> None:
         heads = {"cls_logits": list(logits.split(sizes, 1)), "bbox_regression": list(deltas.split(sizes, 1))}
         compare(
             f"post-processing, {SIZE} px, {images} images",
-            lambda: post_process(HeadOutputs(logits, deltas), anchors, (SIZE, SIZE), POST_PROCESSING),  # noqa: B023 - called in the loop
+            lambda: separate(post_process(HeadOutputs(logits, deltas), anchors, (SIZE, SIZE), POST_PROCESSING)),  # noqa: B023 - called in the loop
             lambda: theirs.postprocess_detections(heads, [list(anchors.levels)] * images, [(SIZE, SIZE)] * images),  # noqa: B023
             15,
         )
@@ -42,7 +42,7 @@ def _whole_image(precision: torch.dtype) -> None:
     def our_detection() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
             outputs = ours(batch.images)
-        post_process(outputs, ours.anchors_for(batch.images), (SIZE, SIZE), POST_PROCESSING)
+        separate(post_process(outputs, ours.anchors_for(batch.images), (SIZE, SIZE), POST_PROCESSING))
 
     def peer() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):

@@ -10,7 +10,8 @@ import torch
 from benchmarks.detectors import ARCHITECTURE, POST_PROCESSING, make_batch, our_detector, torchvision_detector
 from benchmarks.pairs import compare
 from pipeline.data.settings import Preprocessing
-from pipeline.delivery.export import export_model, load_export
+from pipeline.delivery.export import export_model
+from pipeline.delivery.exported import load_export
 from pipeline.delivery.model_file import ModelConfig, save_model
 from pipeline.detection.detect import detect
 

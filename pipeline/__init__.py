@@ -11,5 +11,8 @@ provide_account()
 # the first; MLflow reads both, but heeds the first only if it is "true".
 for _name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "true")
+# Threads that wait for each other sleep, and do not spin: where other processes use the cores too, a spinning thread
+# takes the time that the one which it waits for would need. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # MLflow uses GitPython, which fills a screen if git is missing; `pipeline.provenance` reports it in one line.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

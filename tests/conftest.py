@@ -12,10 +12,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
 import yaml
 
+import pipeline  # noqa: F401 # before torch: it sets environment variables that OpenMP reads
+
 os.environ.update(DVC_NO_ANALYTICS="1", NO_ALBUMENTATIONS_UPDATE="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")
+
+import torch
 
 from pipeline.data.reader import Reader
 from pipeline.sources.sample import make_sample

@@ -41,6 +41,7 @@ DECIDE_NOTHING = {
     "pipeline/training/malloc.py": "memory",
     "pipeline/training/profiling.py": "measures",
     "pipeline/training/progress.py": "shows",
+    "pipeline/training/sharing.py": "says",
 }
 # Pictures and pages do not change the data of these stages; `reports/data.html` is drawn anew with the next data.
 ONLY_SHOWS = {"preprocess": ["pipeline/reports"], "train": ["pipeline/reports"]}

@@ -242,7 +242,7 @@ def test_an_export_gives_the_models_boxes_of_each_class(made, tmp_path, suppress
     config["postprocessing"] |= {"suppression": suppression, "detections_per_img": 6}  # soft NMS has a step for each
     (folder / "model.json").write_text(json.dumps(config))
     export_model(folder, tmp_path / "out", "onnx")
-    assert json.loads((tmp_path / "out/check.json").read_text())["images"] == 2
+    assert json.loads((tmp_path / "out/check.json").read_text())["images"] == 4
 
 
 def test_a_champion_of_other_classes_is_not_compared(made):

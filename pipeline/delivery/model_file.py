@@ -85,6 +85,11 @@ class ModelConfig(BaseModel):
         return self.operating_threshold if isinstance(self.operating_threshold, tuple) else (self.operating_threshold,)
 
     @property
+    def boxes_are_fused(self) -> bool:
+        """Return whether there are several networks whose boxes, and not outputs, are combined."""
+        return self.ensemble is not None and self.ensemble.fusion_thresh is not None
+
+    @property
     def calibrations(self) -> tuple[Calibration | None, ...]:
         """Return the calibration of each class."""
         if self.calibration is None:

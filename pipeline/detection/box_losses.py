@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import distance_box_iou_loss, generalized_box_iou_loss
 
 from pipeline.detection.anchors import MAX_LOG_SCALE, MAX_SHIFT, MIN_SIDE, decode_boxes, encode_boxes
 from pipeline.detection.bounded import bounded
@@ -31,8 +30,7 @@ def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: fl
     """
     deltas = bounded(deltas, MAX_SHIFT)
     if kind == "giou":
-        decoded = decode_boxes(deltas, anchors)
-        return generalized_box_iou_loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
+        return _generalized_iou_loss(decode_boxes(deltas, anchors), boxes)
     if kind == "ciou":
         return _complete_iou_loss(deltas, boxes, anchors)
     encoded = encode_boxes(boxes, anchors)
@@ -43,6 +41,33 @@ def box_loss(kind: str, deltas: Tensor, boxes: Tensor, anchors: Tensor, beta: fl
     return F.smooth_l1_loss(deltas, encoded, reduction="none", beta=beta).sum(-1)
 
 
+def _generalized_iou_loss(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the generalized IoU loss (Rezatofighi et al. 2019) of each box and the other at the same index.
+
+    torchvision's functions select the pairs that overlap, for which a GPU has to be waited for.
+    """
+    shared, union, hull = _overlap(boxes, others)
+    area = hull[..., 0] * hull[..., 1]
+    return 1 - shared / (union + _EPS) + (area - union) / (area + _EPS)
+
+
+def _distance_iou_loss(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the distance IoU loss (Zheng et al. 2020) of each box and the other at the same index."""
+    shared, union, hull = _overlap(boxes, others)
+    apart = (boxes[..., :2] + boxes[..., 2:] - others[..., :2] - others[..., 2:]) / 2
+    return 1 - shared / (union + _EPS) + apart.square().sum(-1) / (hull.square().sum(-1) + _EPS)
+
+
+def _overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the areas ``[...]`` that boxes share and cover with others, and the sides ``[..., 2]`` around both."""
+    low, high, other_low, other_high = boxes[..., :2], boxes[..., 2:], others[..., :2], others[..., 2:]
+    sides = torch.minimum(high, other_high) - torch.maximum(low, other_low)
+    shared = torch.where((sides > 0).all(-1), sides[..., 0] * sides[..., 1], 0.0)
+    areas = [(one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1]) for one in (boxes, others)]
+    hull = torch.maximum(high, other_high) - torch.minimum(low, other_low)
+    return shared, areas[0] + areas[1] - shared, hull
+
+
 def _complete_iou_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the complete IoU loss (Zheng et al. 2020) of overlap, distance and shape.
 
@@ -50,26 +75,19 @@ def _complete_iou_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor
     whose sides are lost in the difference of its corners. Here the sides come from the offsets.
     """
     decoded = decode_boxes(deltas, anchors)
-    apart = distance_box_iou_loss(decoded.reshape(-1, 4), boxes.reshape(-1, 4)).reshape(deltas.shape[:-1])
+    apart = _distance_iou_loss(decoded, boxes)
     sides = (anchors[..., 2:] - anchors[..., :2]).clamp(min=MIN_SIDE)
     predicted = torch.exp(deltas[..., 2:].clamp(_MIN_LOG_SCALE, MAX_LOG_SCALE)) * sides
     wanted = (boxes[..., 2:] - boxes[..., :2]).clamp(min=MIN_SIDE)
     shape = 4 / math.pi**2 * (_angle(wanted) - _angle(predicted)).square()
     with torch.no_grad():
-        weight = shape / (1 - _paired_iou(decoded, boxes) + shape + _EPS)
+        shared, union, _ = _overlap(decoded, boxes)
+        weight = shape / (1 - shared / (union + _EPS) + shape + _EPS)
     return apart + weight * shape
 
 
 def _angle(size: Tensor) -> Tensor:
     return torch.atan2(size[..., 0], size[..., 1])
-
-
-def _paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the IoU of each box with the other box at the same index, ``[..., 4]`` -> ``[...]``."""
-    size = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
-    shared = size.clamp(min=0).prod(-1)
-    areas = [(one[..., 2:] - one[..., :2]).prod(-1) for one in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared + _EPS)
 
 
 @torch.no_grad()
@@ -83,8 +101,8 @@ def matched_iou(deltas: Tensor, boxes: Tensor, anchors: Tensor, matched: Tensor)
         matched: ``[B, A]``, see `match_anchors`.
     """
     own_box = boxes.gather(1, matched.clamp(min=0)[..., None].expand(-1, -1, 4))
-    iou = _paired_iou(decode_boxes(bounded(deltas, MAX_SHIFT), anchors), own_box)
-    return torch.where(matched > BACKGROUND, iou.clamp(0, 1), 0.0)
+    shared, union, _ = _overlap(decode_boxes(bounded(deltas, MAX_SHIFT), anchors), own_box)
+    return torch.where(matched > BACKGROUND, (shared / (union + _EPS)).clamp(0, 1), 0.0)
 
 
 def positive_box_loss(

@@ -1,12 +1,15 @@
 """Detections of a batch of images, by one network or by several together."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.detection.ensemble import Ensemble, average, fuse, one_look
-from pipeline.detection.postprocess import Detections, post_process
+from pipeline.detection.postprocess import Detections, mirror, post_process, separate
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.detection.settings import PostProcessing
+from pipeline.detection.suppression import Candidates
 
 
 class NotFiniteError(ValueError):
@@ -25,55 +28,67 @@ Detector = RetinaNet | Ensemble
 
 
 def detect(model: Detector, images: Tensor, post_processing: PostProcessing) -> list[Detections]:
+    """Return the detections in each image of a batch ``[B, C, H, W]``, fetched from the device at once.
+
+    Raises:
+        NotFiniteError: an output is not finite.
+    """
+    found = find(model, images, post_processing)
+    detections = separate(found)
+    unsound = [number for number, one in enumerate(detections) if one["scores"].isnan().any()]
+    if unsound:
+        raise NotFiniteError(unsound)
+    return detections
+
+
+def find(model: Detector, images: Tensor, post_processing: PostProcessing) -> Candidates:
     """Return the detections of a batch of images ``[B, C, H, W]``; see `post_process`.
 
     A network, or an ensemble that averages, looks at the image and, with ``flip``, at its mirror image, and all
     candidates of both go through one suppression. In an ensemble that fuses boxes, each look of each member is
     post-processed alone, and then all are fused.
 
-    Raises:
-        NotFiniteError: an output is not finite.
+    An image for which an output is not finite has the score NaN: reading whether there is one would wait for a GPU.
     """
     if isinstance(model, Ensemble) and model.fusion_thresh is not None:
-        looks = [one for member in model.members for one in _looks(member, images, post_processing)]
-        return fuse(looks, model.fusion_thresh, post_processing)
-    outputs, mirrored = _outputs(model, images, post_processing.flip)
-    return post_process(outputs, model.anchors_for(images), _size(images), post_processing, mirrored)
+        pairs = [_looks(member, images, post_processing) for member in model.members]
+        looks = [one for found, _ in pairs for one in found]
+        sound = torch.stack([one for _, one in pairs]).all(0)
+        found = fuse(looks, model.fusion_thresh, post_processing)
+    else:
+        outputs, mirrored, sound = _outputs(model, images, post_processing.flip)
+        found = post_process(outputs, model.anchors_for(images), _size(images), post_processing, mirrored)
+    return found._replace(scores=torch.where(sound.to(found.scores.device)[:, None], found.scores, math.nan))
 
 
-def _looks(member: nn.Module, images: Tensor, post_processing: PostProcessing) -> list[list[Detections]]:
-    """Return a member's detections in the images and, with ``flip``, in their mirror images."""
+def _looks(member: nn.Module, images: Tensor, post_processing: PostProcessing) -> tuple[list[Candidates], Tensor]:
+    """Return a member's detections in the images and, with ``flip``, in their mirror images; and `_sound`."""
     assert isinstance(member, RetinaNet)
     alone = one_look(post_processing)
     anchors, size = member.anchors_for(images), _size(images)
-    outputs, mirrored = _outputs(member, images, post_processing.flip)
+    outputs, mirrored, sound = _outputs(member, images, post_processing.flip)
     looks = [post_process(outputs, anchors, size, alone)]
     if mirrored is not None:
-        looks.append([mirror(one, size[1]) for one in post_process(mirrored, anchors, size, alone)])
-    return looks
+        found = post_process(mirrored, anchors, size, alone)
+        looks.append(found._replace(boxes=mirror(found.boxes, size[1])))
+    return looks, sound
 
 
-def mirror(found: Detections, width: int) -> Detections:
-    """Return detections in an image of ``width`` pixels as they lie in its mirror image."""
-    x0, y0, x1, y1 = found["boxes"].unbind(-1)
-    return {**found, "boxes": torch.stack([width - x1, y0, width - x0, y1], -1)}
-
-
-def _outputs(model: Detector, images: Tensor, flip: bool) -> tuple[HeadOutputs, HeadOutputs | None]:
+def _outputs(model: Detector, images: Tensor, flip: bool) -> tuple[HeadOutputs, HeadOutputs | None, Tensor]:
+    """Return the outputs for the images, for their mirror images, and `_sound`."""
     networks = [*model.members] if isinstance(model, Ensemble) else [model]
     views = [images, images.flip(3)] if flip else [images]
     outputs = [[network(view) for network in networks] for view in views]
     # Before the mean, in which a NaN would stay one but an infinity may not.
-    _require_finite([one for view in outputs for one in view])
+    sound = _sound([one for view in outputs for one in view])
     seen = [average(view) if isinstance(model, Ensemble) else view[0] for view in outputs]
-    return seen[0], seen[1] if flip else None
+    return seen[0], seen[1] if flip else None, sound
 
 
-def _require_finite(views: list[HeadOutputs]) -> None:
+def _sound(views: list[HeadOutputs]) -> Tensor:
+    """Return whether all outputs for an image are finite, bool ``[B]``."""
     parts = [part for one in views for part in (one.logits, one.deltas, one.image_class) if part is not None]
-    sound = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)  # (B,)
-    if not sound.all():
-        raise NotFiniteError((~sound).nonzero().flatten().tolist())
+    return torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
 
 
 def _size(images: Tensor) -> tuple[int, int]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.detection.anchors import Anchors
-from pipeline.detection.postprocess import Detections, shrink, suppress
+from pipeline.detection.postprocess import Detections, fused, joined, reduced, separate
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.detection.settings import PostProcessing
-from pipeline.detection.suppression import weighted_boxes_fusion
+from pipeline.detection.suppression import ABSENT, Candidates
 
 # Largest IoU of two boxes of one look that are fused with those of others: usual before weighted boxes fusion, where a
 # look that names one finding twice would count twice.
@@ -63,18 +63,33 @@ def one_look(post_processing: PostProcessing) -> PostProcessing:
     return replace(post_processing, suppression="nms", nms_thresh=LOOK_NMS_THRESH, box_shrink=0.0, flip=False)
 
 
-def fuse(looks: Sequence[list[Detections]], fusion_thresh: float, post_processing: PostProcessing) -> list[Detections]:
-    """Fuse the detections of several looks at the same images; suppress and shrink what comes out.
+def fuse(looks: Sequence[Candidates], fusion_thresh: float, post_processing: PostProcessing) -> Candidates:
+    """Fuse the detections of several looks at the same images, fetched once; suppress and shrink what comes out.
 
     A finding's score is the mean of its scores over all looks (weighted boxes fusion, Solovyev et al. 2021); looks that
     do not find it count as 0. So soft NMS drops scores below ``score_thresh`` divided by the number of looks.
     """
-    return [_fused(found, fusion_thresh, post_processing) for found in zip(*looks, strict=True)]
+    together = fused(joined(looks).best_first(), fusion_thresh, len(looks))
+    return reduced(together, post_processing, post_processing.score_thresh / len(looks))
 
 
-def _fused(found: Sequence[Detections], fusion_thresh: float, post_processing: PostProcessing) -> Detections:
-    scores, order = torch.cat([one["scores"] for one in found]).sort(descending=True, stable=True)
-    boxes, labels = (torch.cat([one[name] for one in found])[order] for name in ("boxes", "labels"))
-    fused = weighted_boxes_fusion(boxes, scores, labels, fusion_thresh, len(found), len(scores))
-    boxes, scores, labels = suppress(fused, post_processing, post_processing.score_thresh / len(found))
-    return {"boxes": shrink(boxes, post_processing.box_shrink), "scores": scores, "labels": labels}
+def fuse_detections(
+    looks: Sequence[list[Detections]], fusion_thresh: float, post_processing: PostProcessing
+) -> list[Detections]:
+    """Return the results of `fuse` for detections that are fetched already: for each look, those of each image."""
+    return separate(fuse([_together(look) for look in looks], fusion_thresh, post_processing))
+
+
+def _together(look: list[Detections]) -> Candidates:
+    """Return the detections of several images as a batch, in which absent ones fill the rows up."""
+    most = max(len(one["scores"]) for one in look)
+    boxes, labels = torch.zeros(len(look), most, 4), torch.zeros(len(look), most, dtype=torch.int64)
+    scores = torch.full((len(look), most), ABSENT)
+    for number, one in enumerate(look):
+        count = len(one["scores"])
+        boxes[number, :count], scores[number, :count], labels[number, :count] = (
+            one["boxes"],
+            one["scores"],
+            one["labels"],
+        )
+    return Candidates(boxes, scores, labels)

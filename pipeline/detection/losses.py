@@ -108,7 +108,8 @@ def hardest_negatives(losses: Tensor, negative: Tensor, count: Tensor) -> Tensor
     loss: three negatives count for each positive, and the others add nothing.
     """
     ordered = torch.where(negative, losses.detach(), -1.0).flatten().sort(descending=True).values
-    cutoff = ordered[(count.round().long() - 1).clamp(0, len(ordered) - 1)]
+    # An index on the GPU would be waited for; gather() takes it there.
+    cutoff = ordered.gather(0, (count.round().long() - 1).clamp(0, len(ordered) - 1)[None])
     return negative & (losses >= cutoff)
 
 

@@ -55,7 +55,7 @@ class Head(nn.Module):
         flat = []
         for level in features:
             values = self.last(self.tower(level))  # (B, anchors * outputs, H, W)
-            flat.append(values.permute(0, 2, 3, 1).reshape(len(values), -1, self.outputs))
+            flat.append(values.permute(0, 2, 3, 1).reshape(values.shape[0], -1, self.outputs))
         return torch.cat(flat, 1)
 
 

@@ -1,86 +1,182 @@
-"""Ways to reduce several candidates for the same object to one detection, class by class.
+"""Ways to reduce several candidates for the same object to one detection, class by class, for a batch at once.
 
-Each function takes candidates in descending order of their scores (``boxes`` ``[N, 4]`` xyxy, ``scores``
-``[N]``, ``labels`` ``[N]``) and returns at most ``count`` detections in the same form and order.
+No shape depends on the data, so that nothing waits for a GPU and a graph can hold each step. Each function takes
+`Candidates` in descending order of their scores, and returns detections in that order, at most ``count`` of an image.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import batched_nms
 
-Candidates = tuple[Tensor, Tensor, Tensor]
+Floats = npt.NDArray[np.float32]
+ABSENT = -1.0
+_EPS = 1e-9  # square pixels
+# Up to so many candidates, of the batch or of each image, the IoUs of all pairs are computed at once: a CPU has a cost
+# for each number, whereas a GPU and the compilers of graphs have one for each operation.
+_MOST_PAIRED_ON_CPU, _MOST_PAIRED = 300, 1500
 
 
-def nms(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Candidates:
-    """Drop boxes that overlap a better box by more than ``nms_thresh``.
+class Candidates(NamedTuple):
+    """Boxes of a batch of images: ``boxes`` ``[B, N, 4]`` xyxy, ``scores`` ``[B, N]``, ``labels`` int64 ``[B, N]``.
 
-    The result of non-maximum suppression for the best boxes does not depend on the rest, and its cost
-    grows with the square of their number, so the best few are tried first.
+    A row whose score is `ABSENT` is none.
     """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def rows(self, numbers: Tensor) -> "Candidates":
+        """Return the rows ``numbers`` ``[B, M]`` of each image."""
+        boxes = self.boxes.gather(1, numbers[..., None].expand(-1, -1, 4))
+        return Candidates(boxes, self.scores.gather(1, numbers), self.labels.gather(1, numbers))
+
+    def first(self, count: int) -> "Candidates":
+        """Return the first ``count`` rows of each image."""
+        return Candidates(*(part[:, :count] for part in self))
+
+    def best_first(self) -> "Candidates":
+        """Return the rows in descending order of their scores, equal scores in the order that they have here."""
+        # The exporter to ONNX knows no stable sort; ONNX's own is stable.
+        rule = {} if torch.compiler.is_exporting() else {"stable": True}
+        return self.rows(self.scores.sort(dim=1, descending=True, **rule).indices).without_absent_columns()
+
+    def without_absent_columns(self) -> "Candidates":
+        """Return rows that are best first without the last ones, which no image has; where `can_look_at` them."""
+        if not can_look_at(self.scores):
+            return self
+        return self.first(max(1, int((self.scores != ABSENT).any(0).sum())))
+
+
+def can_look_at(values: Tensor) -> bool:
+    """Return whether code may branch on ``values``: on a GPU it would wait for them, and a graph has no branches."""
+    return values.is_cpu and not torch.compiler.is_compiling()
+
+
+def nms(candidates: Candidates, nms_thresh: float, count: int) -> Candidates:
+    """Drop boxes that overlap a better box of their class by more than ``nms_thresh``."""
+    if can_look_at(candidates.scores):
+        return _nms_by_image(candidates, nms_thresh, count)
+    return _greedily(candidates, lambda overlap: (overlap <= nms_thresh).to(overlap.dtype), 0.0, count)
+
+
+def _nms_by_image(candidates: Candidates, nms_thresh: float, count: int) -> Candidates:
+    kept = [_kept(*image, nms_thresh, count) for image in zip(*candidates, strict=True)]
+    one_row = torch.zeros(1, dtype=torch.int64)  # so that there is a row even if no image has a candidate
+    numbers = pad_sequence([*kept, one_row], batch_first=True, padding_value=-1)[:-1]
+    found = candidates.rows(numbers.clamp(min=0))
+    return found._replace(scores=found.scores.masked_fill(numbers < 0, ABSENT))
+
+
+def _kept(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Tensor:
+    """Return the rows that are kept of one image: the same result, faster where the loop may end early.
+
+    The result for the best boxes does not depend on the rest, and its cost grows with the square of their number, so
+    the best few are tried first.
+    """
+    present = int((scores != ABSENT).sum())
     tried = 2 * count
     while True:
+        tried = min(tried, present)
         kept = batched_nms(boxes[:tried], scores[:tried], labels[:tried], nms_thresh)
-        if len(kept) >= count or tried >= len(boxes):
-            kept = kept[:count]
-            return boxes[kept], scores[kept], labels[kept]
+        if len(kept) >= count or tried >= present:
+            return kept[:count]
         tried *= 3
 
 
-def soft_nms(
-    boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float, score_thresh: float, count: int
-) -> Candidates:
+def soft_nms(candidates: Candidates, sigma: float, score_thresh: float, count: int) -> Candidates:
     """Multiply the scores of boxes that overlap a better one by ``exp(-IoU^2 / sigma)`` (Bodla et al. 2017, Gaussian).
 
     Boxes whose score falls to ``score_thresh`` or below are dropped.
     """
-    overlap = _same_class_iou(boxes, labels)
-    left = scores.clone()
-    picked: list[int] = []
-    final: list[Tensor] = []
-    while len(picked) < min(count, len(boxes)):
-        best = int(left.argmax())
-        if left[best] <= score_thresh:
+    return _greedily(candidates, lambda overlap: torch.exp(-overlap.square() / sigma), score_thresh, count)
+
+
+def _greedily(candidates: Candidates, factor: Callable[[Tensor], Tensor], least: float, count: int) -> Candidates:
+    """Take the best box that is left, ``count`` times; multiply the scores of the others by ``factor`` of their IoU."""
+    boxes, left, labels = candidates
+    candidate_count = left.shape[1]
+    numbers = torch.arange(candidate_count, device=left.device)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1, keepdim=True)
+    # Coordinate by coordinate in memory, and all in one tensor: a GPU or a graph has a cost for each operation.
+    rows = torch.cat([boxes, area, labels[..., None]], -1).mT.contiguous()  # (B, 6, N)
+    every = None
+    if left.numel() <= _MOST_PAIRED_ON_CPU if can_look_at(left) else candidate_count <= _MOST_PAIRED:
+        every = factor(_same_class_iou(rows[..., None], rows[:, :, None]))  # (B, N, N)
+    taken, scores = [], []
+    for _ in range(min(count, candidate_count)):
+        score, best = left.max(1, keepdim=True)  # (B, 1); the first of equal scores
+        taken.append(best)
+        scores.append(score)
+        if can_look_at(score) and not (score > least).any():
             break
-        picked.append(best)
-        final.append(left[best].clone())
-        left = left * torch.exp(-overlap[best].square() / sigma)
-        left[picked] = -1.0
-    chosen = torch.tensor(picked, dtype=torch.long, device=boxes.device)
-    return boxes[chosen], torch.stack(final) if final else scores[:0], labels[chosen]
+        if every is None:
+            factors = factor(_same_class_iou(rows, rows.gather(2, best[:, None].expand(-1, 6, -1))))
+        else:
+            factors = every.gather(1, best[..., None].expand(-1, -1, candidate_count))[:, 0]
+        left = torch.where(numbers == best, ABSENT, left * factors)
+    found = candidates.rows(torch.cat(taken, 1))
+    final = torch.cat(scores, 1)
+    return found._replace(scores=torch.where(final > least, final, ABSENT))
 
 
-def weighted_boxes_fusion(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou_thresh: float, views: int, count: int
-) -> Candidates:
+def _same_class_iou(rows: Tensor, picked: Tensor) -> Tensor:
+    """Return the IoU of rows ``[B, 6, ...]`` with picked ones, of a shape that broadcasts; 0 for different classes."""
+    low, high = torch.maximum(rows[:, :2], picked[:, :2]), torch.minimum(rows[:, 2:4], picked[:, 2:4])
+    shared = (high - low).clamp(min=0).prod(1)
+    # A box without an area overlaps nothing, and 0 / 0 must not become its score.
+    iou = shared / (rows[:, 4] + picked[:, 4] - shared).clamp(min=_EPS)
+    return torch.where(rows[:, 5] == picked[:, 5], iou, 0.0)
+
+
+def weighted_boxes_fusion(candidates: Candidates, iou_thresh: float, views: int) -> Candidates:
     """Fuse each cluster's boxes into their score-weighted mean: weighted box fusion (Solovyev et al. 2021).
 
     A candidate joins the cluster whose mean box it overlaps most, if by more than ``iou_thresh``. A
     cluster's score is the mean of its candidates' scores, times the share of the ``views`` (the image
     and its mirror image, by one or more models) that could have contributed.
+
+    The candidates, and the result, are on the CPU: each candidate is a step that depends on those before it.
     """
-    clusters: list[list[int]] = []
-    means, kinds = boxes[:0], labels[:0]
-    for candidate in range(len(boxes)):
-        overlap = box_iou(boxes[candidate : candidate + 1], means)[0].where(kinds == labels[candidate], -1.0)
-        number = int(overlap.argmax()) if clusters else -1
-        if clusters and overlap[number] > iou_thresh:
-            clusters[number].append(candidate)
-            means[number] = _mean_box(boxes, scores, clusters[number])
-        else:
-            clusters.append([candidate])
-            means = torch.cat([means, boxes[candidate : candidate + 1]])
-            kinds = torch.cat([kinds, labels[candidate : candidate + 1]])
-    if not clusters:
-        return boxes, scores, labels
-    fused = torch.stack([scores[cluster].mean() * min(len(cluster), views) / views for cluster in clusters])
-    order = fused.argsort(descending=True, stable=True)[:count]
-    return means[order], fused[order], kinds[order]
+    columns = zip(*(part.numpy() for part in candidates), strict=True)
+    images = [_fused(boxes, scores, labels, iou_thresh, views) for boxes, scores, labels in columns]
+    return Candidates(*(torch.from_numpy(np.stack(column)) for column in zip(*images, strict=True))).best_first()
 
 
-def _mean_box(boxes: Tensor, scores: Tensor, cluster: list[int]) -> Tensor:
-    weights = scores[cluster][:, None]
-    return (boxes[cluster] * weights).sum(0) / weights.sum()
+def _fused(
+    boxes: Floats, scores: Floats, labels: npt.NDArray[np.int64], iou_thresh: float, views: int
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    """Fuse the boxes of one image, ``[N, 4]``; what is left are absent rows."""
+    means, weighted = np.zeros_like(boxes), np.zeros_like(boxes)
+    totals, sizes, kinds = np.zeros_like(scores), np.zeros_like(scores), np.zeros_like(labels)
+    opened = 0
+    for box, score, label in zip(boxes, scores, labels, strict=True):
+        if score == ABSENT:
+            break
+        overlap = np.where(kinds[:opened] == label, _iou(box, means[:opened]), -1.0)
+        number = int(overlap.argmax()) if opened else 0
+        joins = opened > 0 and overlap[number] > iou_thresh
+        if not joins:
+            number, opened = opened, opened + 1
+        weighted[number] += score * box
+        totals[number] += score
+        sizes[number] += 1
+        kinds[number] = label
+        means[number] = weighted[number] / totals[number] if joins else box
+    found = np.full_like(scores, ABSENT)
+    found[:opened] = totals[:opened] / sizes[:opened] * np.minimum(sizes[:opened], views) / views
+    return means, found, kinds
 
 
-def _same_class_iou(boxes: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(labels[:, None] == labels[None, :], box_iou(boxes, boxes), 0.0)
+def _iou(box: Floats, others: Floats) -> Floats:
+    """Return the IoU of ``box`` ``[4]`` with each of ``others`` ``[N, 4]``."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0).prod(1)
+    result: Floats = shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared)
+    return result

@@ -17,11 +17,10 @@ from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import read_folds
 from pipeline.delivery.model_file import ModelConfig, load_model, one_or_each, save_model, save_seen
-from pipeline.detection.detect import mirror
 from pipeline.detection.device import make_fabric
-from pipeline.detection.ensemble import Ensemble, fuse, one_look
+from pipeline.detection.ensemble import Ensemble, fuse_detections, one_look
 from pipeline.detection.inference import predict
-from pipeline.detection.postprocess import Detections
+from pipeline.detection.postprocess import Detections, mirror
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import EnsembleSettings, PostProcessing
 from pipeline.errors import run_main
@@ -121,11 +120,12 @@ def _choose_fusion(
         for found, mirrored in zip(looks, (False, True), strict=True):
             dataset = fold.studies.dataset(_mirrored if mirrored else None, params.seed)
             own = predict(fabric, fold.network, dataset, params.train.batch_size, alone)
-            found += [mirror(one, fold.studies.image_size) for one in own] if mirrored else own
+            size = fold.studies.image_size
+            found += [{**one, "boxes": mirror(one["boxes"], size)} for one in own] if mirrored else own
     weights = patient_weights(studies.index["groupId"].to_list(), DRAWS, params.seed)
 
     def score(threshold: float) -> float:
-        results = results_in_prepared_pixels(fuse(looks, threshold, post_processing), studies)
+        results = results_in_prepared_pixels(fuse_detections(looks, threshold, post_processing), studies)
         return float(np.mean([best_thresholds(own, weights)[1] for own in each_class(results, len(studies.classes))]))
 
     scores = {threshold: score(threshold) for threshold in listed}

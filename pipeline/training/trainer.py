@@ -25,6 +25,7 @@ from pipeline.training.optimizer import learning_rate
 from pipeline.training.profiling import PROFILE, profiled
 from pipeline.training.progress import EpochProgress, Stopwatch
 from pipeline.training.settings import TrainSettings
+from pipeline.training.sharing import OtherProcesses
 from pipeline.training.train_step import TrainStep, Values
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class Trainer:
         self.guard = NonFiniteGuard(train_data, settings, alone=fabric.world_size == 1)
         self.val_data = val_data
         self._seed = seed
+        on_one_cpu = fabric.device.type == "cpu" and fabric.world_size == 1
+        self._others = OtherProcesses() if on_one_cpu else None
         self.epoch, self.position, self.best = 0, 0, Best(-1, -math.inf, {})
 
     @property
@@ -209,6 +212,8 @@ class Trainer:
         self.guard.settle()
         metrics["train/skipped_steps"] = self.guard.skipped
         hooks.on_step(metrics, step)
+        if self._others:
+            self._others.look()
         shown.advance(
             f"loss {metrics['train/loss']:.3f}  lr {lr:.2g}"
             f"  {metrics['train/images_per_second']:.0f} images/s  data {metrics['train/data_wait_share']:.0%}"

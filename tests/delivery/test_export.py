@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.annotations import IMAGES
-from pipeline.delivery.export import FORMATS, compare_export, export_model, load_export
+from pipeline.delivery.export import FORMATS, compare_export, export_model
+from pipeline.delivery.exported import load_export
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 
@@ -43,8 +44,8 @@ def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind, su
     assert found.images == 50
     assert found.boxes < 0.5
     assert found.scores < 1e-3
-    boxes, scores, _ = load_export(path)(np.full((1, 1, 128, 128), 90, np.uint8))
-    assert len(boxes) == len(scores) > 0
+    for one in load_export(path)(np.full((2, 1, 128, 128), 90, np.uint8)):
+        assert len(one.boxes) == len(one.scores) > 0
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["check.json", "model.json", path.name]
     # A model that has changed since the export is not the exported one.
     set_post_processing(models, box_shrink=0.3)
@@ -62,8 +63,8 @@ def test_an_exported_program_has_no_pickle(models, tmp_path):
 
 
 def test_what_cannot_be_exported(models, tmp_path, run, one_line_error):
-    set_post_processing(models, flip=True)
+    set_post_processing(models, suppression="weighted_fusion")
     done = run("pipeline.cli", "export", models, "--out", tmp_path / "out")
-    one_line_error(done, "postprocessing.flip = True: only False can be exported")
+    one_line_error(done, "postprocessing.suppression = 'weighted_fusion': only nms or soft_nms can be exported")
     one_line_error(run("pipeline.cli", "export", models, "--out", tmp_path / "out", "--format", "caffe"), "caffe")
     assert not (tmp_path / "out").exists()

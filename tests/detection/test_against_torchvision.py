@@ -9,7 +9,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.losses import DetectionLoss
-from pipeline.detection.postprocess import post_process
+from pipeline.detection.postprocess import post_process, separate
 from pipeline.detection.retinanet import PIXEL_MEAN, PIXEL_STD, RetinaNet
 from pipeline.detection.weights import load_torchvision
 from tests.detection.conftest import randomize_norms
@@ -107,7 +107,8 @@ def test_losses(pair, images, counts):
 def test_detections(pair, images):
     _, theirs, ours = pair
     post_processing = replace(POST_PROCESSING, detections_per_img=300, topk_candidates=1000)
-    found = post_process(ours(grey_levels(images)), ours.anchors_for(images), (SIZE, SIZE), post_processing)
+    outputs, anchors = ours(grey_levels(images)), ours.anchors_for(images)
+    found = separate(post_process(outputs, anchors, (SIZE, SIZE), post_processing))
     for one, wanted in zip(found, theirs(list(images)), strict=True):
         assert len(one["boxes"]) == len(wanted["boxes"]) > 50
         torch.testing.assert_close(one["scores"], wanted["scores"], rtol=1e-4, atol=1e-6)

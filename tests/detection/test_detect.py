@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.detection.detect import NotFiniteError, detect
-from pipeline.detection.ensemble import Ensemble, average, fuse, one_look
+from pipeline.detection.ensemble import Ensemble, average, fuse_detections, one_look
 from pipeline.detection.retinanet import RetinaNet
 from tests.detection.settings import POST_PROCESSING, TINY
 
@@ -61,7 +61,7 @@ def detections(rows):
 @given(looks(), st.sampled_from([0.3, 0.55, 0.8]))
 def test_fusion_is_that_of_its_authors(rows, threshold):
     found = [detections(one) for one in rows]
-    (fused,) = fuse([[one] for one in found], threshold, FUSED_ONLY)
+    (fused,) = fuse_detections([[one] for one in found], threshold, FUSED_ONLY)
     boxes, scores, labels = reference_fusion(
         [(one["boxes"] / SIZE).numpy() for one in found],
         [one["scores"].numpy() for one in found],
@@ -132,15 +132,15 @@ def test_what_a_look_names_twice_does_not_count_twice():
     rules = replace(POST_PROCESSING, suppression="soft_nms", soft_nms_sigma=0.5, box_shrink=0.0, score_thresh=0.05)
     once = {"boxes": box, "scores": torch.tensor([0.8]), "labels": torch.tensor([0])}
     other = {"boxes": box + 100, "scores": torch.tensor([0.4]), "labels": torch.tensor([0])}
-    (found,) = fuse([[once], [other]], 0.5, rules)
+    (found,) = fuse_detections([[once], [other]], 0.5, rules)
     torch.testing.assert_close(found["scores"], torch.tensor([0.4, 0.2]))
     assert one_look(rules).suppression == "nms"
     # Two boxes that are less alike than the fusion asks for go through the suppression that the params name.
     beside = {**once, "boxes": box + 20, "scores": torch.tensor([0.6])}
-    (found,) = fuse([[once], [beside]], 0.5, rules)
+    (found,) = fuse_detections([[once], [beside]], 0.5, rules)
     overlap = 30 * 30 / (2 * 50 * 50 - 30 * 30)
     torch.testing.assert_close(found["scores"], torch.tensor([0.4, 0.3 * float(np.exp(-(overlap**2) / 0.5))]))
-    (found,) = fuse([[once], [beside]], 0.5, replace(rules, suppression="nms", nms_thresh=0.2))
+    (found,) = fuse_detections([[once], [beside]], 0.5, replace(rules, suppression="nms", nms_thresh=0.2))
     torch.testing.assert_close(found["scores"], torch.tensor([0.4]))
 
 
@@ -159,7 +159,7 @@ def test_every_look_counts(flip):
             boxes = mirrored["boxes"].clone()
             boxes[:, [0, 2]] = SIZE - boxes[:, [2, 0]]
             looks.append([{**mirrored, "boxes": boxes}])
-    (wanted,) = fuse(looks, 0.55, rules)
+    (wanted,) = fuse_detections(looks, 0.55, rules)
     (found,) = detect(Ensemble(networks, 0.55), images, rules)
     torch.testing.assert_close(found["boxes"], wanted["boxes"])
     torch.testing.assert_close(found["scores"], wanted["scores"])

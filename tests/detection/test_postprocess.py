@@ -7,7 +7,7 @@ from torchvision.ops import box_iou
 
 from pipeline.detection.anchors import encode_boxes, make_anchors
 from pipeline.detection.detect import detect
-from pipeline.detection.postprocess import post_process
+from pipeline.detection.postprocess import post_process, separate
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from tests.detection import settings
 
@@ -27,9 +27,13 @@ def outputs(images, **found):
     return HeadOutputs(logits, deltas)
 
 
+def detections(*args):
+    return separate(post_process(*args))
+
+
 def test_finds_what_the_heads_say():
     first, second = [30.0, 30, 60, 70], [80.0, 20, 120, 60]
-    found = post_process(
+    found = detections(
         outputs(2, boxes={(0, 37): (first, 2.0), (0, 40): (second, 3.0), (1, 90): (first, 0.0)}),
         GRID,
         (128, 128),
@@ -43,7 +47,7 @@ def test_finds_what_the_heads_say():
 
 def test_overlaps_low_scores_and_boxes_outside_go():
     box = [30.0, 30, 60, 70]
-    found = post_process(
+    found = detections(
         outputs(
             1,
             boxes={
@@ -64,7 +68,7 @@ def test_overlaps_low_scores_and_boxes_outside_go():
 def test_counts_and_order_on_random_heads():
     torch.manual_seed(0)
     heads = HeadOutputs(torch.randn(3, len(ANCHORS), 1), torch.randn(3, len(ANCHORS), 4) / 10)
-    for found in post_process(heads, GRID, (128, 128), POST_PROCESSING):
+    for found in detections(heads, GRID, (128, 128), POST_PROCESSING):
         assert len(found["boxes"]) == POST_PROCESSING.detections_per_img
         assert (found["scores"].diff() <= 0).all()
         assert float((box_iou(found["boxes"], found["boxes"]) - torch.eye(5)).max()) <= 0.3
@@ -92,7 +96,7 @@ def test_a_second_look_at_the_mirrored_image(architecture):
 
 def test_boxes_shrink_about_their_centres():
     heads = outputs(1, boxes={(0, 37): ([30.0, 30, 60, 70], 2.0)})
-    (found,) = post_process(heads, GRID, (128, 128), replace(POST_PROCESSING, box_shrink=0.12))
+    (found,) = detections(heads, GRID, (128, 128), replace(POST_PROCESSING, box_shrink=0.12))
     torch.testing.assert_close(found["boxes"], torch.tensor([[31.8, 32.4, 58.2, 67.6]]), atol=1e-3, rtol=0)
 
 
@@ -100,12 +104,12 @@ def test_the_score_gate():
     heads = outputs(2, boxes={(image, 37): ([30.0, 30, 60, 70], 2.0) for image in (0, 1)})
     opinions = torch.tensor([[3.0, 1.0, 0.0], [-4.0, 0.0, 4.0]])
     gated = heads._replace(image_class=opinions)
-    found = post_process(gated, GRID, (128, 128), replace(POST_PROCESSING, score_gate=True))
+    found = detections(gated, GRID, (128, 128), replace(POST_PROCESSING, score_gate=True))
     p = opinions.softmax(1)
     score = torch.tensor(2.0).sigmoid()
     torch.testing.assert_close(found[0]["scores"][0], torch.sqrt(score * (p[0, 0] + 0.1 * p[0, 1])))
     assert len(found[1]["scores"]) == 0  # the image-level head says: no opacity
-    assert len(post_process(gated, GRID, (128, 128), POST_PROCESSING)[1]["scores"]) == 1
+    assert len(detections(gated, GRID, (128, 128), POST_PROCESSING)[1]["scores"]) == 1
 
 
 @pytest.mark.parametrize("suppression", ["soft_nms", "weighted_fusion"])
@@ -114,7 +118,7 @@ def test_other_ways_to_suppress(suppression):
     heads = outputs(
         1, boxes={(0, 37): (box, 2.0), (0, 38): ([31.0, 31, 61, 70], 1.5), (0, 5): ([90.0, 90, 120, 120], 0)}
     )
-    (found,) = post_process(
+    (found,) = detections(
         heads, GRID, (128, 128), replace(POST_PROCESSING, suppression=suppression, soft_nms_sigma=0.1)
     )
     assert len(found["boxes"]) == 2

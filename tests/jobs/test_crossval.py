@@ -14,7 +14,8 @@ import yaml
 
 from pipeline.assembly.inputs import read_inputs
 from pipeline.data.splits import read_folds, read_splits
-from pipeline.delivery.export import export_model, load_export
+from pipeline.delivery.export import export_model
+from pipeline.delivery.exported import load_export
 from pipeline.delivery.model_file import load_model
 from pipeline.detection.ensemble import Ensemble
 from pipeline.errors import UserError
@@ -140,9 +141,10 @@ def test_its_export_is_one_graph_of_the_averaged_networks(crossed, tmp_path):
     out = export_model(folder / "crossval/models", tmp_path / "out", "onnx")
     assert out.name == "model.onnx"
     assert sorted(path.name for path in out.parent.iterdir()) == ["check.json", "model.json", "model.onnx"]
-    boxes, scores, _ = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
-    assert boxes.shape == (len(scores), 4)
-    assert json.loads((out.parent / "check.json").read_text())["images"] == 2
+    found = load_export(out)(np.full((3, 1, 128, 128), 90, np.uint8))
+    assert [one.boxes.shape for one in found] == [(len(one.scores), 4) for one in found]
+    assert len(found) == 3
+    assert json.loads((out.parent / "check.json").read_text())["images"] == 4
 
 
 @pytest.mark.slow
@@ -157,8 +159,9 @@ def test_boxes_are_fused_if_the_params_say_so_and_each_network_has_a_graph(cross
     assert load_model(Path("crossval/models"))[0].fusion_thresh == config.ensemble.fusion_thresh
     out = export_model(Path("crossval/models"), tmp_path / "out", "onnx")
     assert sorted(path.name for path in out.iterdir()) == ["check.json", "model-0.onnx", "model-1.onnx", "model.json"]
-    boxes, scores, _ = load_export(out)(np.full((1, 1, 128, 128), 90, np.uint8))
-    assert boxes.shape == (len(scores), 4)
+    found = load_export(out)(np.full((3, 1, 128, 128), 90, np.uint8))
+    assert [one.boxes.shape for one in found] == [(len(one.scores), 4) for one in found]
+    assert len(found) == 3
 
 
 def test_its_stages_depend_on_what_those_of_a_single_model_do(monkeypatch):
