@@ -77,6 +77,6 @@ def test_commands_of_the_documents_are_understood(program, arguments):
 def test_params_are_those_that_there_are():
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     for document in DOCUMENTS:
-        # `data.yaml` is a file of the YOLO format.
-        for section, key in re.findall(r"`([a-z]+)\.((?!yaml`)[a-z_]+)[`:]", document.read_text()):
+        # `data.yaml` and `model.json` are files.
+        for section, key in re.findall(r"`([a-z]+)\.((?!(?:yaml|json|onnx)`)[a-z_]+)[`:]", document.read_text()):
             assert section not in values or key in values[section], f"{section}.{key}"

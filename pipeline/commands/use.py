@@ -132,7 +132,12 @@ def serve(
 def export(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder for the exported model and its model.json.")],
-    kind: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format", help="onnx, torch (torch.export) or triton (ONNX in the layout of NVIDIA's Triton server)."
+        ),
+    ] = "onnx",
 ) -> None:
     """Export the model for other runtimes, with suppression in the graph, and compare the result with the model."""
     try:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.exported import load_export
 from pipeline.delivery.model_file import CONFIG_FILE, ModelConfig, load_model
+from pipeline.delivery.triton import make_repository
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import Detector, NotFiniteError, detect, find
 from pipeline.detection.ensemble import Ensemble, one_look
@@ -41,7 +42,7 @@ from pipeline.files import directory_atomic, write_json
 from pipeline.metrics.calibration import IDENTITY, ScoreMap, calibrated
 from pipeline.metrics.results import image_result
 
-FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
+FORMATS = {"onnx": "model.onnx", "torch": "model.pt2", "triton": "model.onnx"}
 ONNX_OPSET = 18
 _ANY_BATCH = ({0: torch.export.Dim("batch")},)
 _EPS = 1e-7  # scores of 0 and 1 have no finite logit
@@ -73,7 +74,7 @@ def _mapped(scores: Tensor, score_map: ScoreMap) -> Tensor:
 
 
 def export_model(folder: Path, out: Path, kind: str) -> Path:
-    """Write the model of ``folder`` as ``onnx`` or ``torch``, with ``model.json`` beside it.
+    """Write the model of ``folder`` as ``onnx`` or ``torch``, with ``model.json`` beside it; or for ``triton``.
 
     Return the file, or the folder of the files of a model of several networks. The export is run on random images,
     in batches of different sizes, and compared with the model before anything is kept.
@@ -88,6 +89,8 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
     if rules.suppression == "weighted_fusion":
         key = f"{folder / CONFIG_FILE}: postprocessing.suppression"
         raise UserError(f"{key} = {rules.suppression!r}: only nms or soft_nms can be exported")
+    if kind == "triton" and config.boxes_are_fused:
+        raise UserError(f"{folder}: boxes of several networks are fused, which Triton does not do; --format onnx")
     size = config.preprocessing.image_size
     example = torch.zeros(2, config.architecture.in_channels, size, size, dtype=torch.uint8)
     networks: list[Detector] = [model]
@@ -99,12 +102,14 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
             network.anchors_for(example)  # kept by the network, so that the graph has them as constants
             detector = ExportedDetector(network, rules, score_maps).eval()
             name = f"{file.stem}-{number}{file.suffix}" if config.boxes_are_fused else file.name
-            (_write_onnx if kind == "onnx" else _write_program)(detector, example, target / name)
+            (_write_program if kind == "torch" else _write_onnx)(detector, example, target / name)
         shutil.copyfile(folder / CONFIG_FILE, target / CONFIG_FILE)
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(4)]
         exported = target if config.boxes_are_fused else target / file
         write_json(target / "check.json", asdict(compare_export(folder, exported, images)))
+        if kind == "triton":
+            file = make_repository(target).relative_to(target)
     return out if config.boxes_are_fused else out / file
 
 

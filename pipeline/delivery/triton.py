@@ -1,0 +1,38 @@
+"""An ONNX export as a model repository of NVIDIA's Triton Inference Server."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.delivery.model_file import CONFIG_FILE
+
+NAME, VERSION = "pneumoflow", "1"
+MAX_BATCH = 8
+_TYPES = {"uint8": "TYPE_UINT8", "float": "TYPE_FP32", "int64": "TYPE_INT64"}
+
+
+def make_repository(exported: Path) -> Path:
+    """Arrange a folder with ``model.onnx`` as ``pneumoflow/1/model.onnx`` with ``config.pbtxt``; return the model.
+
+    The server then collects requests that come at the same time into one batch.
+    """
+    import onnxruntime
+
+    folder = exported / NAME
+    model = folder / VERSION / "model.onnx"
+    model.parent.mkdir(parents=True)
+    (exported / "model.onnx").rename(model)
+    shutil.copyfile(exported / CONFIG_FILE, folder / CONFIG_FILE)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    tensors = [_tensor("input", one) for one in session.get_inputs()]
+    tensors += [_tensor("output", one) for one in session.get_outputs()]
+    head = f'name: "{NAME}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: {MAX_BATCH}\n'
+    (folder / "config.pbtxt").write_text(head + "".join(tensors) + "dynamic_batching { }\n")
+    return model
+
+
+def _tensor(kind: str, described: Any) -> str:
+    """Return the entry of a tensor; the first dimension, the batch, is the server's business."""
+    of_type = _TYPES[described.type.removeprefix("tensor(").removesuffix(")")]
+    dims = ", ".join(str(number) for number in described.shape[1:])
+    return f'{kind} [ {{ name: "{described.name}" data_type: {of_type} dims: [ {dims} ] }} ]\n'
