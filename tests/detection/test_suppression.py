@@ -65,6 +65,8 @@ def form(request, monkeypatch):
         monkeypatch.setattr(suppression, "can_look_at", lambda _: False)
 
 
+# No two boxes with whole sides up to 40 have this IoU: it is nobody's rule whether a tie counts as above the threshold.
+UNREACHED = 0.4123
 any_form = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -84,9 +86,9 @@ def test_soft_nms_is_its_definition(form, images, sigma, count):
 @given(st.lists(candidates, min_size=1, max_size=3), st.integers(1, 14))
 def test_nms_is_torchvisions(form, images, count):
     inputs = [tensors(rows) for rows in images]
-    found = nms(batch(*inputs), 0.4, count)
+    found = nms(batch(*inputs), UNREACHED, count)
     for number, own in enumerate(inputs):
-        kept = batched_nms(*own, 0.4)[:count]
+        kept = batched_nms(*own, UNREACHED)[:count]
         for values, wanted in zip(image(found, number), own, strict=True):
             assert torch.equal(values, wanted[kept])
 
