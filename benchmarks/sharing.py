@@ -34,7 +34,7 @@ def main() -> None:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Keep ``count`` cores busy meanwhile, as far as there are so many."""
+    """Run ``count`` processes meanwhile, each of which uses all of a core that it can get."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

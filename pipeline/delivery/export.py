@@ -74,9 +74,9 @@ def _mapped(scores: Tensor, score_map: ScoreMap) -> Tensor:
 
 
 def export_model(folder: Path, out: Path, kind: str) -> Path:
-    """Write the model of ``folder`` as ``onnx`` or ``torch``, with ``model.json`` beside it; or for ``triton``.
+    """Write the model of ``folder`` to ``out``, with ``model.json``; ``kind`` is ``onnx``, ``torch`` or ``triton``.
 
-    Return the file, or the folder of the files of a model of several networks. The export is run on random images,
+    Return the file; or the folder, if the model is several networks whose boxes are fused. The export is run on random images,
     in batches of different sizes, and compared with the model before anything is kept.
 
     Raises:
@@ -90,7 +90,9 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
         key = f"{folder / CONFIG_FILE}: postprocessing.suppression"
         raise UserError(f"{key} = {rules.suppression!r}: only nms or soft_nms can be exported")
     if kind == "triton" and config.boxes_are_fused:
-        raise UserError(f"{folder}: boxes of several networks are fused, which Triton does not do; --format onnx")
+        raise UserError(
+            f"{folder}: boxes of several networks are fused, and Triton cannot do that; --format onnx writes each"
+        )
     size = config.preprocessing.image_size
     example = torch.zeros(2, config.architecture.in_channels, size, size, dtype=torch.uint8)
     networks: list[Detector] = [model]

@@ -17,19 +17,19 @@ from pipeline.metrics.results import image_result
 
 
 class Exported(NamedTuple):
-    """What an export finds in one image: ``boxes`` ``[N, 4]`` xyxy, ``scores`` ``[N]``, ``labels`` ``[N]``."""
+    """Detections in one image: ``boxes`` ``[N, 4]`` xyxy in pixels, ``scores`` ``[N]``, calibrated, ``labels`` ``[N]``."""
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
 
-# Takes images ``[B, C, S, S]``; returns what is found in each, with calibrated scores.
+# Takes images uint8 ``[B, C, S, S]``; returns the detections in each.
 Runner = Callable[[npt.NDArray[np.uint8]], list[Exported]]
 
 
 def load_export(path: Path) -> Runner:
-    """Load an export: its file, or the folder of the files of a model of several networks."""
+    """Load an exported model from its file; one of several networks, whose boxes are fused, from its folder."""
     if path.is_dir():
         return _fused_runner(path)
     if path.suffix == ".onnx":

@@ -1,6 +1,5 @@
 """An ONNX export as a model repository of NVIDIA's Triton Inference Server."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ _TYPES = {"uint8": "TYPE_UINT8", "float": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 def make_repository(exported: Path) -> Path:
-    """Arrange a folder with ``model.onnx`` as ``pneumoflow/1/model.onnx`` with ``config.pbtxt``; return the model.
+    """Arrange an export, ``model.onnx`` and ``model.json``, as the server's model ``pneumoflow``; return the ONNX file.
 
-    The server then collects requests that come at the same time into one batch.
+    The layout is that of Triton's documents ("Model Repository", "Model Configuration"): ``pneumoflow/1/model.onnx``
+    beside ``pneumoflow/config.pbtxt``. The server collects requests that come at the same time into one batch.
     """
     import onnxruntime
 
@@ -22,7 +22,7 @@ def make_repository(exported: Path) -> Path:
     model = folder / VERSION / "model.onnx"
     model.parent.mkdir(parents=True)
     (exported / "model.onnx").rename(model)
-    shutil.copyfile(exported / CONFIG_FILE, folder / CONFIG_FILE)
+    (exported / CONFIG_FILE).rename(folder / CONFIG_FILE)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     tensors = [_tensor("input", one) for one in session.get_inputs()]
     tensors += [_tensor("output", one) for one in session.get_outputs()]
@@ -32,7 +32,7 @@ def make_repository(exported: Path) -> Path:
 
 
 def _tensor(kind: str, described: Any) -> str:
-    """Return the entry of a tensor; the first dimension, the batch, is the server's business."""
+    """Return the entry of an input or output; the server adds the first dimension, that of the batch."""
     of_type = _TYPES[described.type.removeprefix("tensor(").removesuffix(")")]
     dims = ", ".join(str(number) for number in described.shape[1:])
     return f'{kind} [ {{ name: "{described.name}" data_type: {of_type} dims: [ {dims} ] }} ]\n'

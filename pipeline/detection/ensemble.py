@@ -82,7 +82,8 @@ def fuse_detections(
 
 def _together(look: list[Detections]) -> Candidates:
     """Return the detections of several images as a batch, in which absent ones fill the rows up."""
-    most = max(len(one["scores"]) for one in look)
+    # One column at least, so that the steps that follow need no case for images in which nothing is found.
+    most = max(1, *(len(one["scores"]) for one in look))
     boxes, labels = torch.zeros(len(look), most, 4), torch.zeros(len(look), most, dtype=torch.int64)
     scores = torch.full((len(look), most), ABSENT)
     for number, one in enumerate(look):

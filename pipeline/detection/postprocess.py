@@ -82,7 +82,7 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
 
 
 def fused(candidates: Candidates, iou_thresh: float, views: int) -> Candidates:
-    """Fuse the boxes of several views, on the CPU: fusion takes a step for each candidate that an image has.
+    """Fuse the boxes of several views on the CPU, where a step for each candidate costs least.
 
     Args:
         candidates: best first.

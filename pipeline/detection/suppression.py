@@ -25,7 +25,7 @@ _MOST_PAIRED_ON_CPU, _MOST_PAIRED = 300, 1500
 class Candidates(NamedTuple):
     """Boxes of a batch of images: ``boxes`` ``[B, N, 4]`` xyxy, ``scores`` ``[B, N]``, ``labels`` int64 ``[B, N]``.
 
-    A row whose score is `ABSENT` is none.
+    An image with fewer than N boxes has rows with the score `ABSENT` in their place.
     """
 
     boxes: Tensor
@@ -48,7 +48,10 @@ class Candidates(NamedTuple):
         return self.rows(self.scores.sort(dim=1, descending=True, **rule).indices).without_absent_columns()
 
     def without_absent_columns(self) -> "Candidates":
-        """Return rows that are best first without the last ones, which no image has; where `can_look_at` them."""
+        """Drop the last columns if they are `ABSENT` in all images. The rows are best first.
+
+        Where code may not look at scores (see `can_look_at`), all columns are kept.
+        """
         if not can_look_at(self.scores):
             return self
         return self.first(max(1, int((self.scores != ABSENT).any(0).sum())))
@@ -75,9 +78,9 @@ def _nms_by_image(candidates: Candidates, nms_thresh: float, count: int) -> Cand
 
 
 def _kept(boxes: Tensor, scores: Tensor, labels: Tensor, nms_thresh: float, count: int) -> Tensor:
-    """Return the rows that are kept of one image: the same result, faster where the loop may end early.
+    """Return the numbers of the rows of one image that NMS keeps, at most ``count``.
 
-    The result for the best boxes does not depend on the rest, and its cost grows with the square of their number, so
+    The result for the best boxes does not depend on the rest, and the cost grows with the square of their number, so
     the best few are tried first.
     """
     present = int((scores != ABSENT).sum())
@@ -107,7 +110,8 @@ def _greedily(candidates: Candidates, factor: Callable[[Tensor], Tensor], least:
     # Coordinate by coordinate in memory, and all in one tensor: a GPU or a graph has a cost for each operation.
     rows = torch.cat([boxes, area, labels[..., None]], -1).mT.contiguous()  # (B, 6, N)
     every = None
-    if left.numel() <= _MOST_PAIRED_ON_CPU if can_look_at(left) else candidate_count <= _MOST_PAIRED:
+    few = left.numel() <= _MOST_PAIRED_ON_CPU if can_look_at(left) else candidate_count <= _MOST_PAIRED
+    if few:
         every = factor(_same_class_iou(rows[..., None], rows[:, :, None]))  # (B, N, N)
     taken, scores = [], []
     for _ in range(min(count, candidate_count)):
@@ -152,7 +156,15 @@ def weighted_boxes_fusion(candidates: Candidates, iou_thresh: float, views: int)
 def _fused(
     boxes: Floats, scores: Floats, labels: npt.NDArray[np.int64], iou_thresh: float, views: int
 ) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
-    """Fuse the boxes of one image, ``[N, 4]``; what is left are absent rows."""
+    """Return the clusters of one image, in rows for N boxes; the rows that are left over are `ABSENT`.
+
+    Args:
+        boxes: ``[N, 4]`` xyxy, best first.
+        scores: ``[N]``.
+        labels: ``[N]``.
+        iou_thresh: IoU above which a box joins a cluster.
+        views: number of views; see `weighted_boxes_fusion`.
+    """
     means, weighted = np.zeros_like(boxes), np.zeros_like(boxes)
     totals, sizes, kinds = np.zeros_like(scores), np.zeros_like(scores), np.zeros_like(labels)
     opened = 0

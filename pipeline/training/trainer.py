@@ -94,8 +94,9 @@ class Trainer:
         self.guard = NonFiniteGuard(train_data, settings, alone=fabric.world_size == 1)
         self.val_data = val_data
         self._seed = seed
-        on_one_cpu = fabric.device.type == "cpu" and fabric.world_size == 1
-        self._others = OtherProcesses() if on_one_cpu else None
+        # Several processes of one training would be "others" to each other.
+        alone_on_a_cpu = fabric.device.type == "cpu" and fabric.world_size == 1
+        self._others = OtherProcesses() if alone_on_a_cpu else None
         self.epoch, self.position, self.best = 0, 0, Best(-1, -math.inf, {})
 
     @property

@@ -176,11 +176,13 @@ def test_the_command_fetches_until_stopped(service, tmp_path):
     service.body = b"--b\r\na: b\r\n\r\nfile\r\n--b--"
     command = [sys.executable, "-m", "flows.receive", "inbox", "--pull", service.address, "--every", "1"]
     environment = project_environment(tmp_path, PYTHONPATH=str(REPOSITORY))
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=stderr)
     try:
-        wait_until(lambda: list((tmp_path / "inbox").glob("*.dcm")), process=process)
+        wait_until(lambda: "1 images from" in log.read_text(), process=process)
     finally:
         process.terminate()
-        said = process.communicate(timeout=30)[1]
-    assert "1 images from" in said
-    assert "Traceback" not in said
+        process.wait(timeout=30)
+    assert list((tmp_path / "inbox").glob("*.dcm"))
+    assert "Traceback" not in log.read_text()

@@ -77,6 +77,13 @@ def test_fusion_is_that_of_its_authors(rows, threshold):
     assert distances[pairs].max() <= 2e-4
 
 
+@pytest.mark.parametrize("suppression", ["nms", "soft_nms", "weighted_fusion"])
+def test_nothing_is_found_where_no_look_finds_anything(suppression):
+    looks = [[detections([]), detections([])]] * 3
+    for found in fuse_detections(looks, 0.5, replace(FUSED_ONLY, suppression=suppression)):
+        assert [tuple(part.shape) for part in found.values()] == [(0, 4), (0,), (0,)]
+
+
 def members(count):
     networks = []
     for seed in range(count):

@@ -162,6 +162,8 @@ def test_boxes_are_fused_if_the_params_say_so_and_each_network_has_a_graph(cross
     found = load_export(out)(np.full((3, 1, 128, 128), 90, np.uint8))
     assert [one.boxes.shape for one in found] == [(len(one.scores), 4) for one in found]
     assert len(found) == 3
+    with pytest.raises(UserError, match="boxes of several networks are fused, and Triton cannot do that"):
+        export_model(Path("crossval/models"), tmp_path / "triton", "triton")
 
 
 def test_its_stages_depend_on_what_those_of_a_single_model_do(monkeypatch):

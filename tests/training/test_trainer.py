@@ -1,6 +1,8 @@
+import logging
 import math
 import os
 import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +25,7 @@ from pipeline.detection.matching import _match_everything
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.errors import Killed, UserError
 from pipeline.training.optimizer import learning_rate
+from pipeline.training.sharing import OtherProcesses
 from pipeline.training.trainer import Hooks, Trainer, _seed_of
 from tests.detection.settings import AUGMENT
 
@@ -153,6 +156,14 @@ def test_steps_are_reported(build):
     assert metrics["train/loss"] == pytest.approx(metrics["train/loss_classification"] + metrics["train/loss_box"])
     assert metrics["train/images_per_second"] > 0
     assert metrics["train/gradient_norm"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the time of all processes, which other systems may hide")
+def test_says_once_that_other_processes_use_the_machine(build, foreign_load, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(OtherProcesses, "seconds", 0.0)
+    build(batch_size=1, epochs=2).fit(silent())
+    assert sum("training is slower while they do" in line for line in caplog.messages) == 1
 
 
 def test_images_without_any_box_train(build, squares):
