@@ -1,4 +1,4 @@
-"""Training on a CPU that is not idle: steps beside 0, 1, 2 and 4 busy processes, with OpenMP's setting and with ours.
+"""A CPU that is not idle: training and inference beside 0, 1, 2 and 4 busy processes, with OpenMP's setting and ours.
 
 By default, OpenMP's threads spin while they wait for each other; `pipeline` makes them sleep.
 """
@@ -8,28 +8,31 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 
 WAITING = "OMP_WAIT_POLICY"  # read when torch is imported, so each measurement is a process of its own
+POLICIES = ("default", "PASSIVE")
 BUSY, ROUNDS, SECONDS = (0, 1, 2, 4), 3, 8.0
+# Stage `train`; `evaluate`, which takes as large batches; `predict`; the served model.
+WORK = {"train, batch 8": (True, 8), "detect, batch 8": (False, 8), "batch 4": (False, 4), "batch 1": (False, 1)}
 
 
 def main() -> None:
     """Measure in turn; print medians, and the shares of the quiet speed."""
-    speeds: dict[tuple[str, int], list[float]] = {}
-    for _ in range(ROUNDS):
-        for count in BUSY:
-            for policy in ("default", "PASSIVE"):
-                with busy_processes(count):
-                    speeds.setdefault((policy, count), []).append(_measured(policy))
-    for policy in ("default", "PASSIVE"):
-        medians = [statistics.median(speeds[policy, count]) for count in BUSY]
-        shares = ", ".join(
-            f"{count}: {one:.2f} ({one / medians[0]:.2f})" for count, one in zip(BUSY, medians, strict=True)
-        )
-        print(f"images a second (share of quiet) beside busy processes, threads wait by {policy}: {shares}")
+    for work in WORK:
+        speeds: dict[tuple[str, int], list[float]] = {}
+        for _, count, policy in product(range(ROUNDS), BUSY, POLICIES):
+            with busy_processes(count):
+                speeds.setdefault((policy, count), []).append(_measured(work, policy))
+        for policy in POLICIES:
+            medians = [statistics.median(speeds[policy, count]) for count in BUSY]
+            shares = ", ".join(
+                f"{count}: {one:.2f} ({one / medians[0]:.2f})" for count, one in zip(BUSY, medians, strict=True)
+            )
+            print(f"{work}, threads wait by {policy}: images a second (share of quiet) beside busy processes {shares}")
 
 
 @contextmanager
@@ -44,11 +47,11 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def _measured(policy: str) -> float:
+def _measured(work: str, policy: str) -> float:
     # `pipeline` keeps the value that it finds; empty, it means OpenMP's default.
     environment = {**os.environ, WAITING: "" if policy == "default" else policy}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sharing", "step"],
+        [sys.executable, "-m", "benchmarks.sharing", work],
         env=environment,
         check=True,
         capture_output=True,
@@ -57,28 +60,40 @@ def _measured(policy: str) -> float:
     return float(done.stdout)
 
 
-def measure() -> None:
-    """Print the images a second of training steps of the shipped network's size."""
+def measure(training: bool, batch_size: int) -> None:
+    """Print the images a second of the shipped network's size."""
     import torch
 
-    from benchmarks.detectors import ARCHITECTURE, Batch, our_step
+    from benchmarks.detectors import ARCHITECTURE, POST_PROCESSING, Batch, our_step
+    from pipeline.detection.detect import detect
     from pipeline.detection.retinanet import RetinaNet
     from pipeline.training.malloc import keep_freed_memory
 
-    keep_freed_memory()
     torch.manual_seed(0)
     network = replace(ARCHITECTURE, backbone="tf_efficientnet_lite0", fpn_channels=64, head_convs=2)
-    model = RetinaNet(network).to(memory_format=torch.channels_last)
-    images = torch.randint(0, 256, (8, 1, 256, 256), dtype=torch.uint8)
-    boxes = torch.tensor([[[30.0, 30, 90, 120]]]).repeat(8, 1, 1)
-    step = our_step(model, Batch(images, boxes, torch.tensor([[0], [-1]]).repeat(4, 1), [], []))
-    step()
-    steps, started = 0, time.perf_counter()
+    model = RetinaNet(network)
+    images = torch.randint(0, 256, (batch_size, 1, 256, 256), dtype=torch.uint8)
+    work: Callable[[], object]
+    if training:
+        keep_freed_memory()
+        boxes = torch.tensor([[[30.0, 30, 90, 120]]]).repeat(batch_size, 1, 1)
+        labels = torch.tensor([[0], [-1]]).repeat(batch_size // 2, 1)
+        work = our_step(model.to(memory_format=torch.channels_last), Batch(images, boxes, labels, [], []))
+    else:
+        model.eval()
+        rules = replace(POST_PROCESSING, suppression="soft_nms", detections_per_img=20)
+
+        @torch.no_grad()
+        def work() -> None:
+            detect(model, images, rules)
+
+    work()
+    times, started = 0, time.perf_counter()
     while (passed := time.perf_counter() - started) < SECONDS:
-        step()
-        steps += 1
-    print(len(images) * steps / passed)
+        work()
+        times += 1
+    print(batch_size * times / passed)
 
 
 if __name__ == "__main__":
-    measure() if sys.argv[1:] == ["step"] else main()
+    measure(*WORK[sys.argv[1]]) if sys.argv[1:] else main()

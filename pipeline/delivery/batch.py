@@ -1,10 +1,12 @@
-"""Prediction of many DICOM files: other processes read while the model works, and each study is written when done."""
+"""Prediction of many files: they are read, prepared and written while the model works in a thread of its own."""
 
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -94,21 +96,44 @@ def predict_each(
 
     The errors of the others go to ``problems``: a `BadStudyError` is a verdict on the content, such as a lateral view;
     an `OSError` says that the file could not be read now, which may pass.
+
+    While the model works on a batch, the caller takes the studies of the one before, and the next is prepared.
     """
-    paths: list[Path] = []
-    radiographs: list[Radiograph] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="model") as thread:
+        running: _Running | None = None
+        readable = _readable(predictor, reader, sources, problems)
+        while batch := list(islice(readable, batch_size)):
+            prepared = predictor.prepare([radiograph.levels for _, radiograph in batch])
+            names = [str(path) for path, _ in batch]
+            started = _Running(batch, thread.submit(predictor.predict_prepared, prepared, None, names))
+            if running:
+                yield from running.studies()
+            running = started
+        if running:
+            yield from running.studies()
+
+
+class _Running(NamedTuple):
+    """A batch on which the model is at work."""
+
+    read: Sequence[tuple[Path, Radiograph]]
+    predictions: Future[list[Prediction]]
+
+    def studies(self) -> Iterator[Study]:
+        """Wait for the model, and yield the batch's studies."""
+        for (path, radiograph), prediction in zip(self.read, self.predictions.result(), strict=True):
+            yield Study(path, radiograph, prediction)
+
+
+def _readable(
+    predictor: Predictor, reader: Reader, sources: Iterable[Source], problems: dict[Path, BadStudyError | OSError]
+) -> Iterator[tuple[Path, Radiograph]]:
     for path, outcome in _read(reader, sources):
         accepted = _accepted(predictor, outcome)
-        if not isinstance(accepted, Radiograph):
+        if isinstance(accepted, Radiograph):
+            yield path, accepted
+        else:
             problems[path] = accepted
-            continue
-        paths.append(path)
-        radiographs.append(accepted)
-        if len(paths) == batch_size:
-            yield from _studies(predictor, paths, radiographs)
-            paths, radiographs = [], []
-    if paths:
-        yield from _studies(predictor, paths, radiographs)
 
 
 def _accepted(predictor: Predictor, outcome: Outcome) -> Outcome:
@@ -136,11 +161,6 @@ def _read(reader: Reader, sources: Iterable[Source]) -> Iterator[tuple[Path, Out
 def why(error: BadStudyError | OSError) -> str:
     """Return the reason on one line, without the file's name, which stands beside it."""
     return printable(error.strerror or error) if isinstance(error, OSError) else str(error)
-
-
-def _studies(predictor: Predictor, paths: list[Path], radiographs: list[Radiograph]) -> Iterator[Study]:
-    predictions = predictor.predict([one.levels for one in radiographs], names=[str(path) for path in paths])
-    yield from map(Study, paths, radiographs, predictions)
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:

@@ -76,8 +76,8 @@ def _mapped(scores: Tensor, score_map: ScoreMap) -> Tensor:
 def export_model(folder: Path, out: Path, kind: str) -> Path:
     """Write the model of ``folder`` to ``out``, with ``model.json``; ``kind`` is ``onnx``, ``torch`` or ``triton``.
 
-    Return the file; or the folder, if the model is several networks whose boxes are fused. The export is run on random images,
-    in batches of different sizes, and compared with the model before anything is kept.
+    Return the file; or the folder, if the model is several networks whose boxes are fused. The export is run on
+    random images, in batches of different sizes, and compared with the model before anything is kept.
 
     Raises:
         UserError: the post-processing has a step that the graph lacks, the format is unknown, or the two differ.

@@ -17,7 +17,7 @@ from pipeline.metrics.results import image_result
 
 
 class Exported(NamedTuple):
-    """Detections in one image: ``boxes`` ``[N, 4]`` xyxy in pixels, ``scores`` ``[N]``, calibrated, ``labels`` ``[N]``."""
+    """Detections in an image: ``boxes`` ``[N, 4]`` xyxy pixels, calibrated ``scores`` ``[N]``, ``labels`` ``[N]``."""
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]

@@ -59,8 +59,9 @@ def score_inbox(
     A file is identified by its SHA-256: neither another name nor a second copy makes it new. Its bytes are read
     once, and these bytes are scored. Files that changed within the last ``settle_seconds`` may still be arriving;
     they wait, as do files that cannot be read at the moment: a line is written only for a verdict on the content.
-    The line is on the disk before the next batch begins. A damaged line, after a kill for instance, is set aside,
-    and its file is scored again. The answer to a study, if there are to be ``answers``, is written before its line.
+    The lines of a batch are on the disk before the batch after the next begins. A damaged line, after a kill for
+    instance, is set aside, and its file is scored again. The answer to a study, if there are to be ``answers``, is
+    written before its line.
 
     Raises:
         UserError: the folder does not exist, or another process is at work on ``out``.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,13 @@ class Prediction:
         return labelled_string(self.boxes, self.scores, self.labels, self.classes)
 
 
+class Prepared(NamedTuple):
+    """Images that the model can take: uint8 ``batch`` ``[B, C, S, S]``, and height and width of each original."""
+
+    batch: torch.Tensor
+    shapes: list[tuple[int, int]]
+
+
 class Predictor:
     """A trained model with its preprocessing and thresholds."""
 
@@ -79,7 +86,6 @@ class Predictor:
         if view in LATERAL and not self.config.lateral_views:
             raise BadStudyError(f"a lateral view ({view}), set aside; the model was trained on frontal views")
 
-    @torch.no_grad()
     def predict(
         self, images: Sequence[Levels], score_thresh: float | None = None, names: Sequence[str] = ()
     ) -> list[Prediction]:
@@ -88,28 +94,38 @@ class Predictor:
         Raises:
             UserError: outputs of the model are not finite; the message gives the images by ``names`` or by number.
         """
+        return self.predict_prepared(self.prepare(images), score_thresh, names)
+
+    def prepare(self, images: Sequence[Levels]) -> Prepared:
+        """Preprocess ``[H, W]`` uint8 or uint16 images."""
+        prepared = [preprocess(image, self.config.preprocessing) for image in images]
+        shapes = [(height, width) for height, width in (image.shape for image in images)]
+        return Prepared(torch.from_numpy(channels_first(prepared)), shapes)
+
+    @torch.no_grad()
+    def predict_prepared(
+        self, images: Prepared, score_thresh: float | None = None, names: Sequence[str] = ()
+    ) -> list[Prediction]:
+        """See `predict`."""
         thresholds = self.config.thresholds
         if score_thresh is not None:
             thresholds = (score_thresh,) * len(thresholds)
-        settings = self.config.preprocessing
-        prepared = [preprocess(image, settings) for image in images]
-        batch = torch.from_numpy(channels_first(prepared)).to(self._device)
         try:
-            detections = detect(self._model, batch, self.config.postprocessing)
+            detections = detect(self._model, images.batch.to(self._device), self.config.postprocessing)
         except NotFiniteError as error:
             which = ", ".join(one_line(names[index]) if names else f"image {index + 1}" for index in error.indices)
             what = which if names else f"{which} of the batch"
             raise UserError(f"{self._folder}: the outputs of the model for {what} are not finite") from None
         return [
-            _in_original_pixels(one, image, self.config, thresholds)
-            for one, image in zip(detections, images, strict=True)
+            _in_original_pixels(one, shape, self.config, thresholds)
+            for one, shape in zip(detections, images.shapes, strict=True)
         ]
 
 
 def _in_original_pixels(
-    found: Detections, image: Levels, config: ModelConfig, thresholds: Sequence[float]
+    found: Detections, shape: tuple[int, int], config: ModelConfig, thresholds: Sequence[float]
 ) -> Prediction:
-    height, width = image.shape
+    height, width = shape
     boxes, scores, labels = (found[name].cpu().numpy() for name in ("boxes", "scores", "labels"))
     original = to_original(np.asarray(boxes, np.float64), height, width, config.preprocessing.image_size)
     result = calibrated(image_result(original, scores, [], labels), config.calibrations)

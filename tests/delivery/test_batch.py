@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import threading
 
 import cv2
 import highdicom as hd
@@ -119,6 +120,28 @@ def test_a_few_studies_are_in_memory(predictor, reader, folder):
     assert len(asked) <= 8
     next(studies), next(studies)
     assert len(asked) <= 10
+
+
+def test_the_next_batch_is_prepared_while_the_model_works(predictor, reader, folder, monkeypatch):
+    prepare, predict = predictor.prepare, predictor.predict_prepared
+    second = threading.Event()
+    batches = []
+
+    def note(images):
+        batches.append(len(images))
+        if len(batches) == 2:
+            second.set()
+        return prepare(images)
+
+    def wait(*arguments):
+        assert second.wait(60)
+        return predict(*arguments)
+
+    monkeypatch.setattr(predictor, "prepare", note)
+    monkeypatch.setattr(predictor, "predict_prepared", wait)
+    files = [Source(folder / f"{key}.dcm") for key in keys(folder)]
+    assert [study.path for study in predict_each(predictor, reader, files, 2, {})] == [one.path for one in files]
+    assert batches == [2, 2, 1]
 
 
 def test_bytes_that_were_read_already(predictor, reader, folder):
