@@ -66,8 +66,9 @@ release: .venv/installed
 LEFT_BY_RUNS := data/prepared data/.prepared.parts data/splits.csv models reports checkpoints dvc.lock dvc_plots \
   mlruns mlartifacts mlflow.db* .pneumoflow .pneumoflow.lock ablation crossval queue scored sweep .dvc/cache/runs .dvc/tmp
 
-# Afterwards every stage runs again. A cache that other projects share is left alone.
+# Afterwards every stage runs again. A cache that other projects share is left alone. Without DVC nothing is at work.
 clean:
+	@if command -v dvc >/dev/null; then python -m pipeline.folder_lock; fi
 	@echo 'removed: $(LEFT_BY_RUNS),'
 	@echo '  and the copies in .dvc/cache of files that neither data/rsna.dvc nor a commit names'
 	@echo 'kept: the raw data, .venv, inbox, and what you wrote elsewhere'

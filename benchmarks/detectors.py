@@ -78,6 +78,12 @@ class Batch(NamedTuple):
     torchvision_images: list[Tensor]
     torchvision_targets: list[dict[str, Tensor]]
 
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the batch to a device."""
+        images = [image.to(device) for image in self.torchvision_images]
+        targets = [{name: value.to(device) for name, value in one.items()} for one in self.torchvision_targets]
+        return Batch(self.images.to(device), self.boxes.to(device), self.labels.to(device), images, targets)
+
 
 def our_detector() -> RetinaNet:
     return RetinaNet(ARCHITECTURE).to(memory_format=torch.channels_last)
@@ -95,12 +101,14 @@ def torchvision_detector(size: int) -> TorchvisionRetinaNet:
 
 
 def our_step(model: RetinaNet, batch: Batch) -> Callable[[], None]:
-    """Return a training step of our model: forward, loss, backward and optimizer, in bf16 where the CPU has it."""
-    loss = DetectionLoss(LOSS)
+    """Return a training step of our model: forward, loss, backward and optimizer, in bf16 where the device has it."""
+    device = batch.images.device
+    loss = DetectionLoss(LOSS).to(device)
+    bf16 = device.type != "cpu" or not emulates_bf16()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=not emulates_bf16()):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             outputs = model(batch.images)
         anchors = model.anchors_for(batch.images)
         losses = loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels)
@@ -117,7 +125,7 @@ def torchvision_step(model: TorchvisionRetinaNet, batch: Batch, tuned: bool) -> 
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=tuned):
             losses = model(batch.torchvision_images, batch.torchvision_targets)
         sum(losses.values()).backward()
         optimizer.step()

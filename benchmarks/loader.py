@@ -23,7 +23,7 @@ from pipeline.detection.dataset import DetectionDataset, Example, collate
 from pipeline.params import load_params
 from pipeline.sources.sample import make_sample
 
-STUDIES, SIZE, TARGET, BATCH = 32, 1024, 512, 4
+STUDIES, SIZE, TARGETS, BATCH = 32, 1024, (512, 1024), 4
 
 
 def main() -> None:
@@ -32,18 +32,22 @@ def main() -> None:
     augmenter = Augmenter(params.augment)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data, prepared = Path(folder) / "rsna", Path(folder) / "prepared"
+        data = Path(folder) / "rsna"
         make_sample(data, studies=STUDIES, size=SIZE, seed=1, opacity_fraction=0.5, labels=None, workers=0)
-        prepared.mkdir()
         studies = take_inventory(data).studies
-        write_shard(ShardJob(prepared / "images.npy", tuple(studies), Preprocessing(TARGET, 2.0, (8, 8), ("clahe",))))
-        index = pd.DataFrame({"shard": "images.npy", "row": range(STUDIES)})
-        boxes = [(xyxy(study.boxes) * TARGET / SIZE).astype(np.float32) for study in studies]
-        dataset = DetectionDataset(PreparedImages(prepared, index), boxes, augmenter, 0)
         files = [data / IMAGES / f"{study.patient_id}.dcm" for study in studies]
-        name = f"loader, {STUDIES} studies {SIZE} -> {TARGET} px, batch {BATCH}"
-        ours, peer = partial(prepared_example, dataset), partial(dicom_example, files, boxes, augmenter)
-        compare(name, partial(batches, ours), partial(batches, peer), pairs=7)
+        for target in TARGETS:
+            prepared = Path(folder) / f"prepared-{target}"
+            prepared.mkdir()
+            settings = Preprocessing(target, 2.0, (8, 8), ("clahe",))
+            write_shard(ShardJob(prepared / "images.npy", tuple(studies), settings))
+            index = pd.DataFrame({"shard": "images.npy", "row": range(STUDIES)})
+            boxes = [(xyxy(study.boxes) * target / SIZE).astype(np.float32) for study in studies]
+            dataset = DetectionDataset(PreparedImages(prepared, index), boxes, augmenter, 0)
+            name = f"loader, {STUDIES} studies {SIZE} -> {target} px, batch {BATCH}"
+            ours = partial(prepared_example, dataset)
+            peer = partial(dicom_example, files, boxes, augmenter, target)
+            compare(name, partial(batches, ours), partial(batches, peer), pairs=7)
 
 
 def prepared_example(dataset: DetectionDataset, place: int) -> Example:
@@ -55,9 +59,9 @@ def batches(example: Callable[[int], Example]) -> None:
         collate([example(place) for place in range(start, start + BATCH)])
 
 
-def dicom_example(files: list[Path], boxes: list[Boxes], augmenter: Augmenter, place: int) -> Example:
+def dicom_example(files: list[Path], boxes: list[Boxes], augmenter: Augmenter, target: int, place: int) -> Example:
     equalized = cv2.createCLAHE(2.0, (8, 8)).apply(pydicom.dcmread(files[place]).pixel_array)
-    small = cv2.resize(equalized, (TARGET, TARGET), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(equalized, (target, target), interpolation=cv2.INTER_AREA)
     image, moved = augmenter(np.asarray(small, np.uint8), boxes[place], place)
     return Example(image, moved, np.zeros(len(moved), np.int64), 0, place)
 

@@ -20,12 +20,12 @@ from prefect.states import Completed, State
 from flows.raw_data import RAW_DATA, raw_data_state, verify_raw_data
 from flows.running import flow_process, run_alone
 from flows.showing import show
-from flows.workspace import LOCK
 from pipeline.documents import read_json_object
 from pipeline.dvc.command import changed, run_command, run_dvc
 from pipeline.dvc.repository import require_repository
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_text
+from pipeline.folder_lock import RUN_LOCK
 from pipeline.params import load_params
 from pipeline.paths import METRICS, REPORTS
 
@@ -122,7 +122,7 @@ def keep_results() -> None:
 @flow(name="training", validate_parameters=False)
 def training() -> State[Any] | None:
     """Pull the raw data, run the stages that have something to do, publish and keep the results, promote the model."""
-    return run_alone(LOCK, "training run", _run_pipeline)
+    return run_alone(RUN_LOCK, "training run", _run_pipeline)
 
 
 def _run_pipeline() -> State[Any] | None:

@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.folder_lock import BusyError, only_one
+from pipeline.folder_lock import RUN_LOCK, BusyError, only_one
 from pipeline.redaction import redact
 
 WORKSPACE, REPOSITORY = "PNEUMOFLOW_WORKSPACE", "PNEUMOFLOW_REPOSITORY"
 STEP = "flows.workspace.enter"
-# Held by a training run, and while the clone is brought to a commit.
-LOCK = Path(".pneumoflow.lock")
 # Tracked by git, but written by runs: a run's own stay as long as no commit changes them.
 _RESULTS = ("dvc.lock", "reports/headline.json", "crossval/dvc.lock")
 _TRANSFER_SECONDS = 1800
@@ -80,7 +78,7 @@ def update(folder: Path, repository: str, commit: str) -> None:
         raise UserError(f"{WORKSPACE} = {folder}: deployed from a folder without a remote repository; set {REPOSITORY}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with only_one(folder / LOCK, "training run"):
+        with only_one(folder / RUN_LOCK, "training run"):
             if not (folder / ".git").exists():
                 _git(folder, "init", "--quiet")
             if not _has(folder, commit):

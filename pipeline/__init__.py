@@ -2,10 +2,12 @@
 
 import os
 
+from pipeline import lifetime
 from pipeline.account import provide_account
 
 __version__ = "0.1.0"
 
+lifetime.begin()
 provide_account()
 # MLflow and Prefect send usage data to their makers unless these variables are set before the import. Prefect reads
 # the first; MLflow reads both, but heeds the first only if it is "true".

@@ -8,6 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
+from pipeline import lifetime
 from pipeline.ranks import forget_stray_ranks, rank
 from pipeline.redaction import redact
 
@@ -45,7 +46,21 @@ class Killed(BaseException):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a process's ``main``; bad input, a refused file or a signal ends it with one line, not a traceback."""
+    """Run a process's ``main``; bad input, a refused file or a signal ends it with one line, not a traceback.
+
+    The process then ends at once; see `pipeline.lifetime`.
+    """
+    lifetime.imported()
+    try:
+        _run(main)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            lifetime.ended(end.code or 0)
+        raise
+    lifetime.ended(0)
+
+
+def _run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     hide_passwords()
     forget_stray_ranks()

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, run_main
 
 # The processes that a killed run had started end within this time; see `pipeline.dvc.guard`.
 _ORPHAN_SECONDS = 30.0
-STAGE_LOCKS = Path(".pneumoflow/stages")
+# The first is held by a training flow, and while a worker brings its clone to a commit; the others by stages.
+RUN_LOCK, STAGE_LOCKS = Path(".pneumoflow.lock"), Path(".pneumoflow/stages")
 _held: list[int] = []
 
 
@@ -48,6 +49,18 @@ def only_one(path: Path, what: str) -> Iterator[None]:
 def only_run_of(stage: str) -> AbstractContextManager[None]:
     """Return a context inside which no other process runs this stage in this folder; see `only_one`."""
     return only_one(STAGE_LOCKS / f"{stage}.lock", f"run of stage {stage}")
+
+
+def require_idle() -> None:
+    """Check that no training run and no stage is at work in this folder; `make clean` would take its files away.
+
+    Raises:
+        BusyError: one is.
+    """
+    for path in (RUN_LOCK, *sorted(STAGE_LOCKS.glob("*.lock"))):
+        if path.exists():
+            with only_one(path, "run"):
+                pass
 
 
 def held_locks() -> tuple[int, ...]:
@@ -102,3 +115,7 @@ def _write(descriptor: int, path: Path, holder: dict[str, object] | None) -> Non
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     except OSError as error:  # a full disk
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+if __name__ == "__main__":
+    run_main(require_idle)

@@ -28,6 +28,7 @@ DECIDE_NOTHING = {
     "pipeline/params.py": "checks values; dvc.yaml names them under `params`",
     "pipeline/paths.py": "names of outputs, which dvc.yaml names too",
     "pipeline/provenance.py": "tags of a run, and the names of checkpoints",
+    "pipeline/lifetime.py": "how a process starts and ends",
     "pipeline/progress.py": "shows",
     "pipeline/ranks.py": "which process speaks",
     "pipeline/redaction.py": "messages",

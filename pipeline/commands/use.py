@@ -138,16 +138,26 @@ def export(
             "--format", help="onnx, torch (torch.export) or triton (ONNX in the layout of NVIDIA's Triton server)."
         ),
     ] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit convolutions, faster on CPUs; calibrated on the project's val split.")
+    ] = False,
 ) -> None:
     """Export the model for other runtimes, with suppression in the graph, and compare the result with the model."""
     try:
-        from pipeline.delivery.export import export_model
-
         with at_work("exporting, and comparing the result with the model"):
-            written = export_model(model_folder(model), out, kind)
+            if int8:
+                from pipeline.jobs.export_int8 import export_int8
+                from pipeline.params import load_params
+
+                written = export_int8(load_params(), model_folder(model), out, kind)
+            else:
+                from pipeline.delivery.export import export_model
+
+                written = export_model(model_folder(model), out, kind)
     except ImportError as error:
         raise UserError(f"--format {kind}: {error}; pip install -c constraints.txt -e '.[export]'") from None
-    typer.echo(f"{written}: gives the model's boxes and scores; check.json has the largest differences")
+    same = "finds about as well as the model" if int8 else "gives the model's boxes and scores"
+    typer.echo(f"{written}: {same}; check.json has the {'mAP on val' if int8 else 'largest differences'}")
 
 
 @command()

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 
+from pipeline import lifetime
 from pipeline.dicom.limits import study_limits
 from pipeline.dicom.radiograph import MAX_FILE_BYTES, Radiograph
 from pipeline.errors import BadStudyError
@@ -82,6 +83,7 @@ def _end_with_parent(parent: int) -> None:
 
 def main() -> None:
     """Answer requests from standard input on standard output; the argument is JSON."""
+    lifetime.imported()
     asked = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(asked["parent"],), daemon=True).start()

@@ -15,7 +15,7 @@ and calibration, see `ScoreMap`.
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
@@ -73,11 +73,16 @@ def _mapped(scores: Tensor, score_map: ScoreMap) -> Tensor:
     return torch.where(scores == ABSENT, ABSENT, mapped)
 
 
-def export_model(folder: Path, out: Path, kind: str) -> Path:
+# Changes the files of an export; the second argument is what `load_export` takes. Returns values for check.json.
+Change = Callable[[Sequence[Path], Path], Mapping[str, float]]
+
+
+def export_model(folder: Path, out: Path, kind: str, change: Change | None = None) -> Path:
     """Write the model of ``folder`` to ``out``, with ``model.json``; ``kind`` is ``onnx``, ``torch`` or ``triton``.
 
     Return the file; or the folder, if the model is several networks whose boxes are fused. The export is run on
-    random images, in batches of different sizes, and compared with the model before anything is kept.
+    random images, in batches of different sizes, and compared with the model before anything is kept. Then ``change``
+    is called, if there is one.
 
     Raises:
         UserError: the post-processing has a step that the graph lacks, the format is unknown, or the two differ.
@@ -99,17 +104,22 @@ def export_model(folder: Path, out: Path, kind: str) -> Path:
     if config.boxes_are_fused and isinstance(model, Ensemble):
         networks = [cast(RetinaNet, member) for member in model.members]
     file = Path(FORMATS[kind])
+    files = []
     with directory_atomic(out) as target, _quiet_exporters():
         for number, network in enumerate(networks):
             network.anchors_for(example)  # kept by the network, so that the graph has them as constants
             detector = ExportedDetector(network, rules, score_maps).eval()
             name = f"{file.stem}-{number}{file.suffix}" if config.boxes_are_fused else file.name
-            (_write_program if kind == "torch" else _write_onnx)(detector, example, target / name)
+            files.append(target / name)
+            (_write_program if kind == "torch" else _write_onnx)(detector, example, files[-1])
         shutil.copyfile(folder / CONFIG_FILE, target / CONFIG_FILE)
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(4)]
         exported = target if config.boxes_are_fused else target / file
-        write_json(target / "check.json", asdict(compare_export(folder, exported, images)))
+        checked = asdict(compare_export(folder, exported, images))
+        if change:
+            checked |= change(files, exported)
+        write_json(target / "check.json", checked)
         if kind == "triton":
             file = make_repository(target).relative_to(target)
     return out if config.boxes_are_fused else out / file

@@ -18,8 +18,10 @@ Floats = npt.NDArray[np.float32]
 ABSENT = -1.0
 _EPS = 1e-9  # square pixels
 # Up to so many candidates, of the batch or of each image, the IoUs of all pairs are computed at once: a CPU has a cost
-# for each number, whereas a GPU and the compilers of graphs have one for each operation.
+# for each number, whereas a GPU has one for each operation.
 _MOST_PAIRED_ON_CPU, _MOST_PAIRED = 300, 1500
+# An exported graph may run on either: pairs save it nothing if it only takes a few of many candidates.
+_PAIRED_PER_DETECTION = 10
 
 
 class Candidates(NamedTuple):
@@ -110,8 +112,7 @@ def _greedily(candidates: Candidates, factor: Callable[[Tensor], Tensor], least:
     # Coordinate by coordinate in memory, and all in one tensor: a GPU or a graph has a cost for each operation.
     rows = torch.cat([boxes, area, labels[..., None]], -1).mT.contiguous()  # (B, 6, N)
     every = None
-    few = left.numel() <= _MOST_PAIRED_ON_CPU if can_look_at(left) else candidate_count <= _MOST_PAIRED
-    if few:
+    if _are_paired(left, count):
         every = factor(_same_class_iou(rows[..., None], rows[:, :, None]))  # (B, N, N)
     taken, scores = [], []
     for _ in range(min(count, candidate_count)):
@@ -128,6 +129,14 @@ def _greedily(candidates: Candidates, factor: Callable[[Tensor], Tensor], least:
     found = candidates.rows(torch.cat(taken, 1))
     final = torch.cat(scores, 1)
     return found._replace(scores=torch.where(final > least, final, ABSENT))
+
+
+def _are_paired(scores: Tensor, count: int) -> bool:
+    """Return whether to compute the IoUs of all pairs of candidates, with scores ``[B, N]``, at once."""
+    if can_look_at(scores):
+        return scores.numel() <= _MOST_PAIRED_ON_CPU
+    most = _PAIRED_PER_DETECTION * count if torch.compiler.is_exporting() else _MOST_PAIRED
+    return scores.shape[1] <= min(most, _MOST_PAIRED)
 
 
 def _same_class_iou(rows: Tensor, picked: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 
@@ -14,6 +16,8 @@ from pipeline.delivery.export import compare_export, export_model
 from pipeline.delivery.exported import image_by_image, load_export
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
+from pipeline.jobs.export_int8 import MAX_LOSS, export_int8
+from pipeline.params import load_params
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +75,38 @@ def test_what_cannot_be_exported(models, tmp_path, run, one_line_error):
     one_line_error(done, "postprocessing.suppression = 'weighted_fusion': only nms or soft_nms can be exported")
     one_line_error(run("pipeline.cli", "export", models, "--out", tmp_path / "out", "--format", "caffe"), "caffe")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of the exporter
+def test_convolutions_in_8_bits_find_about_as_well(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    params = load_params()
+    path = export_int8(params, Path("models"), tmp_path / "out", "onnx")
+    checked = json.loads((tmp_path / "out/check.json").read_text())
+    assert 0 < checked["val_map"] <= checked["val_map_int8"] + MAX_LOSS
+    graph = onnx.load(path).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert {makers[node.input[1]] for node in convolutions} == {"DequantizeLinear"}
+    # The numbers of boxes and scores stay floats.
+    assert {makers[one.name] for one in graph.output}.isdisjoint({"DequantizeLinear"})
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 128, 128), np.uint8)
+    assert [len(one.boxes) for one in load_export(path)(images)]
+    monkeypatch.setattr("pipeline.jobs.export_int8.MAX_LOSS", -1.0)
+    with pytest.raises(UserError, match="mAP on val is 0.* at most -1.0 less is allowed"):
+        export_int8(params, Path("models"), tmp_path / "refused", "onnx")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_8_bits_are_refused_where_they_cannot_be(trained, write_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    params = load_params()
+    with pytest.raises(UserError, match="--int8: must go with --format onnx or triton"):
+        export_int8(params, Path("models"), tmp_path / "out", "torch")
+    other = Path(shutil.copytree("models", tmp_path / "models"))
+    write_config(other, lambda config: config["preprocessing"].update(clip_limit=1.5))
+    with pytest.raises(UserError, match="made with other preprocess params"):
+        export_int8(params, other, tmp_path / "out", "onnx")
 
 
 @pytest.mark.filterwarnings("ignore")

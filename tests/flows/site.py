@@ -8,7 +8,7 @@ import urllib.request
 
 import psutil
 
-from flows.workspace import LOCK
+from pipeline.folder_lock import RUN_LOCK
 from tests.conftest import project_environment
 from tests.flows.conftest import free_port
 from tests.flows.family import Family, kill_at_once
@@ -87,7 +87,7 @@ class Site:
 
     def _processes(self, name):
         if name == "flow":
-            return [psutil.Process(json.loads((self.folder / LOCK).read_text())["pid"])]
+            return [psutil.Process(json.loads((self.folder / RUN_LOCK).read_text())["pid"])]
         words = {"all": (), "stage": ("pipeline.stages",)}
         return self.family.members(*words.get(name, self._commands.get(name, ())))
 

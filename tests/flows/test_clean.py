@@ -1,5 +1,6 @@
 """`make clean`: nothing that runs made is left, not in DVC's cache either, and nothing else is gone."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.folder_lock import RUN_LOCK, STAGE_LOCKS, only_one
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -23,6 +25,16 @@ def made_files(folder):
     stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"].values()
     outs = [one for stage in stages for one in stage["outs"] if one["path"] != "reports/headline.json"]
     return {one["md5"] for one in outs if not one["md5"].endswith(".dir")}
+
+
+@pytest.mark.parametrize("lock", [RUN_LOCK, STAGE_LOCKS / "train.lock"])
+def test_a_run_at_work_keeps_its_files(copy, lock):
+    shutil.copy(REPOSITORY / "Makefile", copy)
+    with only_one(copy / lock, "run"):
+        done = subprocess.run(["make", "clean"], cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"error: {lock}: another run holds it: process {os.getpid()}" in done.stderr
+    assert {"models", "reports", "dvc.lock"} <= {path.name for path in copy.iterdir()}
 
 
 def test_clean_starts_over(copy):
