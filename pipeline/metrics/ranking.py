@@ -96,14 +96,13 @@ def _running(ranking: Ranking, which: npt.NDArray[np.int64] | slice, weights: Fl
 
 
 def _mean_at_recalls(recall: Floats, envelope: Floats) -> Floats:
+    """Return the mean of the envelope ``[D, P]`` at the recall points, ``[D]``; 0 counts where no hit reaches one."""
     padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], 1)
     # Index of the hit that reaches each recall point: the number of hits with less recall.
-    return np.array(
-        [
-            row[np.searchsorted(have, RECALL_POINTS, side="left")].mean()
-            for row, have in zip(padded, recall, strict=True)
-        ]
-    )
+    reaching = np.empty((len(recall), len(RECALL_POINTS)), np.intp)
+    for row, have in zip(reaching, np.ascontiguousarray(recall), strict=True):
+        row[:] = have.searchsorted(RECALL_POINTS)
+    return np.asarray(np.take_along_axis(padded, reaching, 1).mean(1))
 
 
 def average_recall(ranking: Ranking, weights: Floats, most: int) -> Floats:

@@ -56,7 +56,7 @@ print(torch.get_num_threads(), times())
 
 def test_threads_sleep_while_they_wait():
     """Threads that spin in the pauses between the steps use most of the time of a core, which others may need."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     done = subprocess.run([sys.executable, "-c", PAUSES], env=environment, check=True, capture_output=True, text=True)
     threads, used = done.stdout.split()
     if int(threads) == 1:
