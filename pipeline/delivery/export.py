@@ -128,7 +128,8 @@ def export_model(folder: Path, out: Path, kind: str, change: Change | None = Non
 @contextmanager
 def _quiet_exporters() -> Iterator[None]:
     """Silence the exporters: they log hundreds of lines about how they simplify a graph."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch._export", "torch.onnx")]
+    # The quantizer of ONNX Runtime uses the root logger.
+    loggers = [logging.getLogger(name) for name in ("", "onnxscript", "onnx_ir", "torch._export", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

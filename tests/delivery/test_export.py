@@ -78,10 +78,12 @@ def test_what_cannot_be_exported(models, tmp_path, run, one_line_error):
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of the exporter
-def test_convolutions_in_8_bits_find_about_as_well(trained, tmp_path, monkeypatch):
+def test_convolutions_in_8_bits_find_about_as_well(trained, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.chdir(trained[0])
     params = load_params()
     path = export_int8(params, Path("models"), tmp_path / "out", "onnx")
+    assert caplog.messages == []
     checked = json.loads((tmp_path / "out/check.json").read_text())
     assert 0 < checked["val_map"] <= checked["val_map_int8"] + MAX_LOSS
     graph = onnx.load(path).graph
