@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -109,22 +110,38 @@ def require_shared(workers: Workers, folders: Sequence[Path]) -> None:
     if not workers.scheduler:
         return
     with _client(workers.scheduler) as client:
-        try:
-            client.wait_for_workers(1, timeout=_JOIN_SECONDS)
-        except TimeoutError:
+        unseen_by_worker = _run_on_all(client, _unseen, [str(folder) for folder in folders])
+    if not unseen_by_worker:
+        raise UserError(
+            f"preprocess.scheduler = {workers.scheduler!r}: no worker has joined within {_JOIN_SECONDS:g} seconds"
+        )
+    for worker, unseen in sorted(unseen_by_worker.items()):
+        if unseen:
             raise UserError(
-                f"preprocess.scheduler = {workers.scheduler!r}: no worker has joined within {_JOIN_SECONDS:g} seconds"
-            ) from None
-        for worker, unseen in sorted(client.run(_unseen, [str(folder) for folder in folders]).items()):
-            if unseen:
-                raise UserError(
-                    f"preprocess.scheduler = {workers.scheduler!r}: worker {worker} has no folder {unseen[0]}; all"
-                    " workers need this project's files at the same paths, on a shared file system"
-                )
+                f"preprocess.scheduler = {workers.scheduler!r}: worker {worker} has no folder {unseen[0]}; all"
+                " workers need this project's files at the same paths, on a shared file system"
+            )
+
+
+def _run_on_all(client: Any, function: Callable[[Any], Result], argument: Any) -> dict[str, Result]:
+    """Run ``function(argument)`` on every worker; return results by worker, none if no worker joins in time."""
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            client.wait_for_workers(1, timeout=left)
+            results: dict[str, Result] = client.run(function, argument)
+        except OSError:  # the time is over, or a worker was lost before it answered
+            results = {}
+        # The scheduler counts a lost worker until its connection ends; then nobody answers.
+        if results:
+            return results
+        time.sleep(0.1)
+    return {}
 
 
 def _unseen(folders: list[str]) -> list[str]:
-    return [folder for folder in folders if not Path(folder).is_dir()]
+    # Not Path.is_dir: it raises PermissionError below a folder that this user may not enter.
+    return [folder for folder in folders if not os.path.isdir(folder)]  # noqa: PTH112
 
 
 def _client(address: str) -> Any:

@@ -193,3 +193,7 @@ def test_a_worker_without_the_files_is_named(cluster, tmp_path, monkeypatch):
         worker.wait()
     with pytest.raises(UserError, match="no worker has joined within 0.5 seconds"):
         require_shared(workers, [tmp_path])
+    # The scheduler still counts a worker whose connection has just ended: nobody answers.
+    monkeypatch.setattr("distributed.Client.wait_for_workers", lambda *_, **__: None)
+    with pytest.raises(UserError, match="no worker has joined within 0.5 seconds"):
+        require_shared(workers, [tmp_path])
