@@ -21,12 +21,12 @@ import yaml
 
 from benchmarks.contestants import CONTESTANTS, Contest, Outcome
 from pipeline.assembly.inputs import SplitData, read_inputs
+from pipeline.detection.malloc import keep_freed_memory
 from pipeline.errors import UserError, run_main
 from pipeline.metrics.bootstrap import Metrics, interval, paired_difference, patient_weights, stable_threshold
 from pipeline.params import Params, load_params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.split import split
-from pipeline.training.malloc import keep_freed_memory
 
 SHOWN = {"rsna_score": "RSNA", "map": "mAP", "map_50": "mAP at .5", "auroc": "AUROC"}
 DRAWS = 2000

@@ -17,12 +17,13 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from pipeline.data.annotations import IMAGES
 from pipeline.data.geometry import xyxy
 from pipeline.detection.anchors import shape_grid
-from pipeline.detection.device import emulates_bf16
+from pipeline.detection.device import make_fabric, used_precision
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import Architecture, LossSettings, PostProcessing
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.sources.sample import draw_boxes, make_sample
+from pipeline.training.passes import Passes
 
 SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
 ARCHITECTURE = Architecture(
@@ -100,19 +101,26 @@ def torchvision_detector(size: int) -> TorchvisionRetinaNet:
     )
 
 
-def our_step(model: RetinaNet, batch: Batch) -> Callable[[], None]:
-    """Return a training step of our model: forward, loss, backward and optimizer, in bf16 where the device has it."""
+def our_step(model: RetinaNet, batch: Batch, whole: bool = False) -> Callable[[], None]:
+    """Return a training step of our model: forward, loss, backward and optimizer, in bf16 where the device has it.
+
+    On a CPU the batch goes through the network in parts, unless ``whole`` is set, as for a compiled model.
+    """
     device = batch.images.device
     loss = DetectionLoss(LOSS).to(device)
-    bf16 = device.type != "cpu" or not emulates_bf16()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    fabric = make_fabric(device.type, used_precision(device.type, "bf16-mixed"))
+    module, optimizer = fabric.setup(model.train(), torch.optim.AdamW(model.parameters(), 1e-4, fused=True))
+    passes = Passes(fabric, module, len(batch.images), compiled=whole)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            outputs = model(batch.images)
+        with passes.rest_on_one_core():
+            run()
+
+    def run() -> None:
+        outputs, backward = passes.forward(batch.images)
         anchors = model.anchors_for(batch.images)
         losses = loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels)
-        (losses.classification + losses.box).backward()
+        backward(losses.classification + losses.box)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -134,7 +134,7 @@ def _steps(batch: Batch, on_gpu: bool) -> dict[str, Work]:
     _compile(tuned.backbone, on_gpu)
     _compile(tuned.head, on_gpu)
     return {
-        OURS: our_step(ours, batch),
+        OURS: our_step(ours, batch, whole=True),
         STOCK: torchvision_step(stock, batch, tuned=False),
         TUNED: torchvision_step(tuned, batch, tuned=True),
     }
@@ -194,7 +194,7 @@ def _whole_training(scale: Scale, on_gpu: bool) -> tuple[float, float]:
 
 def _share_of_the_peak(batch: Batch, scale: Scale) -> float:
     """Return the operations a second of a step's convolutions, as a share of those of the best matrix product."""
-    step = our_step(our_detector().to(batch.images.device), batch)
+    step = our_step(our_detector().to(batch.images.device), batch, whole=True)
     step()
     with FlopCounterMode(display=False) as counter:
         step()

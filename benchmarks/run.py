@@ -18,9 +18,9 @@ import yaml
 from benchmarks.pairs import _seconds
 from pipeline.assembly.inputs import read_inputs
 from pipeline.assembly.training import make_trainer
+from pipeline.detection.malloc import keep_freed_memory
 from pipeline.params import load_params
 from pipeline.tracking import tracked_run
-from pipeline.training.malloc import keep_freed_memory
 from pipeline.training.trainer import Hooks, Trainer
 
 SIZE, EPOCHS, STARTS, CHECKPOINTS = 512, 3, 3, 7

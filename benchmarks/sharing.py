@@ -66,19 +66,18 @@ def measure(training: bool, batch_size: int) -> None:
 
     from benchmarks.detectors import ARCHITECTURE, POST_PROCESSING, Batch, our_step
     from pipeline.detection.detect import detect
+    from pipeline.detection.device import place
     from pipeline.detection.retinanet import RetinaNet
-    from pipeline.training.malloc import keep_freed_memory
 
     torch.manual_seed(0)
     network = replace(ARCHITECTURE, backbone="tf_efficientnet_lite0", fpn_channels=64, head_convs=2)
-    model = RetinaNet(network)
+    model = place(RetinaNet(network), torch.device("cpu"))
     images = torch.randint(0, 256, (batch_size, 1, 256, 256), dtype=torch.uint8)
     work: Callable[[], object]
     if training:
-        keep_freed_memory()
         boxes = torch.tensor([[[30.0, 30, 90, 120]]]).repeat(batch_size, 1, 1)
         labels = torch.tensor([[0], [-1]]).repeat(batch_size // 2, 1)
-        work = our_step(model.to(memory_format=torch.channels_last), Batch(images, boxes, labels, [], []))
+        work = our_step(model, Batch(images, boxes, labels, [], []))
     else:
         model.eval()
         rules = replace(POST_PROCESSING, suppression="soft_nms", detections_per_img=20)

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.detectors import make_batch, our_detector, our_step, torchvision_detector, torchvision_step
 from benchmarks.pairs import compare
-from pipeline.training.malloc import keep_freed_memory
+from pipeline.detection.malloc import keep_freed_memory
 
 SIZE, BOXES = 512, (0, 1, 2, 2)
 

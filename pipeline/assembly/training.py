@@ -29,7 +29,7 @@ from pipeline.delivery.model_file import (
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter
-from pipeline.detection.device import make_fabric
+from pipeline.detection.device import make_fabric, place
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.inference import predict
 from pipeline.detection.losses import DetectionLoss
@@ -74,6 +74,7 @@ TRAINING_CODE = (
     "pipeline/training/checkpoint.py",
     "pipeline/training/nonfinite.py",
     "pipeline/training/optimizer.py",
+    "pipeline/training/passes.py",
     "pipeline/training/settings.py",
     "pipeline/training/train_step.py",
     "pipeline/training/trainer.py",
@@ -90,7 +91,7 @@ def build_trainer(
     start_from(model, params.model.weights)
     model.backbone.require_size(params.preprocess.image_size, architecture.in_channels)
     model.backbone.freeze(params.model.frozen_stages)
-    model.dropout.p = params.model.dropout
+    model.dropout = params.model.dropout
     augmenter = Augmenter(params.augment)
     return Trainer(
         fabric=fabric,
@@ -122,7 +123,7 @@ def finish(params: Params, architecture: Architecture, best: Best, val_data: Spl
     model.load_state_dict(best.weights)
     # float32 as at inference, whatever precision the training had.
     fabric = make_fabric(params.train.accelerator, "32-true", alone=True)
-    fabric.to_device(model)
+    place(model, fabric.device)
     dataset = val_data.dataset(None, params.seed)
     detect_on_val = partial(predict, fabric, model, dataset, params.train.batch_size)
     point = choose_operating_point(params, detect_on_val, post_processing_of(params), val_data)

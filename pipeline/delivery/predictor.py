@@ -15,6 +15,7 @@ from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_file import ModelConfig, load_model, pick_device
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import NotFiniteError, detect
+from pipeline.detection.device import place
 from pipeline.detection.ensemble import Ensemble
 from pipeline.detection.postprocess import Detections
 from pipeline.detection.retinanet import RetinaNet
@@ -66,7 +67,7 @@ class Predictor:
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self._folder, self._device = folder, device or pick_device()
         model, self.config = load_model(folder)
-        self._model = model.to(self._device)
+        self._model = place(model, self._device)
 
     def members(self) -> "list[Predictor]":
         """Return a predictor for each network of an ensemble, with its thresholds and calibration; else this one."""

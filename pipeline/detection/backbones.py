@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.detection.depthwise import depthwise_conv2d, is_depthwise, replace_depthwise
+from pipeline.detection.pointwise import is_pointwise, pointwise_conv2d
 from pipeline.detection.simple_pyramid import SimplePyramid
 from pipeline.detection.weight_file import read_weights
 from pipeline.errors import UserError
@@ -39,6 +41,15 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+class _Kept(NamedTuple):
+    """A frozen norm's factors and summands, and the buffers from which they were computed, with their versions."""
+
+    buffers: list[Tensor]
+    versions: list[int]
+    scale: Tensor
+    shift: Tensor
+
+
 class FoldedConv2d(nn.Module):
     """A convolution without bias and the frozen BatchNorm that follows it, computed as one convolution.
 
@@ -51,18 +62,38 @@ class FoldedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
         super().__init__()
         self.weight, self.norm = conv.weight, norm
+        self._kept: _Kept | None = None
         self._geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self._depthwise = is_depthwise(conv)
+        self._depthwise, self._pointwise = is_depthwise(conv), is_pointwise(conv)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the normalised convolution of ``[B, C, H, W]``."""
-        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        shift = self.norm.bias - self.norm.running_mean * scale
-        kernel = self.weight * scale[:, None, None, None]
+        scale, shift = self._scale_and_shift()
+        kernel = self.weight * scale
         if self._depthwise:
             (stride, _), (padding, _), *_ = self._geometry
             return depthwise_conv2d(features, kernel, shift, stride, padding)
+        if self._pointwise:
+            return pointwise_conv2d(features, kernel, shift)
         return F.conv2d(features, kernel, shift, *self._geometry)
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return the norm's factors ``[C, 1, 1, 1]`` and summands ``[C]``, and keep them until its buffers change."""
+        if torch.compiler.is_compiling():
+            return _scale_and_shift(self.norm)
+        norm = self.norm
+        buffers = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        versions = [one._version for one in buffers]
+        kept = self._kept
+        if kept is None or versions != kept.versions or any(map(operator.is_not, buffers, kept.buffers)):
+            # In one assignment, because parts of a batch run at the same time.
+            kept = self._kept = _Kept(buffers, versions, *_scale_and_shift(norm))
+        return kept.scale, kept.shift
+
+
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
 class Backbone(nn.Module):

@@ -1,11 +1,13 @@
 """Detections of a batch of images, by one network or by several together."""
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.detection.ensemble import Ensemble, average, fuse, one_look
+from pipeline.detection.parts import map_parts, part_count
 from pipeline.detection.postprocess import Detections, mirror, post_process, separate
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.detection.settings import PostProcessing
@@ -30,11 +32,18 @@ Detector = RetinaNet | Ensemble
 def detect(model: Detector, images: Tensor, post_processing: PostProcessing) -> list[Detections]:
     """Return the detections in each image of a batch ``[B, C, H, W]``, fetched from the device at once.
 
+    On a CPU of several cores, parts of the batch are worked on at the same time.
+
     Raises:
         NotFiniteError: an output is not finite.
     """
-    found = find(model, images, post_processing)
-    detections = separate(found)
+    count, cores = part_count(len(images), images.device), torch.get_num_threads()
+    if images.is_cpu and cores > 1:
+        find_in = functools.partial(find, model, post_processing=post_processing)
+        found = map_parts(find_in, images.tensor_split(count), cores)
+    else:
+        found = [find(model, images, post_processing)]
+    detections = [one for part in found for one in separate(part)]
     unsound = [number for number, one in enumerate(detections) if one["scores"].isnan().any()]
     if unsound:
         raise NotFiniteError(unsound)

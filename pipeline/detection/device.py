@@ -5,16 +5,18 @@ import os
 import platform
 import shutil
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import nn
 
+from pipeline.detection.malloc import keep_freed_memory
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def world_size() -> int:
@@ -69,6 +71,14 @@ def make_fabric(accelerator: str, precision: str, *, alone: bool = False) -> Fab
     if shared and fabric.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))  # otherwise each process would use all cores
     return fabric
+
+
+def place(model: Model, device: torch.device) -> Model:
+    """Move a model to the device where it is to detect; on a CPU, arrange weights and memory for speed there."""
+    if device.type == "cpu":
+        keep_freed_memory()
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(device)
 
 
 def set_tf32(allowed: bool) -> None:

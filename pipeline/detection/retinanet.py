@@ -2,17 +2,19 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from pipeline.detection.anchors import Anchors, make_anchors
 from pipeline.detection.backbones import Backbone, group_norm
+from pipeline.detection.pointwise import replace_pointwise
 from pipeline.detection.settings import Architecture
 
 # Grey levels of prepared images have about this mean and standard deviation.
@@ -33,6 +35,14 @@ class HeadOutputs(NamedTuple):
     deltas: Tensor
     mask: Tensor | None = None
     image_class: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the outputs that there are."""
+        return [one for one in self if one is not None]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "HeadOutputs":
+        """Return ``function`` of each output that there is."""
+        return HeadOutputs(*(one if one is None else function(one) for one in self))  # type: ignore[arg-type]
 
 
 class Head(nn.Module):
@@ -81,8 +91,7 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.architecture = a = architecture
         self.backbone = Backbone(a.backbone, weights, a.norm, a.in_channels, file)
-        # Whole channels of the backbone's features, in training only; the trainer sets the share.
-        self.dropout = nn.Dropout2d(0.0)
+        self.dropout = 0.0  # share of the backbone's feature channels; the trainer sets it
         coarse = LastLevelP6P7(a.fpn_channels if a.p6_source == "p5" else self.backbone.channels[-1], a.fpn_channels)
         coarse.use_P5 = a.p6_source == "p5"
         self.fpn = FeaturePyramidNetwork(self.backbone.channels, a.fpn_channels, coarse)
@@ -93,19 +102,36 @@ class RetinaNet(nn.Module):
         self.box_head = Head(*tower, 4, 0.0)
         self.mask_head = _mask_head(a.fpn_channels) if a.mask_head else None
         self.image_head = nn.Linear(self.backbone.channels[-1], a.image_classes) if a.image_classes else None
+        replace_pointwise(self)
         self._anchors: dict[tuple[int, int, torch.device], Anchors] = {}
 
-    def forward(self, images: Tensor, with_mask: bool = False) -> HeadOutputs:
+    def forward(
+        self, images: Tensor, with_mask: bool = False, dropout_factors: Sequence[Tensor] | None = None
+    ) -> HeadOutputs:
         """Return the head outputs of images ``[B, C, H, W]`` with grey levels 0 to 255 of any dtype.
 
-        The mask is computed in training mode, and if ``with_mask`` is set.
+        The mask is computed in training mode, and if ``with_mask`` is set. The backbone's features are multiplied by
+        ``dropout_factors``, see `draw_dropout`.
         """
         normalized = (images.float() - PIXEL_MEAN) / PIXEL_STD
-        features = [self.dropout(level) for level in self.backbone(normalized)]
+        features = self.backbone(normalized)
+        if dropout_factors is not None:
+            features = [level * factor.to(level.dtype) for level, factor in zip(features, dropout_factors, strict=True)]
         pyramid = list(self.fpn(OrderedDict(zip("345", features, strict=True))).values())
         mask = self.mask_head(pyramid[0])[:, 0] if self.mask_head and (self.training or with_mask) else None
         image_class = self.image_head(features[-1].mean((2, 3))) if self.image_head else None
         return HeadOutputs(self.class_head(pyramid), self.box_head(pyramid), mask, image_class)
+
+    def draw_dropout(self, images: Tensor) -> list[Tensor] | None:
+        """Draw factors ``[B, C, 1, 1]`` for the three levels of features of a batch, None without dropout.
+
+        They are 0 for channels that an image does without, and 1 / (1 - ``dropout``) for the others. A step draws
+        them before the network runs, because its parts run in any order.
+        """
+        if not self.dropout:
+            return None
+        shapes = [(len(images), channels, 1, 1) for channels in self.backbone.channels]
+        return [F.dropout(torch.ones(shape, device=images.device), self.dropout) for shape in shapes]
 
     def anchors_for(self, images: Tensor) -> Anchors:
         """Return the anchors for images of this size, on their device; they are made once per size."""

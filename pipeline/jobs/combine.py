@@ -17,7 +17,7 @@ from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import read_folds
 from pipeline.delivery.model_file import ModelConfig, load_model, one_or_each, save_model, save_seen
-from pipeline.detection.device import make_fabric
+from pipeline.detection.device import make_fabric, place
 from pipeline.detection.ensemble import Ensemble, fuse_detections, one_look
 from pipeline.detection.inference import predict
 from pipeline.detection.postprocess import Detections, mirror
@@ -100,7 +100,7 @@ def _detect(
 ) -> list[Detections]:
     detections: list[Detections] = []
     for fold, model in zip(folds, models, strict=True):
-        fabric.to_device(model)
+        place(model, fabric.device)
         dataset = fold.studies.dataset(None, params.seed)
         detections += predict(fabric, model, dataset, params.train.batch_size, post_processing)
     return detections
@@ -116,7 +116,7 @@ def _choose_fusion(
     alone = one_look(post_processing)
     looks: list[list[Detections]] = [[], []]
     for fold in folds:
-        fabric.to_device(fold.network)
+        place(fold.network, fabric.device)
         for found, mirrored in zip(looks, (False, True), strict=True):
             dataset = fold.studies.dataset(_mirrored if mirrored else None, params.seed)
             own = predict(fabric, fold.network, dataset, params.train.batch_size, alone)

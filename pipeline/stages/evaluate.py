@@ -27,7 +27,7 @@ from pipeline.assembly.run_log import log_datasets, run_tags
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import LEAKED, read_folds
 from pipeline.delivery.model_file import ModelConfig, load_model
-from pipeline.detection.device import make_fabric
+from pipeline.detection.device import make_fabric, place
 from pipeline.detection.inference import predict
 from pipeline.errors import UserError, run_main
 from pipeline.escaping import safe_table
@@ -148,7 +148,7 @@ def predict_splits(params: Params, models: Path, splits: Mapping[str, SplitData]
     """
     model, config = load_model(models)
     fabric = make_fabric(params.train.accelerator, "32-true")
-    fabric.to_device(model)
+    place(model, fabric.device)
     results = {}
     for name in (name for name in (*EVALUATED, LEAKED) if name in splits):
         data = splits[name]

@@ -22,6 +22,7 @@ from pipeline.assembly.training import (
 )
 from pipeline.delivery.model_file import LEAK, save_seen
 from pipeline.detection.device import is_lost_connection, make_fabric, used_precision, world_size
+from pipeline.detection.malloc import keep_freed_memory
 from pipeline.detection.settings import Architecture
 from pipeline.errors import UserError, run_main
 from pipeline.files import write_json
@@ -43,7 +44,6 @@ from pipeline.tracking import (
 from pipeline.training.checkpoint import snapshot
 from pipeline.training.ended import ENDED, drop_ended
 from pipeline.training.launch import launch
-from pipeline.training.malloc import keep_freed_memory
 from pipeline.training.profiling import PROFILE
 from pipeline.training.trainer import Best, Hooks, Trainer
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, schedule
 
 PROFILE = "profile"
@@ -30,7 +31,10 @@ def profiled(steps: int, folder: Path) -> Iterator[Callable[[], None]]:
         (folder / "operators.txt").write_text(table, encoding="utf-8")
         profiled_steps.export_chrome_trace(str(folder / "trace.json"))
 
+    # Also the threads in which the parts of a batch run, see `pipeline.detection.parts`.
+    everywhere = _ExperimentalConfig(profile_all_threads=True)
+    steps_to_record = schedule(wait=1, warmup=1, active=steps, repeat=1)
     with profile(
-        activities=activities, schedule=schedule(wait=1, warmup=1, active=steps, repeat=1), on_trace_ready=write
+        activities=activities, schedule=steps_to_record, on_trace_ready=write, experimental_config=everywhere
     ) as running:
         yield running.step

@@ -14,6 +14,7 @@ from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss, Totals
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.training.optimizer import make_optimizer, update_if
+from pipeline.training.passes import Passes
 from pipeline.training.settings import TrainSettings
 
 Values = dict[str, Tensor]
@@ -36,6 +37,7 @@ class TrainStep:
         optimizer = make_optimizer(settings, model, fused=self._scaler is None)
         self.fabric, self._clip_norm = fabric, settings.clip_norm
         self._model, self._optimizer = fabric.setup(model, optimizer)
+        self._passes = Passes(fabric, self._model, settings.batch_size, compiled=settings.compile)
         self.loss = cast(DetectionLoss, fabric.to_device(loss))
         self._extra = extra
         decay = get_ema_multi_avg_fn(settings.ema_decay)
@@ -89,6 +91,10 @@ class TrainStep:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        with self._passes.rest_on_one_core():
+            return self._step(batches)
+
+    def _step(self, batches: list[Batch]) -> Values:
         alone = len(batches) == 1 and self.fabric.world_size == 1
         totals = None if alone else self._totals(batches)
         parts = []
@@ -127,14 +133,14 @@ class TrainStep:
     def _backward(self, batch: Batch, totals: Totals | None) -> Values:
         """Add a batch's gradients; return its share of the step's losses, which are the sum of the shares."""
         share = 1.0 if totals is None else len(batch.images) / totals.images
-        outputs = self._model(batch.images)
+        outputs, backward = self._passes.forward(batch.images)
         anchors = self.model.anchors_for(batch.images)
         losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels, totals)
         extra = self._extra(outputs, batch.boxes, batch.labels, batch.image_classes)
         extra = {name: value * share for name, value in extra.items()}
         total = losses.classification + losses.box + sum(extra.values())
         world_size = self.fabric.world_size
-        self.fabric.backward(total * world_size if world_size > 1 else total)  # DDP averages over the processes
+        backward(total * world_size if world_size > 1 else total)  # DDP averages over the processes
         return {
             "train/loss": total.detach(),
             "train/loss_classification": losses.classification.detach(),

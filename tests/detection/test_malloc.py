@@ -7,7 +7,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from pipeline.training.malloc import keep_freed_memory
+from pipeline.detection.malloc import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def use():

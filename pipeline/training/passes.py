@@ -1,0 +1,109 @@
+"""The forward and the backward pass of a batch, whole or in parts."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, cast
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor, nn
+
+from pipeline.detection.parts import map_parts, one_core, part_count
+from pipeline.detection.retinanet import HeadOutputs, RetinaNet
+
+# Smaller parts make a step slower on an idle machine.
+_LEAST_IMAGES = 4
+
+
+class Pass(NamedTuple):
+    """The outputs of a forward pass, and the function that adds the gradients of a loss of them to the parameters."""
+
+    outputs: HeadOutputs
+    backward: Callable[[Tensor], None]
+
+
+class _Part(NamedTuple):
+    """Some images of a batch; ``factors`` are theirs of `RetinaNet.draw_dropout`."""
+
+    images: Tensor
+    factors: Sequence[Tensor] | None
+
+
+class Passes:
+    """The passes of a network in training: of a batch in parts, one per core of a CPU, or of all of it at once."""
+
+    def __init__(self, fabric: Fabric, module: _FabricModule, batch_size: int, *, compiled: bool) -> None:
+        self._fabric, self._module = fabric, module
+        self._network = cast(RetinaNet, module.module)
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        # A compiled network, gradients that are scaled, and those that processes exchange need the whole batch. So do
+        # random numbers, which parts would draw in any order.
+        whole = compiled or scaled or fabric.world_size > 1 or _draws_random_numbers(self._network)
+        self._count = 1 if whole else part_count(batch_size, fabric.device, _LEAST_IMAGES)
+        self._cores = torch.get_num_threads()
+
+    def rest_on_one_core(self) -> AbstractContextManager[None]:
+        """Return a context for a step, in which only the passes in parts use more than one core."""
+        return one_core() if self._count > 1 else nullcontext()
+
+    def forward(self, images: Tensor) -> Pass:
+        """Run the network on ``[B, C, H, W]``; the outputs are float32."""
+        factors = self._network.draw_dropout(images)
+        count = self._count
+        if count == 1:
+            return Pass(self._module(images, dropout_factors=factors), self._fabric.backward)
+        shares = zip(*(one.tensor_split(count) for one in factors), strict=True) if factors else [None] * count
+        return self._in_parts([_Part(*pair) for pair in zip(images.tensor_split(count), shares, strict=True)])
+
+    def _in_parts(self, parts: Sequence[_Part]) -> Pass:
+        with self._fabric.autocast():
+            ends = map_parts(lambda part: self._network(part.images, dropout_factors=part.factors), parts, self._cores)
+        # The loss takes the whole batch, and its gradients go back into each part.
+        outputs = _joined([end.map(Tensor.detach) for end in ends]).map(lambda one: one.float().requires_grad_())
+
+        def backward(loss: Tensor) -> None:
+            self._fabric.backward(loss)
+            self._add_gradients([end.tensors() for end in ends], outputs.tensors())
+
+        return Pass(outputs, backward)
+
+    def _add_gradients(self, ends: Sequence[Sequence[Tensor]], outputs: Sequence[Tensor]) -> None:
+        """Add the gradients of all parts to the parameters, in the parts' order.
+
+        ``ends`` are the parts of ``outputs``, which have gradients.
+        """
+        parameters = [one for one in self._network.parameters() if one.requires_grad]
+        upstream = zip(*(_gradient(one).tensor_split(len(ends)) for one in outputs), strict=True)
+
+        def gradients(part: tuple[Sequence[Tensor], Sequence[Tensor]]) -> tuple[Tensor | None, ...]:
+            end, given = part
+            given = [gradient.to(one.dtype) for gradient, one in zip(given, end, strict=True)]
+            return torch.autograd.grad(end, parameters, given, allow_unused=True)
+
+        for found in map_parts(gradients, list(zip(ends, upstream, strict=True)), self._cores):
+            for parameter, gradient in zip(parameters, found, strict=True):
+                if gradient is None:
+                    continue
+                if parameter.grad is None:
+                    parameter.grad = gradient
+                else:
+                    parameter.grad += gradient
+
+
+def _joined(parts: Sequence[HeadOutputs]) -> HeadOutputs:
+    """Return the outputs of all parts as those of one batch."""
+    columns = zip(*parts, strict=True)
+    return HeadOutputs(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+
+
+def _gradient(output: Tensor) -> Tensor:
+    return torch.zeros_like(output) if output.grad is None else output.grad
+
+
+def _draws_random_numbers(network: nn.Module) -> bool:
+    """Return whether a module of the network has a random mode, such as the stochastic depth of some backbones."""
+    return any(
+        (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0) or getattr(module, "drop_prob", 0)
+        for module in network.modules()
+    )
