@@ -17,6 +17,7 @@ from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import NotFiniteError, detect
 from pipeline.detection.device import place
 from pipeline.detection.ensemble import Ensemble
+from pipeline.detection.parts import threads_for_single_parts
 from pipeline.detection.postprocess import Detections
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.dicom.levels import Levels
@@ -68,6 +69,11 @@ class Predictor:
         self._folder, self._device = folder, device or pick_device()
         model, self.config = load_model(folder)
         self._model = place(model, self._device)
+
+    @property
+    def single_images_at_once(self) -> int:
+        """Return how many calls of `predict` with one image each are worth making at the same time."""
+        return 1 if self._device.type != "cpu" else threads_for_single_parts(torch.get_num_threads())
 
     def members(self) -> "list[Predictor]":
         """Return a predictor for each network of an ensemble, with its thresholds and calibration; else this one."""

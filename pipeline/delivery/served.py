@@ -82,8 +82,7 @@ class ServedModel:
         self._predictor = predictor
         self._reader = reader
         self.limits = limits
-        # With two images at once, PyTorch's threads would wait for each other.
-        self._one_image = threading.Lock()
+        self._turns = threading.BoundedSemaphore(predictor.single_images_at_once)
 
     def answer(self, rows: Iterable[Mapping[str, Any]]) -> list[Answer]:
         """Return the detections of each row, one row after another: a study in ``dicom``, or pixels in ``image``.
@@ -102,7 +101,7 @@ class ServedModel:
                     400, f"row {number}: not begun; {self.limits.request_seconds:g} s of a request are over"
                 )
             levels = self._levels(number, row)
-            with self._one_image:
+            with self._turns:
                 (prediction,) = self._predictor.predict([levels])
             answers.append(_answer(prediction))
         return answers

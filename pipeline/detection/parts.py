@@ -33,9 +33,8 @@ def map_parts(function: Callable[[Part], Result], parts: Sequence[Part], cores: 
 
     The modes of the calling thread hold: autocast, and whether gradients are wanted.
     """
-    # A single part has half of the cores: a second core makes one image a quarter faster, and may be busy.
-    cores_each = max(1, cores // max(len(parts), 2))
-    threads = _threads(max(1, cores // cores_each), cores_each)
+    cores_each = _cores_each(len(parts), cores)
+    threads = _threads(cores // cores_each, cores_each)
     # The parts of a full batch always have the same threads, which then have their memory at hand.
     first = next(_turns) if len(parts) < len(threads) else 0
     modes = (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
@@ -49,6 +48,16 @@ def map_parts(function: Callable[[Part], Result], parts: Sequence[Part], cores: 
 
     futures = [threads[(first + number) % len(threads)].submit(run, part) for number, part in enumerate(parts)]
     return [future.result() for future in futures]
+
+
+def threads_for_single_parts(cores: int) -> int:
+    """Return how many callers of `map_parts` with one part each have a thread of their own."""
+    return cores // _cores_each(1, cores)
+
+
+def _cores_each(parts: int, cores: int) -> int:
+    # A single part has half of the cores: a second core makes one image a third faster, and may be busy.
+    return max(1, cores // max(parts, 2))
 
 
 @contextmanager

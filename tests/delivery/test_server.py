@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import psutil
@@ -317,6 +318,30 @@ def test_rows_that_take_too_long_together(model, study):
         served = ServedModel(Predictor(model, torch.device("cpu")), reader, limits)
         with pytest.raises(RequestError, match="row 1: not begun"):
             served.answer([{"dicom": encode(study.read_bytes())}] * 2)
+
+
+def test_images_of_two_requests_are_looked_at_at_the_same_time(model, study, monkeypatch):
+    own, together = torch.get_num_threads(), threading.Barrier(2)
+    torch.set_num_threads(2)
+    try:
+        predictor = Predictor(model, torch.device("cpu"))
+        assert predictor.single_images_at_once == 2
+        predict = predictor.predict
+
+        def wait_and_predict(images):
+            together.wait(60)
+            return predict(images)
+
+        monkeypatch.setattr(predictor, "predict", wait_and_predict)
+        rows = [{"dicom": encode(study.read_bytes())}]
+        with Reader(2, 60) as reader, ThreadPoolExecutor(2) as callers:
+            served = ServedModel(predictor, reader, ServingLimits())
+            one, other = callers.map(lambda _: served.answer(rows), range(2))
+        assert one == other
+        monkeypatch.setattr(predictor, "_device", torch.device("cuda"))
+        assert predictor.single_images_at_once == 1
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_limits_are_checked():

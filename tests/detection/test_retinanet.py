@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -6,11 +7,12 @@ import timm
 import torch
 from torch import nn
 
-from pipeline.detection.backbones import Backbone
+from pipeline.detection.backbones import Backbone, FoldedConv2d
 from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.errors import UserError
 from tests.detection.conftest import randomize_norms
+from tests.detection.settings import TINY
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 64)])
@@ -129,3 +131,37 @@ def test_frozen_stages_do_not_learn(name):
     assert all((parameter.grad is None) != parameter.requires_grad for parameter in backbone.parameters())
     with pytest.raises(UserError, match="model.frozen_stages = 6: the backbone has"):
         backbone.freeze(6)
+
+
+def test_folded_norms_follow_their_buffers():
+    """Factors are kept from step to step, but not past new weights."""
+    folded = RetinaNet(replace(TINY, norm="frozen_batch")).backbone
+    layer = next(module for module in folded.modules() if isinstance(module, FoldedConv2d))
+    features = torch.rand(2, layer.weight.shape[1], 16, 16)
+
+    def expected():
+        norm, (stride, padding, *_) = layer.norm, layer._geometry
+        plain = torch.nn.functional.conv2d(features, layer.weight, None, stride, padding)
+        return torch.nn.functional.batch_norm(
+            plain, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+
+    def check():
+        torch.testing.assert_close(layer(features), expected(), rtol=1e-4, atol=1e-4)
+
+    check()
+    kept = layer._kept
+    check()
+    assert layer._kept is kept
+    layer.norm.bias.add_(3.0)
+    check()
+    state = {name: torch.rand_like(value) + 0.5 for name, value in folded.state_dict().items()}
+    for assign in (False, True):
+        folded.load_state_dict({name: value * (2 if assign else 1) for name, value in state.items()}, assign=assign)
+        check()
+    other = copy.deepcopy(layer)
+    other.norm.weight.mul_(2.0)
+    assert not torch.allclose(other(features), layer(features))
+    check()
+    layer, features = layer.double(), features.double()
+    check()

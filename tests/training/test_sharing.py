@@ -38,6 +38,27 @@ def test_the_time_of_processes_that_we_started_is_ours():
     assert own_time() - before >= 0.5  # also when they have ended
 
 
+RATE = """
+import sys
+from benchmarks import sharing
+sharing.SECONDS = 3.0
+sharing.measure(*sharing.WORK[sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CORES < 2, reason="one core: no thread waits for another")
+@pytest.mark.parametrize("work", ["train, batch 8", "detect, batch 8", "batch 1"])
+def test_a_busy_machine_is_shared(work):
+    """Threads that wait for each other after each operation keep a hundredth; a fair share is a third."""
+    rates = []
+    for busy in (0, 2 * CORES):
+        with busy_processes(busy):
+            command = [sys.executable, "-c", RATE, work]
+            rates.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert rates[1] >= 0.15 * rates[0]
+
+
 PAUSES = """
 import time
 import pipeline
