@@ -39,7 +39,6 @@ DECIDE_NOTHING = {
     "pipeline/tracking": "MLflow",
     "pipeline/training/ended.py": "removes the checkpoints of trainings that have ended",
     "pipeline/training/launch.py": "starts processes; `train.devices` says how many",
-    "pipeline/detection/malloc.py": "memory",
     "pipeline/training/profiling.py": "measures",
     "pipeline/training/progress.py": "shows",
     "pipeline/training/sharing.py": "says",
