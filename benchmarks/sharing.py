@@ -1,6 +1,7 @@
-"""A CPU that is not idle: training and inference beside 0, 1, 2 and 4 busy processes, with OpenMP's setting and ours.
+"""A CPU that is not idle: training and detection beside busy processes, in parts and in PyTorch's own way.
 
-By default, OpenMP's threads spin for milliseconds while they wait for each other; `pipeline` makes them sleep soon.
+PyTorch lets all cores work on one operation after another, and OpenMP's threads spin for milliseconds while they wait
+for each other. `pipeline` gives each core a part of the batch, and its threads sleep soon.
 """
 
 import os
@@ -13,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 
-# Read when torch is imported, so each measurement is a process of its own. The first is the default of GNU's OpenMP.
-WAITING = "GOMP_SPINCOUNT"
-POLICIES = {"default": {WAITING: "300000"}, "ours": {}}
-BUSY, ROUNDS, SECONDS = (0, 1, 2, 4), 3, 8.0
+# Read when torch is imported, so each measurement is a process of its own.
+WAITING, DEFAULT_OF_OPENMP = "GOMP_SPINCOUNT", "300000"
+WHOLE, PARTS = "whole", "parts"
+BUSY, ROUNDS, SECONDS = (0, 1, 2, 4), 3, 4.0
 # Stage `train`; `evaluate`, which takes as large batches; `predict`; the served model.
 WORK = {"train, batch 8": (True, 8), "detect, batch 8": (False, 8), "batch 4": (False, 4), "batch 1": (False, 1)}
 
@@ -25,15 +26,15 @@ def main() -> None:
     """Measure in turn; print medians, and the shares of the quiet speed."""
     for work in WORK:
         speeds: dict[tuple[str, int], list[float]] = {}
-        for _, count, policy in product(range(ROUNDS), BUSY, POLICIES):
+        for _, count, way in product(range(ROUNDS), BUSY, (WHOLE, PARTS)):
             with busy_processes(count):
-                speeds.setdefault((policy, count), []).append(_measured(work, policy))
-        for policy in POLICIES:
-            medians = [statistics.median(speeds[policy, count]) for count in BUSY]
+                speeds.setdefault((way, count), []).append(_measured(work, way))
+        for way in (WHOLE, PARTS):
+            medians = [statistics.median(speeds[way, count]) for count in BUSY]
             shares = ", ".join(
                 f"{count}: {one:.2f} ({one / medians[0]:.2f})" for count, one in zip(BUSY, medians, strict=True)
             )
-            print(f"{work}, waiting as by {policy}: images a second (share of quiet) beside busy processes {shares}")
+            print(f"{work}, {way}: images a second (share of quiet) beside busy processes {shares}", flush=True)
 
 
 @contextmanager
@@ -48,10 +49,12 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def _measured(work: str, policy: str) -> float:
-    environment = {name: value for name, value in os.environ.items() if name != WAITING} | POLICIES[policy]
+def _measured(work: str, way: str) -> float:
+    environment = {name: value for name, value in os.environ.items() if name != WAITING}
+    if way == WHOLE:
+        environment[WAITING] = DEFAULT_OF_OPENMP
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sharing", work],
+        [sys.executable, "-m", "benchmarks.sharing", work, way],
         env=environment,
         check=True,
         capture_output=True,
@@ -60,12 +63,12 @@ def _measured(work: str, policy: str) -> float:
     return float(done.stdout)
 
 
-def measure(training: bool, batch_size: int) -> None:
+def measure(training: bool, batch_size: int, whole: bool) -> None:
     """Print the images a second of the shipped network's size."""
     import torch
 
     from benchmarks.detectors import ARCHITECTURE, POST_PROCESSING, Batch, our_step
-    from pipeline.detection.detect import detect
+    from pipeline.detection.detect import detect, find
     from pipeline.detection.device import place
     from pipeline.detection.retinanet import RetinaNet
 
@@ -77,14 +80,14 @@ def measure(training: bool, batch_size: int) -> None:
     if training:
         boxes = torch.tensor([[[30.0, 30, 90, 120]]]).repeat(batch_size, 1, 1)
         labels = torch.tensor([[0], [-1]]).repeat(batch_size // 2, 1)
-        work = our_step(model, Batch(images, boxes, labels, [], []))
+        work = our_step(model, Batch(images, boxes, labels, [], []), whole)
     else:
         model.eval()
         rules = replace(POST_PROCESSING, suppression="soft_nms", detections_per_img=20)
 
         @torch.no_grad()
         def work() -> None:
-            detect(model, images, rules)
+            (find if whole else detect)(model, images, rules)
 
     work()
     times, started = 0, time.perf_counter()
@@ -95,4 +98,4 @@ def measure(training: bool, batch_size: int) -> None:
 
 
 if __name__ == "__main__":
-    measure(*WORK[sys.argv[1]]) if sys.argv[1:] else main()
+    measure(*WORK[sys.argv[1]], sys.argv[2] == WHOLE) if sys.argv[1:] else main()
