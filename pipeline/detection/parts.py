@@ -56,7 +56,7 @@ def threads_for_single_parts(cores: int) -> int:
 
 
 def _cores_each(parts: int, cores: int) -> int:
-    # A single part has half of the cores: a second core makes one image a fifth faster, and may be busy.
+    # A single part has half of the cores: a second core makes one image a quarter faster, and may be busy.
     return max(1, cores // max(parts, 2))
 
 

@@ -13,7 +13,7 @@ from pipeline.detection.parts import map_parts, one_core, part_count
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 
 # Smaller parts make a step slower on an idle machine.
-_LEAST_IMAGES = 4
+_LEAST_IMAGES = 2
 
 
 class Pass(NamedTuple):

@@ -116,7 +116,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ):
     """The runs are equal bit for bit, whether stopped within an epoch or after its last step, before validation.
 
-    With ``least`` 2, a batch of 4 images is trained in parts.
+    With ``least`` 2, a batch of 4 images is trained in parts; with 4, whole.
     """
     monkeypatch.setattr(passes, "_LEAST_IMAGES", least)
     loss = replace(loss_settings, normalizer=normalizer)
