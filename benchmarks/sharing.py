@@ -17,6 +17,14 @@ from itertools import product
 # Read when torch is imported, so each measurement is a process of its own.
 WAITING, DEFAULT_OF_OPENMP = "GOMP_SPINCOUNT", "300000"
 WHOLE, PARTS = "whole", "parts"
+# It ends with the process that started it, also if that one is killed.
+_BUSY_LOOP = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
 BUSY, ROUNDS, SECONDS = (0, 1, 2, 4), 3, 4.0
 # Stage `train`; `evaluate`, which takes as large batches; `predict`; the served model.
 WORK = {"train, batch 8": (True, 8), "detect, batch 8": (False, 8), "batch 4": (False, 4), "batch 1": (False, 1)}
@@ -40,7 +48,7 @@ def main() -> None:
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """Run ``count`` processes meanwhile, each of which uses all of a core that it can get."""
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    started = [subprocess.Popen([sys.executable, "-c", _BUSY_LOOP]) for _ in range(count)]
     try:
         yield
     finally:

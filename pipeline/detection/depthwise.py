@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pipeline.detection.replacing import replace_convolutions
+
 _WINDOW = 3
 
 
@@ -130,8 +132,4 @@ def _padding(conv: nn.Conv2d) -> int | None:
 
 def replace_depthwise(body: nn.Module) -> None:
     """Replace the depthwise convolutions in ``body``; names and values of its parameters stay."""
-    for parent in list(body.modules()):
-        for name, child in parent.named_children():
-            if is_depthwise(child):
-                assert isinstance(child, nn.Conv2d)
-                setattr(parent, name, DepthwiseConv2d(child))
+    replace_convolutions(body, is_depthwise, DepthwiseConv2d)

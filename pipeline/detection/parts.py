@@ -62,7 +62,7 @@ def _cores_each(parts: int, cores: int) -> int:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Let the operations of this thread use one core meanwhile: for short ones, which gain less than waiting costs."""
+    """Let this thread's operations use one core: short ones gain less from other cores than waiting for them costs."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -9,6 +9,8 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.detection.replacing import replace_convolutions
+
 _LEAST_VALUES = 20480  # in ATen's Convolution.cpp
 
 
@@ -51,8 +53,4 @@ def is_pointwise(conv: nn.Module) -> bool:
 
 def replace_pointwise(body: nn.Module) -> None:
     """Replace the convolutions of 1 x 1 in ``body``; names and values of its parameters stay."""
-    for parent in list(body.modules()):
-        for name, child in parent.named_children():
-            if is_pointwise(child):
-                assert isinstance(child, nn.Conv2d)
-                setattr(parent, name, PointwiseConv2d(child))
+    replace_convolutions(body, is_pointwise, PointwiseConv2d)
