@@ -160,7 +160,8 @@ def cluster(repository, tmp_path):
         yield json.loads(file.read_text())["address"], processes[1:]
     finally:
         for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the test has killed it
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
