@@ -17,12 +17,17 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from pipeline.data.annotations import IMAGES
 from pipeline.data.geometry import xyxy
 from pipeline.detection.anchors import shape_grid
+from pipeline.detection.dataset import UNKNOWN_CLASS
+from pipeline.detection.dataset import Batch as TrainingBatch
 from pipeline.detection.device import make_fabric, used_precision
+from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss
+from pipeline.detection.mask_losses import MaskSettings
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.detection.settings import Architecture, LossSettings, PostProcessing
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.sources.sample import draw_boxes, make_sample
+from pipeline.training.network_with_losses import TOTAL, NetworkWithLosses, StepLosses
 from pipeline.training.passes import Passes
 
 SHAPES = shape_grid((1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0))
@@ -107,20 +112,21 @@ def our_step(model: RetinaNet, batch: Batch, whole: bool = False) -> Callable[[]
     On a CPU the batch goes through the network in parts, unless ``whole`` is set, as for a compiled model.
     """
     device = batch.images.device
-    loss = DetectionLoss(LOSS).to(device)
     fabric = make_fabric(device.type, used_precision(device.type, "bf16-mixed"))
-    module, optimizer = fabric.setup(model.train(), torch.optim.AdamW(model.parameters(), 1e-4, fused=True))
+    losses = StepLosses(DetectionLoss(LOSS), ExtraLosses(MaskSettings({}, 0.5, 10.0, 5.0), 0.0))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    module, optimizer = fabric.setup(NetworkWithLosses(model, losses).train(), optimizer)
     passes = Passes(fabric, module, len(batch.images), compiled=whole)
+    unknown = torch.full((len(batch.images),), UNKNOWN_CLASS, device=device)
+    own = TrainingBatch(batch.images, batch.boxes, batch.labels, unknown, unknown)
 
     def step() -> None:
         with passes.rest_on_one_core():
             run()
 
     def run() -> None:
-        outputs, backward = passes.forward(batch.images)
-        anchors = model.anchors_for(batch.images)
-        losses = loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels)
-        backward(losses.classification + losses.box)
+        values, backward = passes.forward(own)
+        backward(values[TOTAL])
         optimizer.step()
         optimizer.zero_grad()
 

@@ -72,6 +72,7 @@ TRAINING_CODE = (
     "pipeline/stages/train.py",
     "pipeline/training/batches.py",
     "pipeline/training/checkpoint.py",
+    "pipeline/training/network_with_losses.py",
     "pipeline/training/nonfinite.py",
     "pipeline/training/optimizer.py",
     "pipeline/training/passes.py",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,10 @@ class DetectionDataset(Dataset[Example]):
     def __len__(self) -> int:
         return len(self._images)
 
+    def most_boxes(self) -> int:
+        """Return the largest number of boxes of an image."""
+        return max(map(len, self._boxes), default=0)
+
     def names_of(self, positions: Sequence[int]) -> list[str]:
         """Return the ids of the studies at these positions, or the positions if there are no ids."""
         return [self._names[position] if self._names else str(position) for position in positions]
@@ -131,9 +136,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self._epoch, int(index)) for index in (own if len(own) else -1 - shared[:1])]
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Stack images and pad their boxes to the largest count in the batch, at least 1."""
-    most = max(1, *(len(example.boxes) for example in examples))
+def collate(examples: Sequence[Example], rows: int = 1) -> Batch:
+    """Stack images and pad their boxes to the largest count in the batch, at least ``rows`` and 1."""
+    most = max(1, rows, *(len(example.boxes) for example in examples))
     boxes = np.zeros((len(examples), most, 4), np.float32)
     boxes[..., 2:] = 1  # padding has an area, so that no logarithm of 0 is taken
     labels = np.full((len(examples), most), PADDING, np.int64)
@@ -152,13 +157,13 @@ def channels_first(images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.ui
     return np.ascontiguousarray(batch.reshape(*batch.shape[:3], -1).transpose(0, 3, 1, 2))
 
 
-def make_loader(dataset: DetectionDataset, batches: EpochBatches, workers: int) -> DataLoader[Example]:
-    """Return a loader of the batches that ``batches`` lists, in the same order."""
+def make_loader(dataset: DetectionDataset, batches: EpochBatches, workers: int, rows: int = 1) -> DataLoader[Example]:
+    """Return a loader of the batches that ``batches`` lists, in the same order; ``rows`` as in `collate`."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, rows=rows),
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,

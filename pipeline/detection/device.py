@@ -92,8 +92,11 @@ def is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
-def compile_whole(module: nn.Module) -> None:
-    """Compile ``module`` in place, as one graph.
+def compile_whole(module: nn.Module, *, cuda_graphs: bool = False) -> None:
+    """Compile ``module`` in place, as one graph for each shape of its inputs.
+
+    With ``cuda_graphs`` a GPU also replays the kernels of a pass as one launch; an output then holds only until the
+    module is called again.
 
     Raises:
         UserError: there is no C++ compiler, which the compiled code needs on a CPU.
@@ -106,4 +109,4 @@ def compile_whole(module: nn.Module) -> None:
         )
     # On a CPU the box loss selects its anchors; their number depends on the data, which this lets the graph contain.
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
-    module.compile(fullgraph=True)
+    module.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if cuda_graphs else None)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import cast
 
-from pipeline.detection.dataset import Batch, DetectionDataset, EpochBatches, make_loader
+from torch.utils.data import DataLoader
+
+from pipeline.detection.dataset import Batch, DetectionDataset, EpochBatches, Example, make_loader
 from pipeline.errors import UserError
 from pipeline.escaping import shortened
 from pipeline.training.settings import TrainSettings
@@ -24,7 +26,7 @@ class ResumableBatches:
         self.data, self._settings = data, settings
         images = settings.batch_size * world_size * settings.accumulate  # of one step
         self._order = EpochBatches(len(data), settings.batch_size, seed, True, rank, world_size, images)
-        self._loader = make_loader(data, self._order, settings.workers)
+        self._loader = self._make_loader()
         self.steps_per_epoch = math.ceil(len(data) / images)
 
     def groups(self, epoch: int, position: int) -> Iterator[list[Batch]]:
@@ -57,4 +59,9 @@ class ResumableBatches:
                     ) from None
                 failed = True
                 logger.warning("a data loader's worker died (%s); starting it again", reason)
-                self._loader = make_loader(self.data, self._order, self._settings.workers)
+                self._loader = self._make_loader()
+
+    def _make_loader(self) -> DataLoader[Example]:
+        # Code that is compiled for one shape takes all batches if their boxes are padded alike.
+        rows = self.data.most_boxes() if self._settings.compile else 1
+        return make_loader(self.data, self._order, self._settings.workers, rows)

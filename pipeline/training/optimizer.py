@@ -17,17 +17,40 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def make_optimizer(settings: TrainSettings, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
-    """Make ``adamw``, or ``sgd`` with momentum as in the focal loss paper; fused, for `update_if` without a scaler."""
+def make_optimizer(
+    settings: TrainSettings, model: nn.Module, device: torch.device, *, fused: bool
+) -> torch.optim.Optimizer:
+    """Make ``adamw``, or ``sgd`` with momentum as in the focal loss paper.
+
+    Fused, for `update_if` without a scaler, it reads its learning rate on the device: a graph of the step stays valid.
+    """
     groups = _decay_groups(model, settings.weight_decay)
+    lr = torch.tensor(settings.lr, device=device) if fused else settings.lr
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
-    optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
+        return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=fused)
     for group in groups if settings.momentum else []:
         for parameter in group["params"]:
             # torch leaves the buffer undefined if the very first step is skipped.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def set_learning_rate(optimizer: _FabricOptimizer, lr: float) -> None:
+    """Set the rate of the next update; no copy to the device is waited for."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def load_optimizer(optimizer: _FabricOptimizer, state: dict[str, Any]) -> None:
+    """Restore the state of an optimizer, but for its learning rate: `set_learning_rate` sets it before each step."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def update_if(usable: Tensor, optimizer: _FabricOptimizer, *, has_scaler: bool) -> None:

@@ -9,17 +9,20 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 
+from pipeline.detection.dataset import Batch
+from pipeline.detection.losses import Totals
 from pipeline.detection.parts import map_parts, one_core, part_count
-from pipeline.detection.retinanet import HeadOutputs, RetinaNet
+from pipeline.detection.retinanet import HeadOutputs
+from pipeline.training.network_with_losses import NetworkWithLosses, Values
 
 # Smaller parts make a step slower on an idle machine.
 _LEAST_IMAGES = 2
 
 
 class Pass(NamedTuple):
-    """The outputs of a forward pass, and the function that adds the gradients of a loss of them to the parameters."""
+    """The losses of a forward pass, and the function that adds the gradients of one to the parameters."""
 
-    outputs: HeadOutputs
+    values: Values
     backward: Callable[[Tensor], None]
 
 
@@ -31,11 +34,15 @@ class _Part(NamedTuple):
 
 
 class Passes:
-    """The passes of a network in training: of a batch in parts, one per core of a CPU, or of all of it at once."""
+    """The passes of a network in training: of a batch in parts, one per core of a CPU, or of all of it at once.
+
+    ``module`` wraps a `NetworkWithLosses`; if it is ``compiled``, the batch stays whole.
+    """
 
     def __init__(self, fabric: Fabric, module: _FabricModule, batch_size: int, *, compiled: bool) -> None:
         self._fabric, self._module = fabric, module
-        self._network = cast(RetinaNet, module.module)
+        self._inner = cast(NetworkWithLosses, module.module)
+        self._network = self._inner.network
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         # A compiled network, gradients that are scaled, and those that processes exchange need the whole batch. So do
         # random numbers, which parts would draw in any order.
@@ -47,26 +54,29 @@ class Passes:
         """Return a context for a step, in which only the passes in parts use more than one core."""
         return one_core() if self._count > 1 else nullcontext()
 
-    def forward(self, images: Tensor) -> Pass:
-        """Run the network on ``[B, C, H, W]``; the outputs are float32."""
-        factors = self._network.draw_dropout(images)
-        count = self._count
+    def forward(self, batch: Batch, totals: Totals | None = None) -> Pass:
+        """Run the network and the losses; ``totals`` are the counts of a step of which the batch is only a part."""
+        images, count = batch.images, self._count
+        factors, truth = self._network.draw_dropout(images), self._inner.truth(batch, totals)
         if count == 1:
-            return Pass(self._module(images, dropout_factors=factors), self._fabric.backward)
+            return Pass(self._module(images, factors, *truth), self._fabric.backward)
         shares = zip(*(one.tensor_split(count) for one in factors), strict=True) if factors else [None] * count
-        return self._in_parts([_Part(*pair) for pair in zip(images.tensor_split(count), shares, strict=True)])
-
-    def _in_parts(self, parts: Sequence[_Part]) -> Pass:
-        with self._fabric.autocast():
-            ends = map_parts(lambda part: self._network(part.images, dropout_factors=part.factors), parts, self._cores)
-        # The loss takes the whole batch, and its gradients go back into each part.
-        outputs = _joined([end.map(Tensor.detach) for end in ends]).map(lambda one: one.float().requires_grad_())
+        parts = [_Part(*pair) for pair in zip(images.tensor_split(count), shares, strict=True)]
+        outputs, add_gradients = self._in_parts(parts)
 
         def backward(loss: Tensor) -> None:
             self._fabric.backward(loss)
-            self._add_gradients([end.tensors() for end in ends], outputs.tensors())
+            add_gradients()
 
-        return Pass(outputs, backward)
+        return Pass(self._inner.losses(outputs, *truth), backward)
+
+    def _in_parts(self, parts: Sequence[_Part]) -> tuple[HeadOutputs, Callable[[], None]]:
+        """Return the outputs, float32, and the function that takes their gradients back into each part."""
+        with self._fabric.autocast():
+            ends = map_parts(lambda part: self._network(part.images, dropout_factors=part.factors), parts, self._cores)
+        # The losses take the whole batch.
+        outputs = _joined([end.map(Tensor.detach) for end in ends]).map(lambda one: one.float().requires_grad_())
+        return outputs, lambda: self._add_gradients([end.tensors() for end in ends], outputs.tensors())
 
     def _add_gradients(self, ends: Sequence[Sequence[Tensor]], outputs: Sequence[Tensor]) -> None:
         """Add the gradients of all parts to the parameters, in the parts' order.

@@ -13,19 +13,14 @@ from pipeline.detection.device import compile_whole
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.losses import DetectionLoss, Totals
 from pipeline.detection.retinanet import RetinaNet
-from pipeline.training.optimizer import make_optimizer, update_if
+from pipeline.training.network_with_losses import TOTAL, NetworkWithLosses, StepLosses, Values
+from pipeline.training.optimizer import load_optimizer, make_optimizer, set_learning_rate, update_if
 from pipeline.training.passes import Passes
 from pipeline.training.settings import TrainSettings
 
-Values = dict[str, Tensor]
-
 
 class TrainStep:
-    """Model, averaged weights, losses and optimizer.
-
-    Attributes:
-        loss: loss of classes and boxes.
-    """
+    """Model, averaged weights, losses and optimizer."""
 
     def __init__(
         self, fabric: Fabric, model: RetinaNet, loss: DetectionLoss, extra: ExtraLosses, settings: TrainSettings
@@ -34,24 +29,31 @@ class TrainStep:
             model = model.to(memory_format=torch.channels_last)
         # A float16 gradient scaler checks for overflows itself, and only takes optimizers that leave this to it.
         self._scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
-        optimizer = make_optimizer(settings, model, fused=self._scaler is None)
+        optimizer = make_optimizer(settings, model, fabric.device, fused=self._scaler is None)
         self.fabric, self._clip_norm = fabric, settings.clip_norm
-        self._model, self._optimizer = fabric.setup(model, optimizer)
-        self._passes = Passes(fabric, self._model, settings.batch_size, compiled=settings.compile)
-        self.loss = cast(DetectionLoss, fabric.to_device(loss))
-        self._extra = extra
+        self._module, self._optimizer = fabric.setup(NetworkWithLosses(model, StepLosses(loss, extra)), optimizer)
+        self._passes = Passes(fabric, self._module, settings.batch_size, compiled=settings.compile)
         decay = get_ema_multi_avg_fn(settings.ema_decay)
         self._averaged = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
         if settings.compile:
+            # Graphs keep gradients in memory of their own, to which neither a second batch nor other processes can add.
+            alone = settings.accumulate == 1 and fabric.world_size == 1
             # The averaged copy is not compiled: it runs on other batch sizes, and once per epoch.
-            compile_whole(self.model)
-            compile_whole(self.loss)
+            compile_whole(self._inner, cuda_graphs=alone and fabric.device.type == "cuda")
+
+    @property
+    def _inner(self) -> NetworkWithLosses:
+        return cast(NetworkWithLosses, self._module.module)
 
     @property
     def model(self) -> RetinaNet:
         """Return the model that is trained, without Fabric's wrapper."""
-        module: RetinaNet = self._model.module
-        return module
+        return self._inner.network
+
+    @property
+    def losses(self) -> StepLosses:
+        """Return the losses."""
+        return cast(StepLosses, self._inner.losses)
 
     @property
     def averaged(self) -> RetinaNet:
@@ -60,8 +62,7 @@ class TrainStep:
 
     def train(self) -> None:
         """Switch model and loss to training mode."""
-        self._model.train()
-        self.loss.train()
+        self._module.train()
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights that a checkpoint keeps in weight files."""
@@ -70,14 +71,14 @@ class TrainStep:
     def state(self) -> dict[str, Any]:
         """Return the rest of the state that a checkpoint keeps: plain containers and tensors."""
         scaler = self._scaler.state_dict() if self._scaler else {}
-        return {"optimizer": self._optimizer.state_dict(), "loss": self.loss.state_dict(), "scaler": scaler}
+        return {"optimizer": self._optimizer.state_dict(), "loss": self.losses.detection.state_dict(), "scaler": scaler}
 
     def load(self, weights: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Restore the results of `weights` and `state`."""
         self.model.load_state_dict(weights["model"])
         self._averaged.load_state_dict(weights["averaged"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.loss.load_state_dict(state["loss"])
+        load_optimizer(self._optimizer, state["optimizer"])
+        self.losses.detection.load_state_dict(state["loss"])
         if self._scaler:
             self._scaler.load_state_dict(state["scaler"])
 
@@ -89,8 +90,7 @@ class TrainStep:
         Returns:
             Scalars on the device: the losses, ``train/gradient_norm``, and this process's share of counts.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         with self._passes.rest_on_one_core():
             return self._step(batches)
 
@@ -100,16 +100,16 @@ class TrainStep:
         parts = []
         for number, batch in enumerate(batches, start=1):
             # The processes exchange gradients once, with the last batch.
-            with self.fabric.no_backward_sync(self._model, enabled=number < len(batches)):
+            with self.fabric.no_backward_sync(self._module, enabled=number < len(batches)):
                 parts.append(self._backward(batch, totals))
         norm = cast(
             Tensor,
             self.fabric.clip_gradients(
-                self._model, self._optimizer, max_norm=self._clip_norm, error_if_nonfinite=False
+                self._module, self._optimizer, max_norm=self._clip_norm, error_if_nonfinite=False
             ),
         )
         values = {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
-        self._update(values["train/loss"], norm)
+        self._update(values[TOTAL], norm)
         return values | {"train/gradient_norm": norm}
 
     def _update(self, loss: Tensor, norm: Tensor) -> None:
@@ -125,29 +125,19 @@ class TrainStep:
         anchors = self.model.anchors_for(batches[0].images)
         # full(), not tensor(): the device fills in the value, so there is no copy to wait for.
         images = torch.full((), sum(len(batch.images) for batch in batches), device=self.fabric.device)
-        positives = torch.stack([self.loss.count(anchors, batch.boxes, batch.labels) for batch in batches]).sum()
+        positives = torch.stack(
+            [self.losses.detection.count(anchors, batch.boxes, batch.labels) for batch in batches]
+        ).sum()
         totals = Totals(*self.over_processes(torch.stack([images, positives])))
-        self.loss.observe(totals.positives)
+        self.losses.detection.observe(totals.positives)
         return totals
 
     def _backward(self, batch: Batch, totals: Totals | None) -> Values:
         """Add a batch's gradients; return its share of the step's losses, which are the sum of the shares."""
-        share = 1.0 if totals is None else len(batch.images) / totals.images
-        outputs, backward = self._passes.forward(batch.images)
-        anchors = self.model.anchors_for(batch.images)
-        losses = self.loss(outputs.logits, outputs.deltas, anchors, batch.boxes, batch.labels, totals)
-        extra = self._extra(outputs, batch.boxes, batch.labels, batch.image_classes)
-        extra = {name: value * share for name, value in extra.items()}
-        total = losses.classification + losses.box + sum(extra.values())
-        world_size = self.fabric.world_size
+        values, backward = self._passes.forward(batch, totals)
+        total, world_size = values[TOTAL], self.fabric.world_size
         backward(total * world_size if world_size > 1 else total)  # DDP averages over the processes
-        return {
-            "train/loss": total.detach(),
-            "train/loss_classification": losses.classification.detach(),
-            "train/loss_box": losses.box.detach(),
-            **{f"train/loss_{name}": value.detach() for name, value in extra.items()},
-            "train/positives_per_image": losses.positives * share,
-        }
+        return values | {TOTAL: total.detach()}
 
     def over_processes(self, value: Tensor) -> Tensor:
         """Return the sum of ``value`` over all processes."""

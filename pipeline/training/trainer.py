@@ -20,13 +20,14 @@ from pipeline.detection.settings import PostProcessing
 from pipeline.errors import Killed
 from pipeline.training.batches import ResumableBatches
 from pipeline.training.checkpoint import drop_bests, load_checkpoint, save_best, save_checkpoint
+from pipeline.training.network_with_losses import TOTAL, Values
 from pipeline.training.nonfinite import NonFiniteGuard
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.profiling import PROFILE, profiled
 from pipeline.training.progress import EpochProgress, Stopwatch
 from pipeline.training.settings import TrainSettings
 from pipeline.training.sharing import OtherProcesses
-from pipeline.training.train_step import TrainStep, Values
+from pipeline.training.train_step import TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ class Trainer:
         # Dropout depends on the step, and not on what was drawn before it: a resumed run draws the same.
         torch.manual_seed(_seed_of(self._seed, self.step, self.fabric.global_rank))
         values = self.train_step.step(batches, lr)
-        self.guard.look(values["train/loss"], values["train/gradient_norm"], self.epoch, self.step, lr, batches)
+        self.guard.look(values[TOTAL], values["train/gradient_norm"], self.epoch, self.step, lr, batches)
         return values, lr
 
     def _steps_to_profile(self) -> int:

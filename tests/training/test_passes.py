@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.detection.dataset import Batch
 from pipeline.detection.device import make_fabric
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.training import passes
+from pipeline.training.network_with_losses import NetworkWithLosses
 from pipeline.training.passes import Passes
 from tests.detection.settings import TINY
 
@@ -23,23 +25,43 @@ def two_cores():
     torch.set_num_threads(own)
 
 
-def make(batch_size, architecture=FULL, precision="32-true", **options):
+class Weighted(torch.nn.Module):
+    """The mean of all outputs, each element with a weight of its own; it keeps the outputs."""
+
+    def forward(self, outputs, *_):
+        self.outputs = outputs
+        return {"loss": sum((one * torch.linspace(-1, 1, one.numel()).reshape(one.shape)).mean() for one in outputs)}
+
+
+class OneOutput(torch.nn.Module):
+    def forward(self, outputs, *_):
+        return {"loss": outputs.logits.sum()}
+
+
+def batch_of(images):
+    truth = torch.zeros(len(images), 1, 4), torch.zeros(len(images), 1), torch.zeros(len(images))
+    return Batch(images, *truth, torch.arange(len(images)))
+
+
+def make(batch_size, architecture=FULL, precision="32-true", losses=None, **options):
     torch.manual_seed(0)
     fabric = make_fabric("cpu", precision)
     network = RetinaNet(architecture).train().to(memory_format=torch.channels_last)
     network.dropout = 0.3
     network.backbone.freeze(1)
-    return Passes(fabric, fabric.setup_module(network), batch_size, **{"compiled": False, **options}), network
+    module = NetworkWithLosses(network, losses or Weighted())
+    return Passes(fabric, fabric.setup_module(module), batch_size, **{"compiled": False, **options}), network
 
 
 def run(batch_size, whole, rounds=1, **changes):
-    made, network = make(batch_size, **changes, compiled=whole)
+    losses = Weighted()
+    made, network = make(batch_size, **changes, losses=losses, compiled=whole)
     images = torch.randint(0, 256, (batch_size, 1, 128, 128), dtype=torch.uint8)
     for number in range(rounds):
         torch.manual_seed(number)
-        outputs, backward = made.forward(images)
-        backward(sum((one * torch.linspace(-1, 1, one.numel()).reshape(one.shape)).mean() for one in outputs))
-    return outputs, {name: one.grad for name, one in network.named_parameters()}
+        values, backward = made.forward(batch_of(images))
+        backward(values["loss"])
+    return losses.outputs, {name: one.grad for name, one in network.named_parameters()}
 
 
 @pytest.mark.parametrize("batch_size", [4, 11])
@@ -67,9 +89,9 @@ def test_the_same_bits_each_time(precision):
 
 
 def test_an_output_that_the_loss_does_not_use():
-    made, network = make(8)
-    outputs, backward = made.forward(torch.zeros(8, 1, 128, 128))
-    backward(outputs.logits.sum())
+    made, network = make(8, losses=OneOutput())
+    values, backward = made.forward(batch_of(torch.zeros(8, 1, 128, 128)))
+    backward(values["loss"])
     assert network.class_head.last.weight.grad.abs().sum() > 0
     assert network.box_head.last.weight.grad.abs().sum() == 0
 
@@ -77,7 +99,7 @@ def test_an_output_that_the_loss_does_not_use():
 def threads_of(made, network, batch_size):
     seen = []
     network.backbone.register_forward_pre_hook(lambda *_: seen.append(threading.current_thread().name))
-    made.forward(torch.zeros(batch_size, 1, 128, 128))
+    made.forward(batch_of(torch.zeros(batch_size, 1, 128, 128)))
     return seen
 
 

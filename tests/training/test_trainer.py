@@ -25,6 +25,7 @@ from pipeline.detection.matching import _match_everything
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.errors import Killed, UserError
 from pipeline.training import passes
+from pipeline.training.network_with_losses import TOTAL, NetworkWithLosses, StepLosses
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.sharing import OtherProcesses
 from pipeline.training.trainer import Hooks, Trainer, _seed_of
@@ -200,7 +201,7 @@ class NotANumber(DetectionLoss):
 
 def test_a_step_without_a_finite_gradient_is_passed_over(build, loss_settings, caplog):
     trainer = build(epochs=2)
-    trainer.train_step.loss = NotANumber(loss_settings, {1, 2, 5})
+    trainer.train_step.losses.detection = NotANumber(loss_settings, {1, 2, 5})
     steps = []
     trainer.fit(Hooks(lambda metrics, step: steps.append((step, metrics)), lambda found, epoch: epoch))
     assert len(steps) == 8
@@ -213,7 +214,7 @@ def test_a_step_without_a_finite_gradient_is_passed_over(build, loss_settings, c
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_skipped_step_changes_nothing(build, loss_settings, optimizer):
     trainer = build(epochs=1, batch_size=16, optimizer=optimizer)
-    trainer.train_step.loss = NotANumber(loss_settings, {0})
+    trainer.train_step.losses.detection = NotANumber(loss_settings, {0})
     before = {name: value.clone() for name, value in trainer.train_step.model.state_dict().items()}
     trainer.fit(silent())
     for name, value in trainer.train_step.model.state_dict().items():
@@ -225,7 +226,7 @@ def test_the_step_after_a_skipped_first_one_is_as_if_it_were_the_first(build, lo
     runs = []
     for bad in ({0}, set()):
         trainer = build(optimizer="sgd", epochs=1, warmup_epochs=0)
-        trainer.train_step.loss = NotANumber(loss_settings, bad)
+        trainer.train_step.losses.detection = NotANumber(loss_settings, bad)
         trainer.train_step.train()
         batches = next(trainer.batches.groups(0, 0))
         for _ in range(1 + len(bad)):
@@ -277,7 +278,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(build, monkeypatch, precision):
 def test_too_many_in_a_row_stop_with_their_studies(build, loss_settings, squares):
     data = DetectionDataset(*squares, augmenter=None, seed=0, names=[f"study-{number}" for number in range(16)])
     trainer = build(epochs=1, data=data, max_bad_steps=2)
-    trainer.train_step.loss = NotANumber(loss_settings, {1, 2})
+    trainer.train_step.losses.detection = NotANumber(loss_settings, {1, 2})
     with pytest.raises(
         UserError, match=r"train\.lr = 0\.002: 2 steps in a row .* loss nan, .* studies study-\d+, study"
     ):
@@ -407,18 +408,36 @@ def test_image_classes_that_are_all_unknown_cost_nothing():
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler reads the attribute, not our code
-def test_a_compiled_run_gives_the_same_losses(build):
+def test_a_compiled_run_gives_the_same_losses(build, squares):
+    """One graph serves all batches, though their images have 0 to 3 boxes."""
+    boxes = [np.resize(one, (number % 4 if len(one) else 0, 4)) for number, one in enumerate(squares[1])]
+    data = DetectionDataset(squares[0], boxes, None, 0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     results = []
     for compiled in (False, True):
         steps = []
-        build(f"compiled-{compiled}", epochs=1, compile=compiled).fit(silent(steps=steps))
-        results.append([metrics["train/loss"] for _, metrics in steps])
-    assert len(results[1]) == 4
-    assert results[1] == pytest.approx(results[0], rel=1e-3)
+        trainer = build(f"compiled-{compiled}", data=data, dropout=0.2, epochs=2, batch_size=2, compile=compiled)
+        trainer.fit(silent(steps=steps))
+        results.append([(metrics["train/loss"], metrics["train/gradient_norm"]) for _, metrics in steps])
+    assert len(results[1]) == 16
+    np.testing.assert_allclose(results[1], results[0], rtol=2e-3)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("form", ["cpu", "gpu"])
-def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset, form, monkeypatch):
+@pytest.mark.parametrize(
+    ("form", "change"),
+    [
+        ("cpu", {}),
+        ("gpu", {}),
+        ("gpu", {"matching": "atss", "classification": "quality_focal", "box": "giou"}),
+        ("gpu", {"sampling": "ohem", "classification": "frequency_balanced_cross_entropy"}),
+    ],
+    ids=str,
+)
+def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset, form, change, monkeypatch):
     """Without graph breaks nothing waits for the device: there is no .item() and no shape that depends on the data."""
     if form == "gpu":  # the functions that tensors on a GPU use
         everything = lambda anchors, *rest: _match_everything(anchors.sides, *rest)  # noqa: E731
@@ -427,16 +446,11 @@ def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset, fo
     torch._dynamo.reset()
     batch = collate([dataset[0, index] for index in range(4)])
     model = RetinaNet(replace(architecture, mask_head=True, image_classes=3))
-    anchors = model.anchors_for(batch.images)
-    loss = DetectionLoss(replace(loss_settings, normalizer="ema"))
+    model.dropout = 0.2
+    loss = DetectionLoss(replace(loss_settings, normalizer="ema", **change))
     extra = ExtraLosses(MaskSettings({"lovasz_hinge": 1.0, "distance_weighted_bce": 1.0}, 0.5, 10.0, 5.0), 0.5)
-
-    def step(images, boxes, labels, classes):
-        outputs = model(images)
-        losses = loss(outputs.logits, outputs.deltas, anchors, boxes, labels)
-        return losses.classification + losses.box + sum(extra(outputs, boxes, labels, classes).values())
-
-    inputs = (batch.images, batch.boxes, batch.labels, batch.image_classes)
+    step = NetworkWithLosses(model, StepLosses(loss, extra))
+    inputs = (batch.images, model.draw_dropout(batch.images), *step.truth(batch, None))
     # Only on a CPU may a shape depend on the number of positives.
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=form == "cpu"):
         found = torch._dynamo.explain(step)(*inputs)
@@ -445,7 +459,10 @@ def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset, fo
         loss.running_positives.fill_(100)
         eager = step(*inputs)
         loss.running_positives.fill_(100)
-        torch.testing.assert_close(compiled(*inputs), eager, rtol=1e-4, atol=1e-6)
+        found = compiled(*inputs)
+        torch.testing.assert_close(found, eager, rtol=1e-4, atol=1e-6)
+        gradients = [torch.autograd.grad(values[TOTAL], list(model.parameters())) for values in (found, eager)]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_compiling_without_a_compiler(build, monkeypatch):
@@ -468,7 +485,11 @@ def test_accumulated_batches_equal_a_large_one(build, loss_settings, normalizer)
         steps = []
         trainer.fit(silent(steps=steps))
         runs.append(
-            (steps[0][1], trainer.train_step.model.state_dict(), trainer.train_step.loss.running_positives.clone())
+            (
+                steps[0][1],
+                trainer.train_step.model.state_dict(),
+                trainer.train_step.losses.detection.running_positives.clone(),
+            )
         )
     (whole, weights, running), *others = runs
     for metrics, others_weights, others_running in others:
