@@ -25,14 +25,17 @@ def make_optimizer(
     Fused, for `update_if` without a scaler, it reads its learning rate on the device: a graph of the step stays valid.
     """
     groups = _decay_groups(model, settings.weight_decay)
-    lr = torch.tensor(settings.lr, device=device) if fused else settings.lr
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused)
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=fused)
-    for group in groups if settings.momentum else []:
-        for parameter in group["params"]:
-            # torch leaves the buffer undefined if the very first step is skipped.
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
+        for group in groups if settings.momentum else []:
+            for parameter in group["params"]:
+                # torch leaves the buffer undefined if the very first step is skipped.
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for group in optimizer.param_groups if fused else []:
+        group["lr"] = torch.tensor(settings.lr, device=device)  # only now, because torch's checks would read it
     return optimizer
 
 

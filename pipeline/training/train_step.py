@@ -36,10 +36,9 @@ class TrainStep:
         decay = get_ema_multi_avg_fn(settings.ema_decay)
         self._averaged = AveragedModel(self.model, multi_avg_fn=decay, use_buffers=True)
         if settings.compile:
-            # Graphs keep gradients in memory of their own, to which neither a second batch nor other processes can add.
-            alone = settings.accumulate == 1 and fabric.world_size == 1
             # The averaged copy is not compiled: it runs on other batch sizes, and once per epoch.
-            compile_whole(self._inner, cuda_graphs=alone and fabric.device.type == "cuda")
+            graphs = can_be_cuda_graphs(fabric.device, settings.accumulate, fabric.world_size)
+            compile_whole(self._inner, cuda_graphs=graphs)
 
     @property
     def _inner(self) -> NetworkWithLosses:
@@ -144,3 +143,11 @@ class TrainStep:
         if self.fabric.world_size == 1:
             return value
         return cast(Tensor, self.fabric.all_reduce(value.to(self.fabric.device), reduce_op="sum"))
+
+
+def can_be_cuda_graphs(device: torch.device, accumulate: int, world_size: int) -> bool:
+    """Return whether the passes of a step may be CUDA graphs.
+
+    These keep gradients in memory of their own, to which neither a second batch nor other processes can add.
+    """
+    return device.type == "cuda" and accumulate == 1 and world_size == 1
