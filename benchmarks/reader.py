@@ -18,7 +18,8 @@ from pipeline.data import reader
 from pipeline.data.annotations import IMAGES
 from pipeline.data.reader import Outcome
 from pipeline.data.settings import Preprocessing
-from pipeline.delivery.model_file import ModelConfig, save_model
+from pipeline.delivery.model_config import ModelConfig
+from pipeline.delivery.model_file import save_model
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.dicom.radiograph import read_radiograph

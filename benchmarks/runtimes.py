@@ -12,7 +12,8 @@ from benchmarks.pairs import compare
 from pipeline.data.settings import Preprocessing
 from pipeline.delivery.export import export_model
 from pipeline.delivery.exported import load_export
-from pipeline.delivery.model_file import ModelConfig, save_model
+from pipeline.delivery.model_config import ModelConfig
+from pipeline.delivery.model_file import save_model
 from pipeline.detection.detect import detect
 
 SIZE, PAIRS = 1024, 7

@@ -9,7 +9,7 @@ import typer
 from flows.messages import calm_logs
 from flows.running import stop_on_signals
 from flows.servers import HOST, PREFECT_PORT, mlflow_is_elsewhere, mlflow_server, prefect_pages
-from pipeline.assembly.run_log import read_run_id
+from pipeline.assembly.run_identity import read_run_id
 from pipeline.errors import run_main
 from pipeline.loopback import bypass_proxy
 from pipeline.paths import MODELS, RUN_FILE

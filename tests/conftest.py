@@ -232,7 +232,8 @@ def trained(tmp_path_factory, sample, _small_params):
 @pytest.fixture(scope="session")
 def _tiny_model(tmp_path_factory):
     from pipeline.data.settings import Preprocessing
-    from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
+    from pipeline.delivery.model_config import FORMAT_VERSION, ModelConfig
+    from pipeline.delivery.model_file import save_model
     from pipeline.detection.retinanet import RetinaNet
     from tests.detection.settings import POST_PROCESSING, TINY
 

@@ -77,3 +77,11 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "4 studies in again\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["pipeline.cli", "pipeline.jobs.keep", "pipeline.jobs.promote", "flows.training"])
+def test_starts_without_pytorch(module, repository):
+    """It takes seconds to import, and what only compares or passes on files has no use for it."""
+    command = [sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"]
+    done = subprocess.run(command, cwd=repository, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == ["False"]

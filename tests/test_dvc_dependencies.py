@@ -33,6 +33,7 @@ DECIDE_NOTHING = {
     "pipeline/ranks.py": "which process speaks",
     "pipeline/redaction.py": "messages",
     "pipeline/stopping.py": "signals",
+    "pipeline/assembly/run_identity.py": "what MLflow is told of a run",
     "pipeline/assembly/run_log.py": "what MLflow is told of a run",
     "pipeline/data/parallel.py": "which process does the work",
     "pipeline/sources": "the example of a request, in the registry",

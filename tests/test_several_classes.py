@@ -30,7 +30,8 @@ from pipeline.delivery.inbox import score_inbox
 from pipeline.delivery.model_file import load_model
 from pipeline.delivery.predictor import Predictor
 from pipeline.delivery.scored import read_scored
-from pipeline.delivery.served import ServedModel, ServingLimits
+from pipeline.delivery.served import ServedModel
+from pipeline.delivery.serving_limits import ServingLimits
 from pipeline.delivery.structured_report import ReportWriter
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.detection.detect import detect

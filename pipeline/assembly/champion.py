@@ -4,14 +4,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.assembly.inputs import SplitData
 from pipeline.assembly.originals import read_originals
 from pipeline.assembly.registration import weights_digest
-from pipeline.delivery.model_file import load_seen, patient_hash
-from pipeline.delivery.predictor import Predictor
+from pipeline.delivery.seen_patients import load_seen, patient_hash
 from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import UserError
 from pipeline.evaluation.comparison import Comparison, Scored, compare
@@ -20,6 +20,9 @@ from pipeline.metrics.results import ImageResult, image_result
 from pipeline.metrics.rsna_score import image_rsna_scores
 from pipeline.params import Params
 from pipeline.tracking import ChampionGoneError, Registered, download_model, registered_champion
+
+if TYPE_CHECKING:
+    from pipeline.delivery.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,8 @@ def compare_with_champion(params: Params, test: SplitData, challenger: Scored, c
         OtherClassesError: the champion detects other classes than those of the test studies.
         UserError: the champion's files cannot be fetched, or its weights are not those that were registered.
     """
+    from pipeline.delivery.predictor import Predictor  # PyTorch takes seconds, and often there is no champion
+
     logger.info("comparing with the champion, version %s", champion.version)
     with temporary_folder() as folder:
         model = download_model(champion.uri, folder)
@@ -96,7 +101,7 @@ def compare_with_champion(params: Params, test: SplitData, challenger: Scored, c
 
 
 def predict_results(
-    predictor: Predictor, radiographs: Iterable[Radiograph], truth: Iterable[tuple[np.ndarray, np.ndarray]]
+    predictor: "Predictor", radiographs: Iterable[Radiograph], truth: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[ImageResult]:
     """Yield each radiograph's detections, whatever their score, and its true boxes, in pixels of the original.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,12 @@ from pipeline.data.classes import NORMAL, NOT_NORMAL, OPACITY
 from pipeline.data.geometry import letterbox_scale, xyxy
 from pipeline.data.prepared import PreparedImages, read_boxes, read_index, require_shards
 from pipeline.data.splits import LEAKED, SPLITS, read_splits, require_no_leak
-from pipeline.detection.dataset import UNKNOWN_CLASS, Augment, DetectionDataset
 from pipeline.errors import UserError
 from pipeline.params import Params, PreprocessParams
 from pipeline.paths import PREPARED, SPLITS_FILE
+
+if TYPE_CHECKING:
+    from pipeline.detection.dataset import Augment, DetectionDataset
 
 # In the order of the image-level head's outputs.
 IMAGE_CLASSES = (OPACITY, NOT_NORMAL, NORMAL)
@@ -47,8 +50,11 @@ class SplitData:
         scales = [letterbox_scale(height, width, self.image_size) for height, width in sizes]
         return [(boxes * scale).astype(np.float32) for boxes, scale in zip(self.boxes, scales, strict=True)]
 
-    def dataset(self, augmenter: Augment | None, seed: int) -> DetectionDataset:
+    def dataset(self, augmenter: "Augment | None", seed: int) -> "DetectionDataset":
         """Return the dataset that training and inference take."""
+        # Only here: whoever needs the studies and their boxes alone does not wait for PyTorch.
+        from pipeline.detection.dataset import UNKNOWN_CLASS, DetectionDataset
+
         numbers = {name: number for number, name in enumerate(IMAGE_CLASSES)}
         studies = zip(self.index["class"], self.boxes, strict=True)
         # Boxes of other classes than the challenge's one are opacities to the image-level head.

@@ -7,7 +7,7 @@ import pandas as pd
 from pipeline.assembly.inputs import SplitData
 from pipeline.assembly.originals import read_originals
 from pipeline.data.image_statistics import grey_features
-from pipeline.delivery.model_file import ModelConfig
+from pipeline.delivery.model_config import ModelConfig
 from pipeline.metrics.calibration import image_probabilities_of
 from pipeline.metrics.results import ImageResult, reported
 from pipeline.params import Params

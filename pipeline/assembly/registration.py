@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import provenance
-from pipeline.assembly.run_log import data_version, read_run_id, run_tags
+from pipeline.assembly.run_identity import data_version, read_run_id, run_tags
 from pipeline.data.splits import LEAKED
-from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
-from pipeline.delivery.served import ServingLimits
+from pipeline.delivery.model_config import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
+from pipeline.delivery.serving_limits import ServingLimits
 from pipeline.documents import read_json_object
 from pipeline.errors import UserError
 from pipeline.evaluation.summary import COUNTS, MAIN_METRICS, Summary, point_estimates

@@ -25,7 +25,7 @@ from pipeline.assembly.reporting import (
     params_text,
     shared_patients,
 )
-from pipeline.delivery.model_file import ModelConfig
+from pipeline.delivery.model_config import ModelConfig
 from pipeline.evaluation.bands import curve_bands
 from pipeline.evaluation.outcomes import best_overlaps, count_outcomes
 from pipeline.evaluation.summary import Summary

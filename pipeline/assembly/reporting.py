@@ -16,7 +16,7 @@ from pipeline import provenance
 from pipeline.assembly.inputs import SplitData
 from pipeline.class_names import split_classes
 from pipeline.data.splits import SPLITS
-from pipeline.delivery.model_file import LEAK, ModelConfig
+from pipeline.delivery.model_config import LEAK, ModelConfig
 from pipeline.files import directory_atomic
 from pipeline.metrics.calibration import image_probabilities_of
 from pipeline.metrics.results import ImageResult, keep, reported

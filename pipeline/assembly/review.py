@@ -14,8 +14,9 @@ from pipeline.data.frontal import choose_images
 from pipeline.data.geometry import xyxy
 from pipeline.data.parallel import Workers
 from pipeline.data.reader import Outcome, Reader
-from pipeline.delivery.model_file import SEEN_FILE, load_seen, patient_hash
+from pipeline.delivery.model_config import SEEN_FILE
 from pipeline.delivery.predictor import Prediction, Predictor
+from pipeline.delivery.seen_patients import load_seen, patient_hash
 from pipeline.dicom.radiograph import Radiograph
 from pipeline.errors import BadStudyError, UserError
 from pipeline.escaping import printable

@@ -1,8 +1,6 @@
 """The records that a training run writes to MLflow."""
 
 import logging
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,38 +11,23 @@ import yaml
 
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData
+from pipeline.assembly.run_identity import data_version, read_run_id
 from pipeline.assembly.validation import epoch_score, threshold_keys, val_metrics
 from pipeline.detection.anchor_fit import coverage
 from pipeline.detection.anchors import LEVEL_STRIDES, anchor_sizes, make_anchors
 from pipeline.detection.postprocess import Detections
 from pipeline.detection.settings import Architecture
-from pipeline.documents import read_json_object, shown
-from pipeline.errors import UserError
 from pipeline.files import temporary_folder, write_json
 from pipeline.params import Params
 from pipeline.paths import RUN_FILE
 from pipeline.reports.anchor_plot import plot_anchor_coverage
 from pipeline.reports.drawing import captions, contact_sheet, draw_boxes, encode_jpeg
-from pipeline.tracking import DataVersion, TrackedRun, tracked_run
+from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.training.trainer import Hooks
 
 logger = logging.getLogger(__name__)
 
 _PICTURE_SIDE = 320
-_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
-
-
-def read_run_id(path: Path) -> str:
-    """Return the id of the MLflow run that a file names.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UserError: the file names no run.
-    """
-    run_id = read_json_object(path).get("run_id")
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
-        raise UserError(f"{path}: run_id = {shown(run_id)}: must be the id of an MLflow run")
-    return run_id
 
 
 @contextmanager
@@ -143,22 +126,3 @@ def log_anchor_coverage(run: TrackedRun, params: Params, architecture: Architect
 def log_datasets(run: TrackedRun, params: Params, splits: dict[str, SplitData]) -> None:
     """Link the run to the version of the data that it uses."""
     run.log_dataset(data_version(params), {name: len(part.index) for name, part in splits.items()})
-
-
-def data_version(params: Params) -> DataVersion:
-    """Return the version of the raw data that DVC has recorded."""
-    raw = params.data.dir
-    return DataVersion(Path(raw).name, provenance.input_hashes(raw).get(raw, ""), raw)
-
-
-def run_tags(params: Params) -> dict[str, str]:
-    """Return tags for the code, the data and the flow run that made the run."""
-    raw = params.data.dir
-    hashes = provenance.input_hashes(raw)
-    # MLflow refuses keys that begin with a slash or contain `..`.
-    outside = Path(raw).is_absolute() or ".." in Path(raw).parts
-    tags = provenance.git_state()
-    tags |= {"dvc.raw_data" if path == raw and outside else f"dvc.{path}": value for path, value in hashes.items()}
-    if flow_run := os.environ.get("PNEUMOFLOW_FLOW_RUN_ID"):
-        tags["prefect_flow_run_id"] = flow_run
-    return tags | {"mlflow.source.name": "pipeline.stages.train"}

@@ -17,15 +17,15 @@ from pipeline.assembly.inputs import IMAGE_CLASSES, SplitData
 from pipeline.assembly.operating_point import choose_operating_point
 from pipeline.assembly.preprocessing import preprocessing_of
 from pipeline.data.manifest import MANIFEST
-from pipeline.delivery.model_file import (
+from pipeline.delivery.model_config import (
     CONFIG_FILE,
     FORMAT_VERSION,
     WEIGHTS_FILE,
     ModelConfig,
     one_or_each,
     read_config,
-    save_model,
 )
+from pipeline.delivery.model_file import save_model
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter
@@ -64,7 +64,9 @@ TRAINING_CODE = (
     "pipeline/data/prepared.py",
     "pipeline/data/prepared_tables.py",
     "pipeline/data/splits.py",
+    "pipeline/delivery/model_config.py",
     "pipeline/delivery/model_file.py",
+    "pipeline/delivery/seen_patients.py",
     "pipeline/delivery/signature.py",
     "pipeline/detection",
     "pipeline/escaping.py",

@@ -14,7 +14,7 @@ from pipeline.progress import at_work
 if TYPE_CHECKING:
     from pipeline.delivery.answers import AnswerWriter
     from pipeline.delivery.batch import Writer
-    from pipeline.delivery.served import ServingLimits
+    from pipeline.delivery.serving_limits import ServingLimits
     from pipeline.delivery.structured_report import ReportWriter
 
 app = typer.Typer()
@@ -203,7 +203,7 @@ def _report_writer(folder: Path) -> "ReportWriter":
 
 
 def _serving_limits(model: str) -> "ServingLimits":
-    from pipeline.delivery.served import read_limits
+    from pipeline.delivery.serving_limits import read_limits
 
     if not model.startswith(REGISTERED):
         return read_limits({}, model)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.exported import load_export
-from pipeline.delivery.model_file import CONFIG_FILE, ModelConfig, load_model
+from pipeline.delivery.model_config import CONFIG_FILE, ModelConfig
+from pipeline.delivery.model_file import load_model
 from pipeline.delivery.triton import make_repository
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import Detector, NotFiniteError, detect, find

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.delivery.model_file import CONFIG_FILE, read_config
+from pipeline.delivery.model_config import CONFIG_FILE, read_config
 from pipeline.detection.ensemble import fuse_detections
 from pipeline.detection.postprocess import Detections
 from pipeline.detection.suppression import ABSENT

@@ -18,7 +18,8 @@ from mlflow.pyfunc import PythonModel
 
 from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Predictor
-from pipeline.delivery.served import DICOM, IMAGE, RequestError, ServedModel, ServingLimits
+from pipeline.delivery.served import DICOM, IMAGE, RequestError, ServedModel
+from pipeline.delivery.serving_limits import ServingLimits
 
 
 class Refusal(MlflowException):

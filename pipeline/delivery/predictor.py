@@ -12,7 +12,8 @@ import torch
 
 from pipeline.data.geometry import to_original
 from pipeline.data.preprocessing import preprocess
-from pipeline.delivery.model_file import ModelConfig, load_model, pick_device
+from pipeline.delivery.model_config import ModelConfig
+from pipeline.delivery.model_file import load_model, pick_device
 from pipeline.detection.dataset import channels_first
 from pipeline.detection.detect import NotFiniteError, detect
 from pipeline.detection.device import place

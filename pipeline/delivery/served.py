@@ -6,62 +6,21 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.data.reader import Reader
 from pipeline.delivery.predictor import Prediction, Predictor
+from pipeline.delivery.serving_limits import ServingLimits
 from pipeline.dicom.levels import Levels
 from pipeline.dicom.radiograph import MAX_FILE_BYTES, MAX_PIXELS
-from pipeline.errors import BadStudyError, UserError
+from pipeline.errors import BadStudyError
 
 Answer = dict[str, Any]
 
 DICOM, IMAGE = "dicom", "image"
-
-
-class ServingLimits(BaseModel):
-    """The limits of a request; stored with the registered model as its configuration.
-
-    Attributes:
-        max_body_mib: size of a request's body.
-        max_rows: studies in one request.
-        max_requests: requests that are worked on at once; each has a reading process.
-        max_waiting: requests that wait for their turn; further ones are refused.
-        study_seconds: a study that takes longer to read is refused.
-        request_seconds: after this time no further row of a request is begun; its body must arrive within as long.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_body_mib: Annotated[float, Field(gt=0, le=1024)] = 64
-    max_rows: Annotated[int, Field(ge=1, le=1024)] = 64
-    max_requests: Annotated[int, Field(ge=1, le=64)] = 2
-    max_waiting: Annotated[int, Field(ge=0, le=1024)] = 16
-    study_seconds: Annotated[float, Field(gt=0, le=3600)] = 10
-    request_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
-
-    @property
-    def max_body_bytes(self) -> int:
-        """Return ``max_body_mib`` in bytes."""
-        return int(self.max_body_mib * 2**20)
-
-
-def read_limits(config: Mapping[str, object], source: str) -> ServingLimits:
-    """Return the limits that a model's configuration sets.
-
-    Raises:
-        UserError: the configuration has an unknown key, or a value out of its range.
-    """
-    try:
-        return ServingLimits.model_validate(dict(config))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{source}: {key} = {problem['input']!r}: {problem['msg']}") from None
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.delivery.model_file import CONFIG_FILE
+from pipeline.delivery.model_config import CONFIG_FILE
 
 NAME, VERSION = "pneumoflow", "1"
 MAX_BATCH = 8

@@ -12,7 +12,8 @@ import torch
 
 from pipeline import provenance
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import epoch_hooks, run_of, run_tags
+from pipeline.assembly.run_identity import run_tags
+from pipeline.assembly.run_log import epoch_hooks, run_of
 from pipeline.assembly.training import make_trainer, training_fingerprint
 from pipeline.data.manifest import MANIFEST
 from pipeline.detection.losses import focal_loss

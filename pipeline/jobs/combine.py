@@ -11,12 +11,14 @@ from lightning_fabric import Fabric
 from pipeline.assembly.detections import results_table
 from pipeline.assembly.inputs import SplitData, out_of_fold, read_inputs
 from pipeline.assembly.operating_point import DRAWS, choose_operating_point
-from pipeline.assembly.run_log import read_run_id
+from pipeline.assembly.run_identity import read_run_id
 from pipeline.assembly.training import post_processing_of
 from pipeline.assembly.validation import results_in_prepared_pixels
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import read_folds
-from pipeline.delivery.model_file import ModelConfig, load_model, one_or_each, save_model, save_seen
+from pipeline.delivery.model_config import ModelConfig, one_or_each
+from pipeline.delivery.model_file import load_model, save_model
+from pipeline.delivery.seen_patients import save_seen
 from pipeline.detection.device import make_fabric, place
 from pipeline.detection.ensemble import Ensemble, fuse_detections, one_look
 from pipeline.detection.inference import predict

@@ -16,10 +16,11 @@ import yaml
 from filelock import FileLock
 
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import read_run_id, run_tags
+from pipeline.assembly.run_identity import read_run_id, run_tags
 from pipeline.assembly.training import training_fingerprint
 from pipeline.data.splits import read_folds
-from pipeline.delivery.model_file import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE, load_model
+from pipeline.delivery.model_config import CONFIG_FILE, SEEN_FILE, WEIGHTS_FILE
+from pipeline.delivery.model_file import load_model
 from pipeline.documents import read_json_object, read_yaml
 from pipeline.dvc.command import read_status, run_dvc
 from pipeline.errors import UserError

@@ -13,7 +13,7 @@ from pipeline.assembly.preprocessing import preprocessing_of
 from pipeline.assembly.validation import epoch_score, val_metrics
 from pipeline.delivery.export import export_model
 from pipeline.delivery.exported import load_export
-from pipeline.delivery.model_file import CONFIG_FILE, read_config
+from pipeline.delivery.model_config import CONFIG_FILE, read_config
 from pipeline.delivery.quantize import quantize
 from pipeline.detection.dataset import channels_first
 from pipeline.errors import UserError

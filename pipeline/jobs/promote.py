@@ -8,7 +8,7 @@ from pipeline.assembly.champion import AgainstChampion, OtherClassesError, compa
 from pipeline.assembly.detections import with_truth
 from pipeline.assembly.inputs import SplitData, read_inputs
 from pipeline.assembly.registration import own_version, register
-from pipeline.delivery.model_file import ModelConfig, load_model
+from pipeline.delivery.model_config import CONFIG_FILE, ModelConfig, read_config
 from pipeline.errors import UserError, run_main
 from pipeline.evaluation.comparison import Scored, judge
 from pipeline.files import write_json
@@ -145,7 +145,7 @@ def _lower_end(params: Params, scored: Scored, test: SplitData) -> float:
 
 def _own_results(test: SplitData, models: Path, reports: Path) -> tuple[list[ImageResult], ModelConfig]:
     """Read the detections that the evaluation found with this model, and its configuration."""
-    config = load_model(models)[1]
+    config = read_config(models / CONFIG_FILE)
     submission = read_submission(reports / DETECTIONS, config.classes)
     lacking = [key for key in test.index["patientId"] if key not in submission]
     if lacking:

@@ -17,7 +17,8 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import epoch_hooks, run_of, run_tags
+from pipeline.assembly.run_identity import run_tags
+from pipeline.assembly.run_log import epoch_hooks, run_of
 from pipeline.assembly.training import make_trainer, training_fingerprint
 from pipeline.errors import UserError
 from pipeline.files import write_atomic, write_text

@@ -23,10 +23,12 @@ from pipeline.assembly.registration import (
 )
 from pipeline.assembly.report_page import report_page
 from pipeline.assembly.reporting import compute_curves, training_history, write_plots
-from pipeline.assembly.run_log import log_datasets, run_tags
+from pipeline.assembly.run_identity import run_tags
+from pipeline.assembly.run_log import log_datasets
 from pipeline.data.geometry import to_original
 from pipeline.data.splits import LEAKED, read_folds
-from pipeline.delivery.model_file import ModelConfig, load_model
+from pipeline.delivery.model_config import ModelConfig
+from pipeline.delivery.model_file import load_model
 from pipeline.detection.device import make_fabric, place
 from pipeline.detection.inference import predict
 from pipeline.errors import UserError, run_main

@@ -11,7 +11,8 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from pipeline.assembly.inputs import SplitData, read_inputs
-from pipeline.assembly.run_log import epoch_hooks, log_start, read_run_id, run_of, run_tags
+from pipeline.assembly.run_identity import read_run_id, run_tags
+from pipeline.assembly.run_log import epoch_hooks, log_start, run_of
 from pipeline.assembly.training import (
     architecture_of,
     build_trainer,
@@ -20,7 +21,8 @@ from pipeline.assembly.training import (
     training_fingerprint,
     without_unreachable_weights,
 )
-from pipeline.delivery.model_file import LEAK, save_seen
+from pipeline.delivery.model_config import LEAK
+from pipeline.delivery.seen_patients import save_seen
 from pipeline.detection.device import is_lost_connection, make_fabric, used_precision, world_size
 from pipeline.detection.malloc import keep_freed_memory
 from pipeline.detection.settings import Architecture

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from flows.raw_data import raw_data_state
-from pipeline.assembly.run_log import data_version, run_tags
+from pipeline.assembly.run_identity import data_version, run_tags
 from pipeline.errors import UserError
 from pipeline.params import PARAMS_FILE, load_params
 from tests.conftest import project_environment

@@ -21,7 +21,8 @@ from pipeline.delivery.batch import Source, Study, list_files, predict_each, pre
 from pipeline.delivery.inbox import score_inbox
 from pipeline.delivery.model_file import load_model
 from pipeline.delivery.predictor import Predictor
-from pipeline.delivery.served import RequestError, ServedModel, ServingLimits
+from pipeline.delivery.served import RequestError, ServedModel
+from pipeline.delivery.serving_limits import ServingLimits
 from pipeline.delivery.structured_report import ReportWriter, make_report
 from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.dicom.radiograph import read_radiograph

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.data.annotations import IMAGES
 from pipeline.delivery.predictor import Predictor
-from pipeline.delivery.served import ServingLimits
+from pipeline.delivery.serving_limits import ServingLimits
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.submission import prediction_string

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.delivery.export import export_model
-from pipeline.delivery.model_file import load_model, load_seen, save_model, save_seen
+from pipeline.delivery.model_file import load_model, save_model
 from pipeline.delivery.predictor import Predictor
+from pipeline.delivery.seen_patients import load_seen, save_seen
 from pipeline.errors import UserError
 from pipeline.metrics.calibration import ScoreMap
 

@@ -21,10 +21,12 @@ import torch
 from pipeline.data.annotations import IMAGES
 from pipeline.data.reader import Reader
 from pipeline.data.settings import Preprocessing
-from pipeline.delivery.model_file import FORMAT_VERSION, ModelConfig, save_model
+from pipeline.delivery.model_config import FORMAT_VERSION, ModelConfig
+from pipeline.delivery.model_file import save_model
 from pipeline.delivery.predictor import Predictor
-from pipeline.delivery.served import RequestError, ServedModel, ServingLimits, read_limits
+from pipeline.delivery.served import RequestError, ServedModel
 from pipeline.delivery.server import serve
+from pipeline.delivery.serving_limits import ServingLimits, read_limits
 from pipeline.detection.retinanet import RetinaNet
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError

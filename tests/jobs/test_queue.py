@@ -120,7 +120,7 @@ def test_both_files_hold_the_same_boxes(planted, rsna, tiny_model, reader, tmp_p
 
 
 def test_the_model_is_no_witness_where_it_was_trained(rsna, tiny_model, reader, tmp_path):
-    from pipeline.delivery.model_file import save_seen
+    from pipeline.delivery.seen_patients import save_seen
 
     patients = read_annotations(rsna).studies["groupId"]
     save_seen(tiny_model, patients.drop_duplicates()[:20])
