@@ -29,6 +29,7 @@ from pipeline.delivery.model_file import save_model
 from pipeline.detection.anchor_fit import fit_shapes
 from pipeline.detection.anchors import shape_grid
 from pipeline.detection.augment import Augmenter
+from pipeline.detection.augment_on_device import DeviceAugmenter
 from pipeline.detection.device import make_fabric, place
 from pipeline.detection.extra_losses import ExtraLosses
 from pipeline.detection.inference import predict
@@ -95,7 +96,7 @@ def build_trainer(
     model.backbone.require_size(params.preprocess.image_size, architecture.in_channels)
     model.backbone.freeze(params.model.frozen_stages)
     model.dropout = params.model.dropout
-    augmenter = Augmenter(params.augment)
+    on_device = params.augment.on_device
     return Trainer(
         fabric=fabric,
         model=model,
@@ -104,12 +105,13 @@ def build_trainer(
             MaskSettings(dict(section.mask.items()), section.tversky_beta, section.distance_w0, section.distance_sigma),
             section.image_class,
         ),
-        train_data=train_data.dataset(augmenter, params.seed),
+        train_data=train_data.dataset(None if on_device else Augmenter(params.augment), params.seed),
         val_data=val_data.dataset(None, params.seed),
         post_processing=post_processing_of(params),
         settings=params.train,
         seed=params.seed,
         checkpoints=folder,
+        augment=DeviceAugmenter(params.augment) if on_device else None,
     )
 
 

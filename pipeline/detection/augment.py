@@ -11,6 +11,10 @@ import numpy.typing as npt
 
 from pipeline.detection.settings import AugmentSettings
 
+# Ranges of gamma, and of the noise's standard deviation as a share of white; pixels of the smallest box that is kept.
+GAMMA, NOISE_STD, MIN_SIDE = (0.7, 1.4), (0.01, 0.04), 2
+_PERCENT = 100
+
 Image = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 
@@ -32,16 +36,16 @@ class Augmenter:
                     p=s.affine,
                 ),
                 A.RandomBrightnessContrast(s.brightness, s.contrast, p=s.brightness_contrast),
-                A.RandomGamma((70, 140), p=s.gamma),
-                A.GaussNoise(std_range=(0.01, 0.04), p=s.noise),
+                A.RandomGamma((GAMMA[0] * _PERCENT, GAMMA[1] * _PERCENT), p=s.gamma),
+                A.GaussNoise(std_range=NOISE_STD, p=s.noise),
             ],
             bbox_params=A.BboxParams(
                 format="pascal_voc",
                 label_fields=[],
                 clip=True,
                 min_visibility=s.min_visibility,
-                min_width=2,
-                min_height=2,
+                min_width=MIN_SIDE,
+                min_height=MIN_SIDE,
             ),
         )
 

@@ -109,7 +109,11 @@ class EnsembleSettings:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AugmentSettings:
-    """Random changes of training images: probabilities and largest amounts."""
+    """Random changes of training images: probabilities and largest amounts.
+
+    Attributes:
+        on_device: make them on the training device, for whole batches, instead of in the loader.
+    """
 
     horizontal_flip: Fraction
     affine: Fraction
@@ -122,6 +126,7 @@ class AugmentSettings:
     gamma: Fraction
     noise: Fraction
     min_visibility: Fraction
+    on_device: bool
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -83,6 +83,7 @@ class Trainer:
         settings: TrainSettings,
         seed: int,
         checkpoints: Path,
+        augment: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.fabric, self.settings, self.post_processing, self.checkpoints = (
             fabric,
@@ -93,7 +94,7 @@ class Trainer:
         self.train_step = TrainStep(fabric, model, loss, extra_losses, settings)
         self.batches = ResumableBatches(train_data, settings, seed, fabric.global_rank, fabric.world_size)
         self.guard = NonFiniteGuard(train_data, settings, alone=fabric.world_size == 1)
-        self.val_data = val_data
+        self.val_data, self._augment = val_data, augment
         self._seed = seed
         # Several processes of one training would be "others" to each other.
         alone_on_a_cpu = fabric.device.type == "cpu" and fabric.world_size == 1
@@ -194,8 +195,10 @@ class Trainer:
     def _take_step(self, batches: list[Batch]) -> tuple[Values, float]:
         s, steps = self.settings, self.batches.steps_per_epoch
         lr = learning_rate(self.step, s.epochs * steps, round(s.warmup_epochs * steps), s.lr)
-        # Dropout depends on the step, and not on what was drawn before it: a resumed run draws the same.
+        # Random changes depend on the step, and not on what was drawn before it: a resumed run draws the same.
         torch.manual_seed(_seed_of(self._seed, self.step, self.fabric.global_rank))
+        if self._augment:
+            batches = [self._augment(batch) for batch in batches]
         values = self.train_step.step(batches, lr)
         self.guard.look(values[TOTAL], values["train/gradient_norm"], self.epoch, self.step, lr, batches)
         return values, lr

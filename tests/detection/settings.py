@@ -13,7 +13,7 @@ LOSS = LossSettings(
 # Every kind of change applies to some images.
 AUGMENT = AugmentSettings(
     horizontal_flip=0.5, affine=1, scale=0.2, translate=0.1, rotate=5, brightness_contrast=1, brightness=0.2,
-    contrast=0.2, gamma=1, noise=1, min_visibility=0.3,
+    contrast=0.2, gamma=1, noise=1, min_visibility=0.3, on_device=False,
 )  # fmt: skip
 
 POST_PROCESSING = PostProcessing(

@@ -11,6 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.detection.augment_on_device import DeviceAugmenter
+from pipeline.detection.dataset import Batch
 from pipeline.detection.detect import find
 from pipeline.detection.ensemble import Ensemble
 from pipeline.detection.extra_losses import ExtraLosses
@@ -18,7 +20,7 @@ from pipeline.detection.losses import DetectionLoss
 from pipeline.detection.mask_losses import MaskSettings
 from pipeline.detection.postprocess import separate
 from pipeline.detection.retinanet import RetinaNet
-from tests.detection.settings import LOSS, POST_PROCESSING, TINY
+from tests.detection.settings import AUGMENT, LOSS, POST_PROCESSING, TINY
 
 SIZE = 128
 
@@ -119,3 +121,13 @@ def test_auxiliary_losses(mask):
         losses = extra(model(images), boxes, labels, torch.zeros(3, dtype=torch.int64))
         assert len(losses) == 2
         assert all(value.is_cuda for value in losses.values())
+
+
+def test_augmentation_on_the_device():
+    with fake_gpu():
+        images, boxes, labels = batch()
+        given = Batch(images, boxes, labels, torch.zeros(3), torch.zeros(3))
+        changed = DeviceAugmenter(AUGMENT)(given)
+        for one, other in zip(changed[:3], given[:3], strict=True):
+            assert one.is_cuda
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)

@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 
 from pipeline.detection import device
 from pipeline.detection.augment import Augmenter
+from pipeline.detection.augment_on_device import DeviceAugmenter
 from pipeline.detection.box_losses import every_box_loss
 from pipeline.detection.dataset import DetectionDataset, collate
 from pipeline.detection.device import make_fabric
@@ -41,7 +42,7 @@ SLIGHT = replace(
 def build(architecture, loss_settings, post_processing, train_settings, dataset, squares, tmp_path):
     def make(
         folder="checkpoints", augment=None, data=None, precision="32-true", loss=None, extra=None, seed=3, dropout=0.0,
-        **changes,
+        on_device=None, **changes,
     ):  # fmt: skip
         torch.manual_seed(1)
         train_data = data or (DetectionDataset(*squares, Augmenter(augment), 0) if augment else dataset)
@@ -60,6 +61,7 @@ def build(architecture, loss_settings, post_processing, train_settings, dataset,
             settings=replace(train_settings, **changes),
             seed=seed,
             checkpoints=tmp_path / folder,
+            augment=on_device and DeviceAugmenter(on_device),
         )
 
     return make
@@ -142,6 +144,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert whole.best.score == second.best.score == 2
     for name, value in whole.best.weights.items():
         assert torch.equal(value, second.best.weights[name]), name
+
+
+def test_a_resumed_run_repeats_the_changes_made_on_the_device(build):
+    whole, again, plain = [], [], []
+    build("a", on_device=SLIGHT, epochs=2).fit(silent(steps=whole))
+    first = build("b", on_device=SLIGHT, epochs=2)
+    with pytest.raises(Killed):
+        first.fit(replace(silent(steps=again), stop_requested=lambda: first.step >= 3))
+    second = build("b", on_device=SLIGHT, epochs=2)
+    torch.manual_seed(99)
+    assert second.resume()
+    second.fit(silent(steps=again))
+    build("c", epochs=2).fit(silent(steps=plain))
+    runs = [[metrics["train/loss"] for _, metrics in steps] for steps in (whole, again, plain)]
+    assert runs[0] == runs[1]
+    assert all(one != other for one, other in zip(runs[0], runs[2], strict=True))
 
 
 def test_checkpoints_in_between(build, tmp_path):
