@@ -121,14 +121,12 @@ class TrainStep:
 
     def _totals(self, batches: list[Batch]) -> Totals:
         """Count images and positives before any of the batches' losses, because these are divided by the counts."""
-        anchors = self.model.anchors_for(batches[0].images)
+        anchors, loss = self.model.anchors_for(batches[0].images), self.losses.detection
         # full(), not tensor(): the device fills in the value, so there is no copy to wait for.
         images = torch.full((), sum(len(batch.images) for batch in batches), device=self.fabric.device)
-        positives = torch.stack(
-            [self.losses.detection.count(anchors, batch.boxes, batch.labels) for batch in batches]
-        ).sum()
+        positives = torch.stack([loss.count(anchors, batch.boxes, batch.labels) for batch in batches]).sum()
         totals = Totals(*self.over_processes(torch.stack([images, positives])))
-        self.losses.detection.observe(totals.positives)
+        loss.observe(totals.positives)
         return totals
 
     def _backward(self, batch: Batch, totals: Totals | None) -> Values:
