@@ -23,7 +23,12 @@ def test_images_are_changed_once(small_params, rsna, tmp_path, on_device, monkey
     stored = np.stack([parts["train"].images[index] for index in loaded[0].indices])
     np.testing.assert_array_equal(loaded[0].images[:, 0], stored if on_device else stored[..., ::-1])
     taken = []
-    monkeypatch.setattr(trainer.train_step, "step", lambda batches, lr: taken.extend(batches) or {})
+
+    def step(batches, _):
+        taken.extend(batches)
+        return {}
+
+    monkeypatch.setattr(trainer.train_step, "step", step)
     with pytest.raises(KeyError):  # the step that was taken over returns no loss
         trainer._take_step(loaded)
     np.testing.assert_array_equal(taken[0].images[:, 0], stored[..., ::-1])

@@ -104,11 +104,11 @@ def test_the_distribution_is_that_of_the_loader(change):
         image, boxes = augment(picture(), np.array([[*BOX, 0]], np.float32), seed)
         row = boxes[0, :4] if len(boxes) else [0, 0, 1, 1]
         theirs.append(_described(image, row, [0 if len(boxes) else PADDING]))
-    ours, theirs = np.array(ours), np.array(theirs)
-    lost = [np.isnan(one[:, 0]).mean() for one in (ours, theirs)]
+    described = np.array(ours), np.array(theirs)
+    lost = [np.isnan(one[:, 0]).mean() for one in described]
     assert lost[0] == pytest.approx(lost[1], abs=0.06)
-    for column in range(ours.shape[1]):
-        pair = [one[~np.isnan(one[:, column]), column].round(1) for one in (ours, theirs)]
+    for column in range(described[0].shape[1]):
+        pair = [one[~np.isnan(one[:, column]), column].round(1) for one in described]
         assert ks_2samp(*pair).pvalue > 1e-4, column
         # Another mean that the test above would not see, among many values that did not change.
         assert pair[0].mean() == pytest.approx(pair[1].mean(), abs=0.25 * pair[1].std() + 0.6), column
