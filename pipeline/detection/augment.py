@@ -56,6 +56,10 @@ class Augmenter:
 
         A box is dropped if less than ``min_visibility`` of it stays inside, because its opacity is cut off.
         """
-        self._compose.set_random_seed(seed)
+        # With one seed for all, the library gives all transforms the same random numbers: whatever is flipped would
+        # also be brighter or darker, and what is not would get no noise either.
+        seeds = np.random.SeedSequence(seed).generate_state(len(self._compose.transforms))
+        for transform, own in zip(self._compose.transforms, seeds, strict=True):
+            transform.set_random_seed(int(own))
         changed = self._compose(image=image, bboxes=boxes)
         return changed["image"], np.asarray(changed["bboxes"], np.float32).reshape(-1, boxes.shape[1])

@@ -57,11 +57,11 @@ class DeviceAugmenter:
         changes = _chosen(s.brightness_contrast, count, device)
         contrast = torch.where(changes, _uniform(1 - s.contrast, 1 + s.contrast, count, device), 1.0)
         brightness = torch.where(changes, _uniform(-s.brightness, s.brightness, count, device), 0.0)
-        images = (images * _each(contrast) + _each(brightness * WHITE)).clamp(0, WHITE)
+        images = (images * _each(contrast) + _each(brightness * WHITE)).clamp(0, WHITE).round()
         gamma = torch.where(_chosen(s.gamma, count, device), _uniform(*GAMMA, count, device), 1.0)
-        images = (images / WHITE) ** _each(gamma) * WHITE
+        images = ((images / WHITE) ** _each(gamma) * WHITE).floor()  # rounded as in the loader
         noise = torch.where(_chosen(s.noise, count, device), _uniform(*NOISE_STD, count, device), 0.0)
-        return (images + torch.randn_like(images) * _each(noise * WHITE)).clamp(0, WHITE)
+        return (images + (torch.randn_like(images) * _each(noise * WHITE)).trunc()).clamp(0, WHITE)
 
 
 def _moved_images(images: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:

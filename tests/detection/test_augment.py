@@ -78,3 +78,17 @@ def test_labels_stay_with_their_boxes(seed):
     ratio = (moved[:, 3] - moved[:, 1]) / (moved[:, 2] - moved[:, 0])
     wanted = {7: 1.0, 3: 30 / 8, 5: 20 / 60}
     assert ratio == pytest.approx([wanted[int(label)] for label in moved[:, 4]], rel=0.4)
+
+
+def test_the_transforms_are_independent(picture):
+    """All transforms once drew the same numbers: what was flipped was also brighter or darker, and nothing else was."""
+    augmenter = Augmenter(replace(NONE, horizontal_flip=0.5, brightness_contrast=0.5, noise=0.5))
+    flat = np.full((100, 100), 60, np.uint8)
+    found = []
+    for seed in range(1000):
+        image, boxes = augmenter(flat, picture[1], seed)
+        noisy = len(np.unique(image)) > 1
+        found.append((boxes[0, 0] > 50, noisy, abs(np.median(image) - 60) > 2))
+    assert np.mean(found, axis=0) == pytest.approx(0.5, abs=0.1)
+    correlations = np.corrcoef(np.array(found, float).T)[np.triu_indices(3, 1)]
+    assert np.abs(correlations).max() < 0.12
