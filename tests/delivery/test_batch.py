@@ -301,7 +301,7 @@ def test_a_lateral_view_is_set_aside_unless_the_model_was_trained_on_such(predic
 
 
 def test_predictions_in_coco_come_back_through_import(predictor, reader, folder, tmp_path):
-    predictor.config = predictor.config.model_copy(update={"operating_threshold": 0.02})
+    predictor.config = predictor.config.model_copy(update={"operating_threshold": 0.0})
     files = [folder / f"{key}.dcm" for key in keys(folder)]
     with (
         coco_writer(tmp_path / "coco.json", predictor.config.classes) as coco,
