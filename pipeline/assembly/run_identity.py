@@ -1,4 +1,4 @@
-"""What identifies a training run: its id in a file, and the versions of data and code; this needs no PyTorch."""
+"""The id of a training's MLflow run, and the run's tags for data and code. This module imports no PyTorch."""
 
 import os
 import re

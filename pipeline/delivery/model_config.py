@@ -1,4 +1,4 @@
-"""The configuration of a model on disk, ``model.json``, and the names of its files; this needs no PyTorch."""
+"""The configuration of a model on disk, ``model.json``, and the names of its files. This module imports no PyTorch."""
 
 from dataclasses import asdict
 from pathlib import Path

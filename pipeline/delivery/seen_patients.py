@@ -1,4 +1,4 @@
-"""The patients whom a model has seen, as hashes in ``seen.json``; this needs no PyTorch."""
+"""The patients whom a model has seen, as hashes in ``seen.json``. This module imports no PyTorch."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""The limits of a served model's requests; this needs no PyTorch."""
+"""The limits of a served model's requests. This module imports no PyTorch."""
 
 from collections.abc import Mapping
 from typing import Annotated

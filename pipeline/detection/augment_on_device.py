@@ -58,8 +58,8 @@ class DeviceAugmenter:
         contrast = torch.where(changes, _uniform(1 - s.contrast, 1 + s.contrast, count, device), 1.0)
         brightness = torch.where(changes, _uniform(-s.brightness, s.brightness, count, device), 0.0)
         images = (images * _each(contrast) + _each(brightness * WHITE)).clamp(0, WHITE).round()
-        gamma = torch.where(_chosen(s.gamma, count, device), _uniform(*GAMMA, count, device), 1.0)
-        images = ((images / WHITE) ** _each(gamma) * WHITE).floor()  # rounded as in the loader
+        curved = ((images / WHITE) ** _each(_uniform(*GAMMA, count, device)) * WHITE).floor()  # as the loader rounds
+        images = torch.where(_each(_chosen(s.gamma, count, device)), curved, images)
         noise = torch.where(_chosen(s.noise, count, device), _uniform(*NOISE_STD, count, device), 0.0)
         return (images + (torch.randn_like(images) * _each(noise * WHITE)).trunc()).clamp(0, WHITE)
 

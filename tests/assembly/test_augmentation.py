@@ -1,4 +1,4 @@
-"""Where training images are augmented: in the loader, or on the training device, and never in both."""
+"""Training images are augmented once: by the loader or on the training device."""
 
 import numpy as np
 import pytest
