@@ -45,14 +45,15 @@ ui: .venv/installed
 bench: .venv/installed
 	python -m benchmarks
 
-# Packages with digests, of the versions in constraints.txt: lock.txt for .venv, and those of the images in deploy/.
-UV := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+# Packages with digests, of the versions in constraints.txt: uv.txt and lock.txt for .venv, and those of the images in
+# deploy/.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
   --constraint constraints.txt
 pins: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	printf 'mlflow[auth]\nprefect\npsycopg[binary]\nboto3\n' | $(UV) - --output-file deploy/servers.txt
-	$(UV) pyproject.toml --extra dev --output-file lock.txt
-	$(UV) pyproject.toml --extra team --extra sr --extra export --extra dask --extra kaggle \
+	echo uv | $(COMPILE) - --output-file uv.txt
+	printf 'mlflow[auth]\nprefect\npsycopg[binary]\nboto3\n' | $(COMPILE) - --output-file deploy/servers.txt
+	$(COMPILE) pyproject.toml --extra dev --output-file lock.txt
+	$(COMPILE) pyproject.toml --extra team --extra sr --extra export --extra dask --extra kaggle \
 	  --output-file deploy/worker.txt
 
 # A wheel, a source archive, a list of all packages that .venv has (CycloneDX), and their licences: dist/.
@@ -77,11 +78,18 @@ clean:
 	@if command -v dvc >/dev/null && [ "$$(dvc cache dir)" = "$(CURDIR)/.dvc/cache" ]; then \
 	  dvc gc --quiet --workspace --all-commits --force || dvc gc --quiet --workspace --force; fi
 
-.venv/installed: pyproject.toml lock.txt
+# uv takes a fraction of pip's time. Pip's settings name the mirror of a closed network, and this machine's certificates
+# the proxy; where uv's cache cannot be, it does without.
+PIP_INDEX = $(BIN)/pip config list | sed -n "s/^.*\.index-url='\(.*\)'\$$/\1/p" | head -n 1
+UV_INSTALL = index=$${UV_DEFAULT_INDEX:-$$($(PIP_INDEX))}; $(BIN)/uv pip install --python $(BIN)/python --system-certs \
+  --default-index "$${index:-https://pypi.org/simple}" \
+  $$(mkdir -p "$${UV_CACHE_DIR:-$$HOME/.cache/uv}" 2>/dev/null || echo --no-cache)
+.venv/installed: pyproject.toml lock.txt uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is %d.%d; make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --require-hashes --requirement lock.txt
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --editable .
+	$(BIN)/pip install --disable-pip-version-check --quiet --require-hashes --requirement uv.txt
+	@$(UV_INSTALL) --compile-bytecode --require-hashes --requirement lock.txt
+	@$(UV_INSTALL) --quiet --no-deps --editable .
 	@touch $@
 
 # Its packages do not fit ours.

@@ -10,8 +10,8 @@ import yaml
 
 from pipeline.cli import app
 from tests.conftest import REPOSITORY
+from tests.documents import DOCUMENTS, commands
 
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]*)?\)")
 
 
@@ -45,12 +45,13 @@ def test_commands_are_those_that_there_are():
     )
 
 
-# A line of a code block: variables, the program, its arguments, and perhaps a comment.
-COMMAND = re.compile(r"^ {4}(?:[A-Z_]+=\S+ )*(pneumoflow|python -m flows\.\w+)(?: +(.*))?$", re.MULTILINE)
+# Variables, the program, its arguments, and perhaps a comment.
+OURS = re.compile(r"(?:[A-Z_]+=\S+ )*(pneumoflow|python -m flows\.\w+)(?: +(.*))?$")
 
 
 def documented_commands():
-    found = [match for document in DOCUMENTS for match in COMMAND.findall(document.read_text())]
+    shown = [command for document in DOCUMENTS for command in commands(document.read_text())]
+    found = [match.groups(default="") for command in shown if (match := OURS.match(command))]
     return [(program, shlex.split(arguments, comments=True)) for program, arguments in found]
 
 
@@ -63,7 +64,7 @@ def test_commands_of_the_documents_are_found():
 
 @pytest.mark.parametrize(("program", "arguments"), documented_commands(), ids=str)
 def test_commands_of_the_documents_are_understood(program, arguments):
-    """Each option exists and takes such a value; the work itself is that of the commands' own tests."""
+    """Each option exists and takes such a value; tests/flows/test_commands_of_documents.py runs the commands."""
     if program == "pneumoflow":
         name, *arguments = arguments
         command = typer.main.get_group(app).commands[name]
