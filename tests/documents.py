@@ -21,12 +21,17 @@ _WALKED = set()
 
 def commands(text):
     """Return the shell commands in a document's code blocks, each with the lines on which it goes on."""
-    found = []
+    return [command for lines in _blocks(text) if _COMMAND.match(lines[0] + " ") for command in _joined(lines)]
+
+
+def first_lines_of_others(text):
+    """Return the first line of each code block that has no commands."""
+    return [lines[0] for lines in _blocks(text) if not _COMMAND.match(lines[0] + " ")]
+
+
+def _blocks(text):
     for block in _BLOCK.findall(text):
-        lines = [line.removeprefix("    ") for line in block.splitlines() if not line.startswith("```")]
-        if _COMMAND.match(lines[0] + " "):
-            found += _joined(lines)
-    return found
+        yield [line.removeprefix("    ") for line in block.splitlines() if not line.startswith("```")]
 
 
 def _joined(lines):

@@ -15,7 +15,7 @@ import torchvision
 import yaml
 
 from tests.conftest import REPOSITORY, project_environment
-from tests.documents import DOCUMENTS, Walk, commands, walk, walked
+from tests.documents import DOCUMENTS, Walk, commands, first_lines_of_others, walk, walked
 from tests.flows.conftest import free_port, wait_for_server
 from tests.flows.terminal import Terminal
 from tests.waiting import wait_until
@@ -128,6 +128,13 @@ pip a \\
 """
 
 
+def test_no_commands_are_taken_for_something_else():
+    others = [line for path in DOCUMENTS for line in first_lines_of_others(path.read_text())]
+    known = ("data/rsna/", "params.yaml, profiles/", "classes: ", '{"predictions"')
+    assert [line for line in others if not line.startswith(known)] == []
+    assert len(others) >= len(known)
+
+
 def test_commands_are_found():
     assert commands(BLOCKS) == [
         "dvc repro    # all",
@@ -136,6 +143,7 @@ def test_commands_are_found():
         "cd x",
         "pip a \\\n  b",
     ]
+    assert first_lines_of_others(BLOCKS) == ["data/rsna/"]
 
 
 @pytest.mark.slow
