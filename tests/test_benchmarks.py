@@ -1,4 +1,4 @@
-"""Benchmarks for machines that this project rarely sees run elsewhere too, at a toy size."""
+"""Benchmarks run, at a toy size: those of machines that this project rarely sees, and those that make networks."""
 
 import re
 import subprocess
@@ -7,6 +7,17 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inference", "train_step"])
+def test_a_benchmark_runs(name):
+    code = f"from benchmarks import {name}\n{name}.SIZE = 128\n{name}.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r": \d+\.\d+ x  \(ours ", done.stdout)) == {"inference": 4, "train_step": 4}[name], (
+        done.stdout
+    )
 
 
 @pytest.mark.slow

@@ -79,10 +79,11 @@ class FoldedConv2d(nn.Module):
 
     def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Return the norm's factors ``[C, 1, 1, 1]`` and summands ``[C]``, and keep them until its buffers change."""
-        if torch.compiler.is_compiling():
-            return _scale_and_shift(self.norm)
         norm = self.norm
         buffers = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        # Tensors that were made in inference mode do not say when they change.
+        if torch.compiler.is_compiling() or any(one.is_inference() for one in buffers):
+            return _scale_and_shift(norm)
         versions = [one._version for one in buffers]
         kept = self._kept
         if kept is None or versions != kept.versions or any(map(operator.is_not, buffers, kept.buffers)):

@@ -133,6 +133,18 @@ def test_frozen_stages_do_not_learn(name):
         backbone.freeze(6)
 
 
+def test_a_network_may_be_made_in_inference_mode():
+    """Its buffers do not say when they change, so nothing is kept."""
+    with torch.inference_mode():
+        made = RetinaNet(replace(TINY, norm="frozen_batch")).eval()
+        images = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8)
+        before = made(images).logits
+        for name, value in made.named_buffers():
+            if name.endswith("running_mean"):
+                value.add_(1.0)
+        assert not torch.equal(made(images).logits, before)
+
+
 def test_folded_norms_follow_their_buffers():
     """Factors are kept from step to step, but not past new weights."""
     folded = RetinaNet(replace(TINY, norm="frozen_batch")).backbone
