@@ -75,6 +75,15 @@ def ask_until_answered(request, seconds=60):
         time.sleep(0.5)
 
 
+def link_environment(folder):
+    """Give a folder the .venv that runs the tests, which `make` takes for up to date."""
+    (folder / ".venv").mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name != "installed":
+            (folder / ".venv" / entry.name).symlink_to(entry)
+    (folder / ".venv/installed").touch()
+
+
 @pytest.fixture
 def copy(trained, tmp_path):
     """Copy the trained project; the copy makes an MLflow store of its own."""

@@ -5,9 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ import yaml
 
 from tests.conftest import REPOSITORY, project_environment
 from tests.documents import DOCUMENTS, Walk, commands, first_lines_of_others, walk, walked
-from tests.flows.conftest import free_port, wait_for_server
+from tests.flows.conftest import free_port, link_environment, wait_for_server
 from tests.flows.terminal import Terminal
 from tests.waiting import wait_until
 
@@ -86,11 +84,7 @@ def clone(tmp_path, small_params):
     (command,) = [one for one in commands((REPOSITORY / "README.md").read_text()) if one.startswith("git clone")]
     subprocess.run(["bash", "-c", command.replace("<this repository>", str(origin))], cwd=tmp_path, check=True)
     folder = tmp_path / "pneumoflow"
-    (folder / ".venv").mkdir()
-    for part in Path(sys.prefix).iterdir():
-        (folder / ".venv" / part.name).symlink_to(part)
-    (folder / ".venv/installed").unlink(missing_ok=True)
-    (folder / ".venv/installed").touch()
+    link_environment(folder)
     return folder
 
 

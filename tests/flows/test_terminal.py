@@ -2,14 +2,13 @@
 
 import shutil
 import sys
-from pathlib import Path
 
 import mlflow
 import pytest
 
 from pipeline.data.annotations import IMAGES
 from tests.conftest import project_environment
-from tests.flows.conftest import free_port
+from tests.flows.conftest import free_port, link_environment
 from tests.flows.terminal import Terminal, started_training
 
 pytestmark = pytest.mark.timeout(900)
@@ -38,12 +37,9 @@ def terminal(copy):
 def make(copy, repository):
     """Prepare the copy for `make`, with the environment that runs the tests; return the command."""
     shutil.copy(repository / "Makefile", copy)
-    (copy / "constraints.txt").touch()
-    (copy / ".venv").mkdir()
-    for entry in Path(sys.prefix).iterdir():
-        if entry.name != "installed":
-            (copy / ".venv" / entry.name).symlink_to(entry)
-    (copy / ".venv" / "installed").touch()
+    for name in ("lock.txt", "uv.txt"):
+        (copy / name).touch()
+    link_environment(copy)
     return "make"
 
 
