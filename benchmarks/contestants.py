@@ -58,9 +58,9 @@ class Outcome:
 
 
 def ours(contest: Contest) -> Outcome:
-    """Train as stage ``train`` does, with as many epochs as fit into the seconds."""
+    """Train as stage ``train`` does: the epochs of the params, or as many of them as fit into the seconds."""
     epoch = _seconds_per_epoch(contest)
-    epochs = int(contest.seconds / epoch)
+    epochs = min(contest.params.train.epochs, int(contest.seconds / epoch))
     if not epochs:
         raise UserError(f"--seconds {contest.seconds:g}: an epoch takes {epoch:.0f} s here; give more")
     train = replace(contest.params.train, epochs=epochs, checkpoint_steps=0)

@@ -85,7 +85,7 @@ def look(
         with flow_process():
             inference(**values)
         return
-    serve_flow(inference, "inbox", interval=timedelta(seconds=every), parameters=values)
+    serve_flow(inference, "inbox", timedelta(seconds=every), values)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def serve() -> None:
         cron = Cron(schedule.cron, timezone=schedule.timezone)
     except ValueError as error:
         raise UserError(f"schedule.cron = {schedule.cron!r}: {error}") from None
-    serve_flow(training, DEPLOYMENT, schedule=cron)
+    serve_flow(training, DEPLOYMENT, cron)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import typer
 from prefect import Flow
 from prefect.schedules import Schedule
 
@@ -27,11 +28,10 @@ _PROCESSES = 2
 def serve_flow(
     flow: Flow[..., Any],
     name: str,
-    schedule: Schedule | None = None,
-    interval: timedelta | None = None,
+    when: Schedule | timedelta,
     parameters: dict[str, Any] | None = None,
 ) -> None:
-    """Serve a flow on a schedule.
+    """Serve a flow on a schedule of cron times or at an interval, and say so in one line.
 
     Prefect's own concurrency limits are not used, because after a power cut its database still counts the runs
     that were killed. The folder's lock ensures that only one run works at a time.
@@ -48,8 +48,16 @@ def serve_flow(
     with only_one(Path(f".pneumoflow/serve-{name}.lock"), f"process that serves {name!r}"), scheduling_server():
         require_server()
         refuse_takeover([name])
-        while not _served(flow, name, schedule=schedule, interval=interval, parameters=parameters):
+        typer.echo(f"the flow {flow.name} runs {_in_words(when)} until this command is stopped", err=True)
+        times = {"schedule": when} if isinstance(when, Schedule) else {"interval": when}
+        while not _served(flow, name, parameters=parameters, **times):
             wait_for_server()
+
+
+def _in_words(when: Schedule | timedelta) -> str:
+    if isinstance(when, Schedule):
+        return f"by the schedule {when.cron!r} ({when.timezone})"
+    return f"every {when.total_seconds():g} s"
 
 
 def _end_in_order(*_: object) -> None:

@@ -279,7 +279,7 @@ def serve_an_archive(page, shell):
     with shell.served(f"{without_comment(page.next('python -m flows.receive'))} --port {port}", "receives at"):
         pass
     scoring = without_comment(page.next("python -m flows.inference")).replace("pacs.local:104", f"127.0.0.1:{port}")
-    with shell.served(scoring, "") as served:  # it says nothing at its start
+    with shell.served(scoring, "the flow inference runs every 60 s") as served:
         wait_until(lambda: "inference/inbox" in shell.run("prefect deployment ls"), process=served.process)
 
 

@@ -164,6 +164,7 @@ def test_serving_runs_the_flow_on_its_schedule(trained, prefect, prefect_server)
         log = stop(process)
     assert run["state_type"] == "COMPLETED", log
     assert "nothing to do" in run["state"]["message"]
+    assert "the flow training runs by the schedule '0 3 * * *' (UTC)" in log
     assert "Traceback" not in log
 
 
