@@ -104,7 +104,7 @@ def _small_params():
     values["split"]["fractions"] = {"train": 0.6, "val": 0.2, "test": 0.2}
     values["model"] |= {"backbone": "resnet10t", "weights": "none", "frozen_stages": 0, "dropout": 0.0}
     values["model"] |= {"fpn_channels": 32, "head_convs": 1}
-    values["train"] |= {"epochs": 2, "log_every_steps": 1, "precision": "32-true"}
+    values["train"] |= {"epochs": 2, "lr": 0.0012, "log_every_steps": 1, "precision": "32-true"}
     values["evaluate"] |= {"bootstrap_draws": 100, "score_thresh": 0.01}
     values["promote"]["floor"] = 0.0  # models that train in seconds find little
     return values

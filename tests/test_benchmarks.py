@@ -6,6 +6,11 @@ import sys
 
 import pytest
 
+from benchmarks.contestants import Contest, ours
+from pipeline.assembly.inputs import read_inputs
+from pipeline.params import Params
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.split import split
 from tests.conftest import REPOSITORY
 
 
@@ -33,3 +38,14 @@ def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path):
     ]
     for row in rows:
         assert float(re.findall(r"\d+\.?\d*", row.split(" | ")[1])[0]) > 0
+
+
+@pytest.mark.slow
+def test_a_contestant_trains_the_epochs_of_the_params_where_they_fit_into_the_seconds(small_params, rsna, tmp_path):
+    small_params["train"]["epochs"] = 2
+    params = Params.model_validate(small_params)
+    preprocess(params)
+    split(params)
+    outcome = ours(Contest(params, read_inputs(params), 10_000, tmp_path / "ours"))
+    assert outcome.note.startswith("epochs 2, ")
+    assert set(outcome.results) == {"val", "test"}

@@ -221,9 +221,10 @@ def without_unreachable_weights(params: Params) -> Params:
         imagenet_file(params.model.backbone)
     except UserError as error:
         logger.warning("%s. Training starts from random weights", error)
-        # In as many epochs, a network with random weights learns too little to need dropout.
-        section = replace(params.model, weights="none", norm="auto", frozen_stages=0, dropout=0.0)
-        return params.model_copy(update={"model": section})
+        # In as many epochs, random weights learn too little to need dropout, and more at twice the rate.
+        model = replace(params.model, weights="none", norm="auto", frozen_stages=0, dropout=0.0)
+        train = replace(params.train, lr=2 * params.train.lr)
+        return params.model_copy(update={"model": model, "train": train})
     return params
 
 

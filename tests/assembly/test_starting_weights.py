@@ -55,6 +55,7 @@ def test_where_weights_are_optional_training_starts_without_them(small_params, a
     monkeypatch.setenv(OPTIONAL_WEIGHTS, "1")
     found = without_unreachable_weights(params)
     assert (found.model.weights, norm_of(found), found.model.frozen_stages) == ("none", "group", 0)
+    assert found.train.lr == 2 * params.train.lr
     assert "Training starts from random weights" in caplog.text
     assert Params.model_validate(found.model_dump()) == found
 
