@@ -3,7 +3,8 @@
 Usage: python -m benchmarks.accuracy DATA [--seconds S] [--seeds N] [--peers torchvision,yolo] [--set KEY=VALUE ...]
 
 DATA is a folder in the challenge's layout. All detectors get the same split and the same prepared images, and train on
-this machine one after another. The threshold of each comes from val. Tune on val, and look at test once.
+this machine one after another; this project ends earlier if its params ask for fewer epochs than fit. The threshold of
+each comes from val. Tune on val, and look at test once.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def main() -> None:
         split(params)
         splits = read_inputs(params)
         print(", ".join(f"{name} {len(part.index)}" for name, part in splits.items()), flush=True)
+        shipped = Params.model_validate(values)
         outcomes: dict[str, list[Outcome]] = {}
         for number in range(arguments.seeds):
             for name in ("ours", *arguments.peers):
@@ -54,8 +56,9 @@ def main() -> None:
                 contest = Contest(own, splits, arguments.seconds, Path(f"{name}-{number}").resolve())
                 outcome = CONTESTANTS[name](contest)
                 outcomes.setdefault(name, []).append(outcome)
-                print(json.dumps({"name": name, "seed": own.seed, **_row(outcome, splits, own)}), flush=True)
-        report(outcomes, splits, Params.model_validate(values))
+                # All thresholds come from the same draws of patients, here and in the report.
+                print(json.dumps({"name": name, "seed": own.seed, **_row(outcome, splits, shipped)}), flush=True)
+        report(outcomes, splits, shipped)
 
 
 def _arguments() -> argparse.Namespace:
