@@ -220,7 +220,7 @@ def without_unreachable_weights(params: Params) -> Params:
     try:
         imagenet_file(params.model.backbone)
     except UserError as error:
-        logger.warning("%s. Training starts from random weights", error)
+        logger.warning("%s. Training starts from random weights, at twice the learning rate", error)
         # In as many epochs, random weights learn too little to need dropout, and more at twice the rate.
         model = replace(params.model, weights="none", norm="auto", frozen_stages=0, dropout=0.0)
         train = replace(params.train, lr=2 * params.train.lr)
