@@ -22,13 +22,6 @@ from pipeline.reports.curves import BEFORE, CURVES, MOST_DOTS, Curve, drawn_line
 # Colours that colour-blind people can tell apart (Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MOST_POINTS = 500
-# Where the lines leave room.
-_LEGENDS = {
-    "froc": "bottom_right",
-    "roc": "bottom_right",
-    "calibration": "bottom_right",
-    "training_val": "bottom_right",
-}
 TITLES = {
     "precision_recall": "Precision and recall of boxes",
     "froc": "Boxes found, by false alarms (FROC)",
@@ -145,9 +138,12 @@ def _figure(x: str, y: str, x_range: tuple[float, float] | None, y_range: tuple[
 
 def _plot(axes: Any, name: str, caption: str) -> Plot:
     if axes.legend:
-        axes.legend.location = _LEGENDS.get(name, "top_right")
+        # Within the axes it would cover lines: they may lie anywhere.
+        axes.add_layout(axes.legend[0], "above")
+        axes.legend.orientation = "horizontal"
+        axes.legend.ncols = 3
+        axes.legend.border_line_color = None
         axes.legend.click_policy = "hide"
-        axes.legend.background_fill_alpha = 0.6
         axes.legend.label_text_font_size = "11px"
     content = json.dumps(json_item(axes, ID(f"plot-{name}"))).replace("<", "\\u003c")
     return Plot(name, TITLES[name], caption, Markup(content))  # noqa: S704 - no character of it is markup

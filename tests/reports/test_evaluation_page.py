@@ -1,4 +1,7 @@
+import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -46,6 +49,14 @@ def test_the_calibration_is_drawn_before_and_after():
     own = table[table["split"] == "test before"].drop(columns="split").reset_index(drop=True)
     pd.testing.assert_frame_equal(own, before, atol=1e-4)
     assert plot_curve("calibration", table).startswith(b"\x89PNG")
+
+
+def test_legends_are_outside_of_the_axes():
+    tables = curve_tables({"val": IMAGES[:20], "test": IMAGES})
+    figure = json.loads(curve_plot("froc", "", tables["froc"], tables["froc"].head(0)).content)
+    (above,) = figure["doc"]["roots"][0]["attributes"]["above"]
+    assert above["name"] == "Legend"
+    assert [item["attributes"]["label"]["value"] for item in above["attributes"]["items"]] == ["val", "test"]
 
 
 def test_examples_are_ranked():
@@ -112,6 +123,22 @@ def test_page_is_whole_and_escapes_what_it_shows():
     assert "<td>8</td><td>7</td><td>0.25" in text  # boxes are not counted as images
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
     assert len(html) < 5e6
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_the_table_of_studies_sorts_with_blanks_last():
+    html = render_report(page())
+    functions = html[html.index("function key(") : html.index("for (const [column, heading]")]
+    script = functions + """
+    const cells = (values) => values.map((value) => ({cells: [value]}));
+    const numbers = cells(["0.5", "", "0.25", "1"].map((value) => ({dataset: {value}, textContent: value})));
+    const texts = cells(["b", "", "a"].map((textContent) => ({dataset: {}, textContent})));
+    const sorted = (rows, descending) => [...rows].sort((a, b) => compare(key(a, 0), key(b, 0), descending))
+        .map((row) => row.cells[0].textContent);
+    console.log(JSON.stringify([[numbers, false], [numbers, true], [texts, false]].map((given) => sorted(...given))));
+    """
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [["0.25", "0.5", "1", ""], ["1", "0.5", "0.25", ""], ["a", "b", ""]]
 
 
 def test_the_page_concludes():
