@@ -20,7 +20,7 @@ def serve(
     prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's pages.")] = PREFECT_PORT,
 ) -> None:
     """Print the URLs of both servers; start on loopback those that run nowhere yet, and end them together."""
-    print("starting the servers of MLflow and Prefect, for the first time in a minute", file=sys.stderr, flush=True)
+    print("starting the servers of MLflow and Prefect; the first start can take a minute", file=sys.stderr, flush=True)
     with mlflow_server(mlflow_port) as mlflow_url, prefect_pages(prefect_port) as prefect_url:
         print("\n".join([*_mlflow_lines(mlflow_url), f"Prefect: {prefect_url}"]), flush=True)
         here = [] if mlflow_is_elsewhere() else ["MLflow"]

@@ -193,8 +193,8 @@ def _entry(line: bytes) -> Entry | None:
     """Return the entry of a line, a metric or the run's end; None if it is neither."""
     try:
         entry: Entry = json.loads(line)
-        if set(entry) == {"status"}:
-            return entry if entry["status"] in _ENDS else None
+        if "status" in entry and set(entry) <= {"status", "end_time"}:
+            return entry if entry["status"] in _ENDS and isinstance(entry.get("end_time", 0), int) else None
         if set(entry) != set(_METRIC) or not all(isinstance(entry[key], kind) for key, kind in _METRIC.items()):
             return None
         return entry

@@ -56,6 +56,8 @@ class TrackedRun:
 
     def __init__(self, client: mlflow.MlflowClient, run: Run, outbox: Outbox, stopping: Stopping) -> None:
         self._client, self.run_id = client, run.info.run_id
+        # MLflow shows the time from start to end as the run's duration; the time since it last ended is no part of it.
+        self._rested = 0 if run.info.end_time is None else max(0, _now() - run.info.end_time)
         self._experiment = run.info.experiment_id
         self.stopping = stopping
         self._outbox, self._uploader, self._heartbeat = outbox, Uploader(client, outbox), Heartbeat(client, run)
@@ -86,7 +88,7 @@ class TrackedRun:
 
         With ``correct``, another value for the last step that was noted is noted too, and MLflow shows it instead.
         """
-        now = int(time.time() * 1000)
+        now = _now()
         values = {key: float(value) for key, value in metrics.items() if value is not None}
         new = {
             key: value
@@ -125,7 +127,7 @@ class TrackedRun:
     def close(self, status: str) -> None:
         """Note the run's end and wait a little for all entries to arrive; log a warning if they do not."""
         self._heartbeat.stop()
-        self._outbox.append([{"status": status}])
+        self._outbox.append([{"status": status, "end_time": _now() - self._rested}])
         arrived = self._uploader.finish(_LAST_WAIT[status])
         if not arrived:
             logger.warning(
@@ -273,6 +275,11 @@ def _run_before(client: mlflow.MlflowClient, run_id: str) -> dict[str, str] | No
     )  # fmt: skip
     found = (run.data.params for run in earlier if run.data.params and MLFLOW_PARENT_RUN_ID not in run.data.tags)
     return next(found, None)
+
+
+def _now() -> int:
+    """Return the time in MLflow's unit, milliseconds."""
+    return int(time.time() * 1000)
 
 
 def _last_value(client: mlflow.MlflowClient, run_id: str, key: str) -> tuple[int, float]:

@@ -79,7 +79,7 @@ def _send_alike(client: mlflow.MlflowClient, run_id: str, entries: list[Entry], 
         client.log_batch(run_id, metrics=[Metric(**entry) for entry in entries])
     else:
         for entry in entries:
-            client.set_terminated(run_id, entry["status"])
+            client.set_terminated(run_id, entry["status"], entry.get("end_time"))
 
 
 class Uploader:

@@ -104,6 +104,7 @@ def test_a_batch_that_arrived_but_was_not_noted_is_sent_again(tmp_path, monkeypa
 
 DAMAGE = [
     b"\x00" * 40, b"\xff\xfe{", b"{}", b"[1, 2]", b"null", b'"text"', b'{"key": "loss"}', b'{"status": "DONE"}',
+    b'{"status": "FAILED", "end_time": "1"}',
     b'{"key": "loss", "value": "1", "timestamp": 1, "step": 0}', b"[" * 100_000,
 ]  # fmt: skip
 

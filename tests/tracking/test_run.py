@@ -108,6 +108,18 @@ def test_a_resumed_run_has_each_step_once(client):
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
+def test_the_duration_of_a_run_is_without_the_time_between_its_parts(client):
+    hour = 3_600_000
+    now = int(time.time() * 1000)
+    made = client.create_run(client.create_experiment("earlier"), start_time=now - 5 * hour)
+    client.set_terminated(made.info.run_id, "FINISHED", now - 4 * hour)
+    for _ in range(2):
+        with tracked_run(made.info.run_id, {}):
+            pass
+    ended = client.get_run(made.info.run_id).info
+    assert hour <= ended.end_time - ended.start_time < hour + 60_000
+
+
 def test_a_run_of_another_store_gets_a_new_one(client, caplog):
     with tracked_run("0" * 32, {}) as run:
         pass
@@ -247,13 +259,14 @@ def test_what_a_store_refuses_for_good_is_put_aside(client, caplog):
         pass
     outbox = Outbox(run.run_id)
     outbox.append([{"key": key, "value": 1.0, "timestamp": 1, "step": 0} for key in ("a", "no\nkey", "b")])
-    outbox.append([{"status": "FAILED"}])
+    outbox.append([{"status": "FAILED", "end_time": 1_000_000}])
     deliver(client, outbox)
     assert outbox.waiting == 0
     outbox.close(remove=True)
     stored = client.get_run(run.run_id)
     assert stored.data.metrics == {"a": 1.0, "b": 1.0}
     assert stored.info.status == "FAILED"
+    assert stored.info.end_time == 1_000_000  # not the time of the delivery
     assert "are refused by the store" in caplog.text
     assert b"no" in (Path(".pneumoflow/spool") / run.run_id / "damaged.jsonl").read_bytes()
     with tracked_run(None, {}):
