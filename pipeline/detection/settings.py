@@ -12,6 +12,7 @@ SCALE_BOUNDS, RATIO_BOUNDS = (0.25, 64.0), (0.1, 10.0)
 AnchorScale = Annotated[float, Field(ge=SCALE_BOUNDS[0], le=SCALE_BOUNDS[1])]
 AnchorRatio = Annotated[float, Field(ge=RATIO_BOUNDS[0], le=RATIO_BOUNDS[1])]
 MAX_SHAPES = 64
+MOST_DETECTIONS = 1000  # of an image
 BACKBONE = r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})?"
 BoxShrink = Annotated[float, Field(ge=0, lt=1)]
 # A smaller sigma can be 0 in float32; the score of boxes that do not overlap is then 0 / 0.
@@ -79,7 +80,7 @@ class PostProcessing:
 
     score_thresh: Fraction
     nms_thresh: OpenFraction
-    detections_per_img: Annotated[Count, Field(le=1000)]
+    detections_per_img: Annotated[Count, Field(le=MOST_DETECTIONS)]
     topk_candidates: Annotated[Count, Field(le=10_000)]
     suppression: Literal["nms", "soft_nms", "weighted_fusion"]
     soft_nms_sigma: SoftNmsSigma

@@ -12,11 +12,12 @@ import openvino
 import pytest
 
 from pipeline.data.annotations import IMAGES
-from pipeline.delivery.export import compare_export, export_model
+from pipeline.delivery.export import _pairs, compare_export, export_model
 from pipeline.delivery.exported import image_by_image, load_export
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.jobs.export_int8 import MAX_LOSS, export_int8
+from pipeline.metrics.results import image_result
 from pipeline.params import load_params
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,18 @@ def test_an_export_finds_what_the_model_finds(models, sample, tmp_path, kind, su
     set_post_processing(models, box_shrink=0.3)
     with pytest.raises(UserError, match=r"boxes differ by [\d.]+ pixels"):
         compare_export(models, path, images)
+
+
+def test_the_order_of_nearly_equal_scores_does_not_matter():
+    boxes = np.array([[0, 0, 10, 10], [50, 50, 90, 90], [20, 0, 30, 10], [0, 0, 11, 11]])
+    own = image_result(boxes, [0.9, 0.5, 0.5 - 1e-7, 0.1], [], [0, 0, 0, 1])
+    found = image_result(boxes[[0, 2, 1, 3]] + 0.1, [0.9, 0.5, 0.5 - 1e-7, 0.1], [], [0, 0, 0, 1])
+    assert _pairs(found, own).tolist() == [0, 2, 1, 3]
+    # Neither another score nor another class is the same detection, however near its box is.
+    found = image_result(boxes[[3, 1, 2, 0]], [0.9, 0.5, 0.5 - 1e-7, 0.1], [], [0, 0, 0, 1])
+    assert _pairs(found, own).tolist() == [0, 1, 2, 3]
+    nothing = image_result([], [], [])
+    assert _pairs(nothing, nothing).tolist() == []
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -37,6 +37,7 @@ def test_a_batch_without_any_box(squares):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 def test_workers_see_the_same_images(squares):
     def batches(workers, epoch):
         sampler = EpochBatches(len(squares[0]), 4, 3, shuffle=True)

@@ -1,6 +1,7 @@
 """A cross-validation in a real project: folds are trained once, shared by processes, and become one model."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def test_each_fold_is_trained_once_by_one_of_the_processes(crossed):
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len(runs) == 3
     for output in outputs:
-        assert "epoch 1/1" in output  # each process has trained one of them
+        if len(os.sched_getaffinity(0)) > 1:  # on one core, the first may end both before the second gets to work
+            assert "epoch 1/1" in output
         assert "failed to reproduce 'preprocess'" not in output  # the second did not wait for the first's fold
         assert "2 networks against one, on" in output
         assert "ms per image against" in output

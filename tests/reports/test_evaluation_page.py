@@ -129,7 +129,7 @@ def test_page_is_whole_and_escapes_what_it_shows():
 def test_the_table_of_studies_sorts_with_blanks_last():
     html = render_report(page())
     functions = html[html.index("function key(") : html.index("for (const [column, heading]")]
-    script = functions + """
+    script = """
     const cells = (values) => values.map((value) => ({cells: [value]}));
     const numbers = cells(["0.5", "", "0.25", "1"].map((value) => ({dataset: {value}, textContent: value})));
     const texts = cells(["b", "", "a"].map((textContent) => ({dataset: {}, textContent})));
@@ -137,7 +137,7 @@ def test_the_table_of_studies_sorts_with_blanks_last():
         .map((row) => row.cells[0].textContent);
     console.log(JSON.stringify([[numbers, false], [numbers, true], [texts, false]].map((given) => sorted(...given))));
     """
-    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(["node", "-e", functions + script], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [["0.25", "0.5", "1", ""], ["1", "0.5", "0.25", ""], ["a", "b", ""]]
 
 

@@ -480,7 +480,8 @@ def test_forward_and_loss_are_one_graph(architecture, loss_settings, dataset, fo
         found = compiled(*inputs)
         torch.testing.assert_close(found, eager, rtol=1e-4, atol=1e-6)
         gradients = [torch.autograd.grad(values[TOTAL], list(model.parameters())) for values in (found, eager)]
-        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+        # The order of sums differs, and on one core it differs more than on two.
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
 def test_compiling_without_a_compiler(build, monkeypatch):
