@@ -41,8 +41,8 @@ from pipeline.detection.settings import MOST_DETECTIONS, PostProcessing
 from pipeline.detection.suppression import ABSENT
 from pipeline.errors import UserError
 from pipeline.files import directory_atomic, write_json
-from pipeline.metrics.calibration import IDENTITY, ScoreMap, calibrated
-from pipeline.metrics.results import ImageResult, image_result
+from pipeline.metrics.calibration import IDENTITY, Calibrations, ScoreMap, calibrated_scores
+from pipeline.metrics.results import Floats, ImageResult, image_result
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2", "triton": "model.onnx"}
 ONNX_OPSET = 18
@@ -181,7 +181,8 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
 
     The last digits of two nearly equal scores may order them either way, also where the number of detections ends.
     Therefore each detection of the export is compared with the nearest one of the model that has about the same score,
-    and the model gives more of them.
+    and the model gives more of them. The partners must be the model's best ones by the network's score, which decides
+    what is a detection: the calibrations of two classes may order them otherwise.
 
     Raises:
         UserError: the export finds another number of boxes, differs by more than half a pixel in more than one box of a
@@ -208,27 +209,43 @@ def compare_export(folder: Path, exported: Path, images: Sequence[npt.NDArray[np
             if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
                 raise UserError(f"{exported}: its outputs are not finite, for the generated image {number}")
             own = image_result(one["boxes"].numpy(), one["scores"].numpy(), [], one["labels"].numpy())
-            own = calibrated(own, config.calibrations)
-            count, pairs = min(limit, len(own.scores)), _pairs(found, own)
+            count = min(limit, len(own.scores))
             if len(found.scores) != count:
                 counts = f"{len(found.scores)} boxes in image {number}, the model {count}"
                 raise UserError(f"{exported}: finds {counts}")
             if count:
-                apart = np.abs(found.boxes - own.boxes[pairs]).max(axis=1)
-                distances += np.where(found.labels == own.labels[pairs], apart, np.inf).tolist()
-                scores = max(scores, float(np.abs(found.scores - own.scores[:count]).max()))
+                apart, difference = _differences(found, own, config.calibrations)
+                distances += apart.tolist()
+                scores = max(scores, difference)
         start += size
     boxes = float(np.quantile(distances, 1 - _TIED, method="higher")) if distances else 0.0
     if boxes > PIXELS or scores > SCORE:
-        difference = f"boxes differ by {boxes:.3g} pixels, scores by {scores:.3g}"
-        raise UserError(f"{exported}: {difference}; at most {PIXELS} and {SCORE} are allowed")
+        differences = f"boxes differ by {boxes:.3g} pixels, scores by {scores:.3g}"
+        raise UserError(f"{exported}: {differences}; at most {PIXELS} and {SCORE} are allowed")
     return Agreement(len(images), boxes, scores)
 
 
-def _pairs(found: Exported, own: ImageResult) -> npt.NDArray[np.intp]:
-    """Return for each detection of the export the number of the model's: the nearest box of about the same score."""
+def _differences(found: Exported, own: ImageResult, calibrations: Calibrations) -> tuple[Floats, float]:
+    """Compare an image's detections ``[N]`` with the model's ``[M]``, M >= N > 0, whose scores are the network's.
+
+    Return the distances of the boxes ``[N]`` in pixels, infinite for another class, and the largest difference of the
+    scores.
+    """
+    scores = calibrated_scores(own, calibrations)
+    pairs = _pairs(found, own, scores)
+    apart = np.abs(found.boxes - own.boxes[pairs]).max(axis=1)
+    missed = own.scores[: len(pairs)] - own.scores[np.sort(pairs)]
+    difference = max(np.abs(found.scores - scores[pairs]).max(), missed.max())
+    return np.where(found.labels == own.labels[pairs], apart, np.inf), float(difference)
+
+
+def _pairs(found: Exported, own: ImageResult, scores: Floats) -> npt.NDArray[np.intp]:
+    """Return for each detection of the export the number of the model's: the nearest box of about the same score.
+
+    ``scores`` are the model's, calibrated.
+    """
     distances = np.abs(found.boxes[:, None] - own.boxes).max(axis=2, initial=0)
-    close = np.abs(found.scores[:, None] - own.scores) <= SCORE
+    close = np.abs(found.scores[:, None] - scores) <= SCORE
     alike = close & (found.labels[:, None] == own.labels)
     far = 1 + distances.sum()  # more than all pairs that are alike can differ by together
     pairs: npt.NDArray[np.intp] = linear_sum_assignment(np.where(alike, distances, far + distances))[1]

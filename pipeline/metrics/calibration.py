@@ -122,15 +122,23 @@ def fit_map(scores: Floats, positive: Bools, what: str) -> ScoreMap:
 
 def calibrated(result: ImageResult, calibrations: Calibrations) -> ImageResult:
     """Return the image's result with calibrated scores, in the order that these have."""
+    scores = calibrated_scores(result, calibrations)
+    if len(calibrations_of(calibrations)) == 1:
+        return replace(result, scores=scores)
+    # The maps of different classes may swap two detections.
+    return image_result(result.boxes, scores, result.truth, result.labels, result.truth_labels)
+
+
+def calibrated_scores(result: ImageResult, calibrations: Calibrations) -> Floats:
+    """Return the calibrated scores of the image's detections, ``[N]``, in the order that the result has."""
     each = calibrations_of(calibrations)
     if len(each) == 1:
-        return result if each[0] is None else replace(result, scores=each[0].box(result.scores))
+        return result.scores if each[0] is None else each[0].box(result.scores)
     scores = result.scores.copy()
     for label, calibration in enumerate(each):
         own = result.labels == label
         scores[own] = scores[own] if calibration is None else calibration.box(scores[own])
-    # The maps of different classes may swap two detections.
-    return image_result(result.boxes, scores, result.truth, result.labels, result.truth_labels)
+    return scores
 
 
 def calibrations_of(calibrations: Calibrations) -> tuple[Calibration | None, ...]:

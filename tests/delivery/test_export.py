@@ -12,11 +12,12 @@ import openvino
 import pytest
 
 from pipeline.data.annotations import IMAGES
-from pipeline.delivery.export import _pairs, compare_export, export_model
+from pipeline.delivery.export import _differences, _pairs, compare_export, export_model
 from pipeline.delivery.exported import image_by_image, load_export
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.jobs.export_int8 import MAX_LOSS, export_int8
+from pipeline.metrics.calibration import IDENTITY, Calibration, ScoreMap, calibrated_scores
 from pipeline.metrics.results import image_result
 from pipeline.params import load_params
 
@@ -65,12 +66,29 @@ def test_the_order_of_nearly_equal_scores_does_not_matter():
     boxes = np.array([[0, 0, 10, 10], [50, 50, 90, 90], [20, 0, 30, 10], [0, 0, 11, 11]])
     own = image_result(boxes, [0.9, 0.5, 0.5 - 1e-7, 0.1], [], [0, 0, 0, 1])
     found = image_result(boxes[[0, 2, 1, 3]] + 0.1, [0.9, 0.5, 0.5 - 1e-7, 0.1], [], [0, 0, 0, 1])
-    assert _pairs(found, own).tolist() == [0, 2, 1, 3]
+    assert _pairs(found, own, own.scores).tolist() == [0, 2, 1, 3]
     # Neither another score nor another class is the same detection, however near its box is.
     found = image_result(boxes[[3, 1, 2, 0]], [0.9, 0.5, 0.5 - 1e-7, 0.1], [], [0, 0, 0, 1])
-    assert _pairs(found, own).tolist() == [0, 1, 2, 3]
+    assert _pairs(found, own, own.scores).tolist() == [0, 1, 2, 3]
     nothing = image_result([], [], [])
-    assert _pairs(nothing, nothing).tolist() == []
+    assert _pairs(nothing, nothing, nothing.scores).tolist() == []
+
+
+def test_the_networks_scores_decide_which_detections_an_export_must_have():
+    """Two classes with other calibrations: of the model's four detections, the export may have two."""
+    maps = [Calibration(box=ScoreMap(slope=1, intercept=shift), image=IDENTITY, no_box=0.01) for shift in (-2, 2)]
+    boxes = np.array([[0, 0, 10, 10], [50, 50, 90, 90], [20, 0, 30, 10], [60, 0, 80, 11]])
+    own = image_result(boxes, [0.9, 0.8, 0.7, 0.2], [], [0, 1, 1, 0])
+    scores = calibrated_scores(own, maps)
+    assert scores[1] > scores[2] > scores[0] > scores[3]  # the model's third detection would be the second
+    right = image_result(boxes[[1, 0]], scores[[1, 0]], [], [1, 0])
+    distances, difference = _differences(right, own, maps)
+    assert distances.tolist() == [0, 0]
+    assert difference < 1e-9
+    missed = image_result(boxes[[1, 2]], scores[[1, 2]], [], [1, 1])
+    assert _differences(missed, own, maps)[1] == pytest.approx(0.9 - 0.8)
+    other = image_result(boxes[[1, 0]], scores[[1, 0]], [], [1, 1])
+    assert _differences(other, own, maps)[0].tolist() == [0, np.inf]
 
 
 @pytest.mark.filterwarnings("ignore")
