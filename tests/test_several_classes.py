@@ -241,7 +241,7 @@ def test_an_export_gives_the_models_boxes_of_each_class(made, tmp_path, suppress
     """The calibrations of the classes order the detections otherwise than the network's scores."""
     folder = Path(shutil.copytree(made / "models", tmp_path / "models"))
     config = json.loads((folder / "model.json").read_text())
-    config["postprocessing"] |= {"suppression": suppression, "detections_per_img": 6}  # soft NMS has a step for each
+    config["postprocessing"] |= {"suppression": suppression, "detections_per_img": 6}
     for calibration, intercept in zip(config["calibration"], (2, -2), strict=True):
         calibration["box"] = {"slope": 1, "intercept": intercept}
     (folder / "model.json").write_text(json.dumps(config))

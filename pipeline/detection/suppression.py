@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
@@ -105,30 +106,70 @@ def soft_nms(candidates: Candidates, sigma: float, score_thresh: float, count: i
 
 def _greedily(candidates: Candidates, factor: Callable[[Tensor], Tensor], least: float, count: int) -> Candidates:
     """Take the best box that is left, ``count`` times; multiply the scores of the others by ``factor`` of their IoU."""
-    boxes, left, labels = candidates
-    candidate_count = left.shape[1]
-    numbers = torch.arange(candidate_count, device=left.device)
+    numbers = torch.arange(candidates.scores.shape[1], device=candidates.scores.device)
+    factors_of = _factors_of(candidates, factor, count)
+
+    def step(left: Tensor) -> _Step:
+        score, best = left.max(1, keepdim=True)  # (B, 1); the first of equal scores
+        return best, score, torch.where(numbers == best, ABSENT, left * factors_of(best))
+
+    repeat = _repeated_in_the_graph if torch.compiler.is_exporting() else _repeated
+    taken, scores = repeat(step, candidates.scores, least, min(count, len(numbers)))
+    found = candidates.rows(taken)
+    return found._replace(scores=torch.where(scores > least, scores, ABSENT))
+
+
+# The best row of each image ``[B, 1]``, its score ``[B, 1]``, and the scores that are left ``[B, N]``.
+_Step = tuple[Tensor, Tensor, Tensor]
+
+
+def _repeated(step: Callable[[Tensor], _Step], left: Tensor, least: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Take ``steps`` steps, or fewer if no score is left; return the rows and their scores, ``[B, steps]``."""
+    taken, scores = [], []
+    for number in range(steps):
+        if number and can_look_at(left) and not (left > least).any():
+            break
+        best, score, left = step(left)
+        taken.append(best)
+        scores.append(score)
+    return torch.cat(taken, 1), torch.cat(scores, 1)
+
+
+def _repeated_in_the_graph(
+    step: Callable[[Tensor], _Step], left: Tensor, least: float, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Do what `_repeated` does, as a loop of the exported graph.
+
+    One after another, 300 steps are a graph of thousands of nodes, and the exporter to ONNX needs more than ten minutes
+    for it.
+    """
+    places = torch.arange(steps, device=left.device)
+    first = torch.zeros((), dtype=torch.int64, device=left.device)
+    scores = left[:, :1].expand(-1, steps).clone().fill_(ABSENT)
+    taken = torch.zeros_like(scores, dtype=torch.int64)
+
+    def goes_on(number: Tensor, left: Tensor, _taken: Tensor, _scores: Tensor) -> Tensor:
+        return (number < steps) & (left > least).any()
+
+    def body(number: Tensor, left: Tensor, taken: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        best, score, left = step(left)
+        here = places == number
+        return number + 1, left, torch.where(here, best, taken), torch.where(here, score, scores)
+
+    _, _, taken, scores = while_loop(goes_on, body, (first, left, taken, scores))
+    return taken, scores
+
+
+def _factors_of(candidates: Candidates, factor: Callable[[Tensor], Tensor], count: int) -> Callable[[Tensor], Tensor]:
+    """Return what gives, for one row of each image ``[B, 1]``, the factors of its candidates' scores ``[B, N]``."""
+    boxes, scores, labels = candidates
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1, keepdim=True)
     # Coordinate by coordinate in memory, and all in one tensor: a GPU or a graph has a cost for each operation.
     rows = torch.cat([boxes, area, labels[..., None]], -1).mT.contiguous()  # (B, 6, N)
-    every = None
-    if _are_paired(left, count):
-        every = factor(_same_class_iou(rows[..., None], rows[:, :, None]))  # (B, N, N)
-    taken, scores = [], []
-    for _ in range(min(count, candidate_count)):
-        score, best = left.max(1, keepdim=True)  # (B, 1); the first of equal scores
-        taken.append(best)
-        scores.append(score)
-        if can_look_at(score) and not (score > least).any():
-            break
-        if every is None:
-            factors = factor(_same_class_iou(rows, rows.gather(2, best[:, None].expand(-1, 6, -1))))
-        else:
-            factors = every.gather(1, best[..., None].expand(-1, -1, candidate_count))[:, 0]
-        left = torch.where(numbers == best, ABSENT, left * factors)
-    found = candidates.rows(torch.cat(taken, 1))
-    final = torch.cat(scores, 1)
-    return found._replace(scores=torch.where(final > least, final, ABSENT))
+    if not _are_paired(scores, count):
+        return lambda best: factor(_same_class_iou(rows, rows.gather(2, best[:, None].expand(-1, 6, -1))))
+    every = factor(_same_class_iou(rows[..., None], rows[:, :, None]))  # (B, N, N)
+    return lambda best: every.gather(1, best[..., None].expand(-1, -1, scores.shape[1]))[:, 0]
 
 
 def _are_paired(scores: Tensor, count: int) -> bool:

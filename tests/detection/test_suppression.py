@@ -43,6 +43,15 @@ def image(found, number=0):
     return found.boxes[number, :count], scores[:count], found.labels[number, :count]
 
 
+class Suppression(torch.nn.Module):
+    def __init__(self, suppress, count):
+        super().__init__()
+        self.suppress, self.count = suppress, count
+
+    def forward(self, boxes, scores, labels):
+        return self.suppress(Candidates(boxes, scores, labels), self.count)
+
+
 def slow_soft_nms(boxes, scores, labels, sigma, score_thresh, count):
     left = [[box, score, label] for box, score, label in zip(boxes, scores.tolist(), labels.tolist(), strict=True)]
     found = []
@@ -91,6 +100,28 @@ def test_nms_is_torchvisions(form, images, count):
         kept = batched_nms(*own, UNREACHED)[:count]
         for values, wanted in zip(image(found, number), own, strict=True):
             assert torch.equal(values, wanted[kept])
+
+
+@pytest.mark.parametrize("suppress", [lambda rows, n: nms(rows, 0.4, n), lambda rows, n: soft_nms(rows, 0.5, 0.05, n)])
+@pytest.mark.parametrize("most_paired", [0, 1500])
+def test_an_exported_graph_finds_the_same_and_does_not_grow_with_the_detections(suppress, most_paired, monkeypatch):
+    monkeypatch.setattr(suppression, "_MOST_PAIRED", most_paired)
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.rand(2, 30, 2, generator=generator) * 100
+    scores = torch.rand(2, 30, generator=generator).sort(descending=True).values
+    rows = batch(*zip(torch.cat([corners, corners + 40], 2), scores, torch.arange(60).view(2, 30) % 2, strict=True))
+
+    sizes = []
+    for count in (4, 25):
+        module = Suppression(suppress, count)
+        program = torch.export.export(module, tuple(rows), dynamic_shapes=({0: torch.export.Dim("batch")},) * 3)
+        sizes.append(len(program.graph.nodes))
+        for images in (rows, Candidates(*(part[:1] for part in rows))):
+            found, wanted = Candidates(*program.module()(*images)), suppress(images, count)
+            for number in range(len(images.scores)):
+                for own, other in zip(image(found, number), image(wanted, number), strict=True):
+                    torch.testing.assert_close(own, other)
+    assert sizes[0] == sizes[1]
 
 
 def test_boxes_without_an_area_do_not_spoil_others(form):
