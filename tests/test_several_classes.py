@@ -165,6 +165,8 @@ def test_the_evaluation_has_each_class(made):
     assert metrics["val"]["map_50"] == pytest.approx(np.mean([value for value in each if value is not None]), abs=1e-6)
     page = Path("reports/report.html").read_text()
     assert "Each class on test" in page
+    assert "Training losses" in page
+    assert "Val during training" in page
     assert "Detection of 2 classes" in page
     store = mlflow.MlflowClient(f"sqlite:///{made}/mlflow.db")
     run = store.get_run(json.loads(Path("models/mlflow_run.json").read_text())["run_id"])

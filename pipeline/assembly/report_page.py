@@ -99,7 +99,9 @@ def _plots(
         curve_plot(name, _CAPTIONS[name], table, curves.points[name], bands.get(name))
         for name, table in curves.tables.items()
     ]
-    training = [training_plot(*history, kind) for kind in ("train", "val")]
+    # A model of several networks had no training of its own: that of each is in its MLflow run.
+    kinds = [kind for kind in ("train", "val") if any(key.startswith(f"{kind}/") for key in history[0])]
+    training = [training_plot(*history, kind) for kind in kinds]
     return [*drawn, *_histograms(config, results), *training]
 
 

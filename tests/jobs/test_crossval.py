@@ -108,6 +108,9 @@ def test_each_study_outside_test_has_detections_of_the_network_that_did_not_see_
         together = load_model(Path("crossval/models"))[0].members[fold].state_dict()
         assert all((alone[name] == together[name]).all() for name in alone)
     metrics = json.loads(Path("crossval/reports/metrics.json").read_text())
+    report = Path("crossval/reports/report.html").read_text()
+    assert "Image scores" in report
+    assert "Training losses" not in report  # they are in the MLflow runs of the folds
     assert metrics["val"]["images"] == len(studies)
     assert metrics["test"]["images"] == len(parts[0]["test"].index)
 
