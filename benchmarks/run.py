@@ -32,7 +32,7 @@ def main() -> None:
         subprocess.run(["git", "-c", "advice.detachedHead=false", "clone", "-q", ".", project], check=True)
         with contextlib.chdir(project):
             os.environ.pop("MLFLOW_TRACKING_URI", None)
-            _set(preprocess={"image_size": SIZE}, train={"epochs": EPOCHS, "log_every_steps": 5})
+            _set(preprocess={"image_size": SIZE}, model={"weights": "none"})
             _dvc("pull", "data/rsna.dvc")
             _dvc("repro", "split")
             start_up()
@@ -47,7 +47,8 @@ def start_up() -> None:
     for number in range(STARTS):
         _set(train={"lr": 0.001 + number / 1e6})
         began = time.time()
-        process = subprocess.Popen(["dvc", "repro", "train"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with Path("start.log").open("w") as log:
+            process = subprocess.Popen(["dvc", "repro", "train"], stdout=log, stderr=subprocess.STDOUT)
         run = _first_step(process)
         process.send_signal(2)
         process.wait()
@@ -66,7 +67,7 @@ def _first_step(process: subprocess.Popen[bytes]) -> float:
                     if entry.get("key") == "train/loss":
                         return float(entry["timestamp"]) / 1000
         time.sleep(0.02)
-    raise RuntimeError("the run ended before its first step")
+    raise RuntimeError(f"the run ended before its first step: {Path('start.log').read_text()}")
 
 
 def outside_the_model() -> None:
