@@ -13,6 +13,7 @@ from prefect.states import Completed, State
 from flows.reach import wait_for_server
 from flows.running import flow_process, run_alone
 from flows.showing import show
+from pipeline.delivery.scored import SCORED
 from pipeline.documents import read_json_object
 from pipeline.dvc.command import run_command
 from pipeline.errors import run_main
@@ -22,6 +23,7 @@ DRIFT_EVENT = "pneumoflow.drift"
 RETRAINING = "training/nightly"
 LOCK = Path(".pneumoflow/monitoring.lock")
 _DRIFT = Path("reports/drift.json")
+_SCORED = "scored"  # where `flows.inference` writes by default
 
 
 @task(name="compare new studies")
@@ -49,13 +51,15 @@ def publish_drift(monitored: dict[str, Any]) -> None:
 
 
 @flow(name="monitoring", validate_parameters=False)
-def monitoring(scored: str = "scored") -> bool | State[Any]:
+def monitoring(scored: str = _SCORED) -> bool | State[Any]:
     """Compare, publish, and retrain on drift if ``monitor.retrain`` is set; return whether any limit is exceeded."""
     return run_alone(LOCK, "run of monitoring", lambda: _monitor(scored))
 
 
 def _monitor(scored: str) -> bool | State[Any]:
     limits = load_params().monitor
+    if scored == _SCORED and not (Path(scored) / SCORED).exists():
+        return Completed(message="no study has been scored yet: there is no scored/scored.csv")
     monitored = compare_new_studies(scored)
     if not monitored["drifts"]:
         return Completed(message=f"{monitored['studies']} new studies, too few to compare")
@@ -71,7 +75,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def run(scored: Annotated[str, typer.Argument(help="The folder of scored.csv.")] = "scored") -> None:
+def run(scored: Annotated[str, typer.Argument(help="The folder of scored.csv.")] = _SCORED) -> None:
     """Compare new studies with those that the champion was validated on, once (params: monitor)."""
     with flow_process():
         monitoring(scored)

@@ -84,6 +84,15 @@ def test_too_few_studies_are_no_failure(trained, scored, call, prefect_server):
     assert not (folder / "reports/drift.html").exists()
 
 
-def test_a_table_that_is_not_there_is_one_line(trained, call):
-    done = call(trained[0], "pipeline.cli", "monitor", "nowhere")
+def test_a_project_without_a_scored_study_is_no_failure(trained, call):
+    assert not (trained[0] / "scored").exists()
+    done = call(trained[0], "flows.monitoring")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Completed('no study has been scored yet: there is no scored/scored.csv')" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", [("pipeline.cli", "monitor"), ("flows.monitoring",)])
+def test_a_table_that_is_not_where_it_was_said_to_be_is_one_line(trained, call, module):
+    done = call(trained[0], *module, "nowhere")
+    assert done.returncode == 1
     assert "nowhere/scored.csv: no such file" in done.stderr
