@@ -57,7 +57,7 @@ def threads_for_single_parts(cores: int) -> int:
 
 def _cores_each(parts: int, cores: int) -> int:
     # A single part has half of the cores: twice as many make one image of 256 pixels a quarter faster, and a large one
-    # up to twice as fast, but a hundred times slower if another process takes one of them.
+    # up to twice as fast, but many times slower while other processes are busy.
     return max(1, cores // max(parts, 2))
 
 
