@@ -140,8 +140,8 @@ def _repeated_in_the_graph(
 ) -> tuple[Tensor, Tensor]:
     """Do what `_repeated` does, as a loop of the exported graph.
 
-    One after another, 300 steps are a graph of thousands of nodes, and the exporter to ONNX needs more than ten minutes
-    for it.
+    One after another, 300 steps are a graph of thousands of nodes, with which the exporter to ONNX was not done after
+    nine minutes.
     """
     places = torch.arange(steps, device=left.device)
     first = torch.zeros((), dtype=torch.int64, device=left.device)
