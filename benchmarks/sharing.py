@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple
 
 # Read when torch is imported, so each measurement is a process of its own.
 WAITING, DEFAULT_OF_OPENMP = "GOMP_SPINCOUNT", "300000"
@@ -26,8 +27,25 @@ while os.getppid() == parent:
         pass
 """
 BUSY, ROUNDS, SECONDS = (0, 1, 2, 4), 3, 4.0
-# Stage `train`; `evaluate`, which takes as large batches; `predict`; the served model.
-WORK = {"train, batch 8": (True, 8), "detect, batch 8": (False, 8), "batch 4": (False, 4), "batch 1": (False, 1)}
+
+
+class Work(NamedTuple):
+    """Steps or detections, of batches ``[batch_size, 1, size, size]``."""
+
+    training: bool
+    batch_size: int
+    size: int = 256
+    backbone: str = "tf_efficientnet_lite0"
+
+
+# Stage `train`; `evaluate`, which takes as large batches; `predict`; the served model, small and large.
+WORK = {
+    "train, batch 8": Work(training=True, batch_size=8),
+    "detect, batch 8": Work(training=False, batch_size=8),
+    "batch 4": Work(training=False, batch_size=4),
+    "batch 1": Work(training=False, batch_size=1),
+    "batch 1, ResNet-50, 512 px": Work(training=False, batch_size=1, size=512, backbone="resnet50"),
+}
 
 
 def main() -> None:
@@ -71,8 +89,8 @@ def _measured(work: str, way: str) -> float:
     return float(done.stdout)
 
 
-def measure(training: bool, batch_size: int, whole: bool) -> None:
-    """Print the images a second of the shipped network's size."""
+def measure(task: Work, whole: bool) -> None:
+    """Print the images a second, with the shipped network's pyramid and heads."""
     import torch
 
     from benchmarks.detectors import ARCHITECTURE, POST_PROCESSING, Batch, our_step
@@ -81,13 +99,13 @@ def measure(training: bool, batch_size: int, whole: bool) -> None:
     from pipeline.detection.retinanet import RetinaNet
 
     torch.manual_seed(0)
-    network = replace(ARCHITECTURE, backbone="tf_efficientnet_lite0", fpn_channels=64, head_convs=2)
+    network = replace(ARCHITECTURE, backbone=task.backbone, fpn_channels=64, head_convs=2)
     model = place(RetinaNet(network), torch.device("cpu"))
-    images = torch.randint(0, 256, (batch_size, 1, 256, 256), dtype=torch.uint8)
+    images = torch.randint(0, 256, (task.batch_size, 1, task.size, task.size), dtype=torch.uint8)
     work: Callable[[], object]
-    if training:
-        boxes = torch.tensor([[[30.0, 30, 90, 120]]]).repeat(batch_size, 1, 1)
-        labels = torch.tensor([[0], [-1]]).repeat(batch_size // 2, 1)
+    if task.training:
+        boxes = torch.tensor([[[30.0, 30, 90, 120]]]).repeat(task.batch_size, 1, 1)
+        labels = torch.tensor([[0], [-1]]).repeat(task.batch_size // 2, 1)
         work = our_step(model, Batch(images, boxes, labels, [], []), whole)
     else:
         model.eval()
@@ -102,8 +120,8 @@ def measure(training: bool, batch_size: int, whole: bool) -> None:
     while (passed := time.perf_counter() - started) < SECONDS:
         work()
         times += 1
-    print(batch_size * times / passed)
+    print(task.batch_size * times / passed)
 
 
 if __name__ == "__main__":
-    measure(*WORK[sys.argv[1]], sys.argv[2] == WHOLE) if sys.argv[1:] else main()
+    measure(WORK[sys.argv[1]], sys.argv[2] == WHOLE) if sys.argv[1:] else main()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.detection.ensemble import Ensemble, average, fuse, one_look
-from pipeline.detection.parts import map_parts, part_count
+from pipeline.detection.parts import is_large, map_parts, part_count
 from pipeline.detection.postprocess import Detections, mirror, post_process, separate
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.detection.settings import PostProcessing
@@ -40,7 +40,7 @@ def detect(model: Detector, images: Tensor, post_processing: PostProcessing) -> 
     count, cores = part_count(len(images), images.device), torch.get_num_threads()
     if images.is_cpu and cores > 1:
         find_in = functools.partial(find, model, post_processing=post_processing)
-        found = map_parts(find_in, images.tensor_split(count), cores)
+        found = map_parts(find_in, images.tensor_split(count), cores, large=is_large(images, _weights(model)))
     else:
         found = [find(model, images, post_processing)]
     detections = [one for part in found for one in separate(part)]
@@ -48,6 +48,12 @@ def detect(model: Detector, images: Tensor, post_processing: PostProcessing) -> 
     if unsound:
         raise NotFiniteError(unsound)
     return detections
+
+
+def _weights(model: Detector) -> int:
+    """Return the number of weights of a network, or of one member of an ensemble: members work one after another."""
+    count = sum(one.numel() for one in model.parameters())
+    return count // len(model.members) if isinstance(model, Ensemble) else count
 
 
 def find(model: Detector, images: Tensor, post_processing: PostProcessing) -> Candidates:

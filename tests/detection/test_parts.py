@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.detection import parts
 from pipeline.detection.detect import NotFiniteError, detect
-from pipeline.detection.parts import map_parts, one_core, part_count
+from pipeline.detection.ensemble import Ensemble
+from pipeline.detection.parts import is_large, map_parts, one_core, part_count
 from pipeline.detection.retinanet import RetinaNet
 from tests.detection.settings import POST_PROCESSING, TINY
 
@@ -33,12 +35,14 @@ def test_there_are_as_many_parts_as_cores_and_none_is_small(images, least):
     assert part_count(images, torch.device("cuda"), least) == 1
 
 
-@pytest.mark.parametrize(("cores_together", "parts", "each"), [(2, 2, 1), (4, 2, 2), (2, 1, 1), (4, 1, 2), (6, 4, 1)])
-def test_the_threads_share_the_cores(cores_together, parts, each):
-    """A single part has half of them."""
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("cores_together", "count", "each"), [(2, 2, 1), (4, 2, 2), (2, 1, 1), (4, 1, 2), (6, 4, 1)])
+def test_the_threads_share_the_cores(cores_together, count, each, large):
+    """A single part has half of them, and a large one all."""
     own = torch.get_num_threads()
-    found = map_parts(lambda part: (part, torch.get_num_threads()), list(range(parts)), cores_together)
-    assert found == [(part, each) for part in range(parts)]
+    found = map_parts(lambda part: (part, torch.get_num_threads()), list(range(count)), cores_together, large=large)
+    wanted = cores_together if large and count == 1 else each
+    assert found == [(part, wanted) for part in range(count)]
     assert torch.get_num_threads() == own
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == own
@@ -65,6 +69,29 @@ def test_the_modes_of_the_caller_hold(autocast, grad):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(grad):
         assert map_parts(modes, [0, 1], 2) == [(autocast, torch.bfloat16, grad)] * 2
     assert map_parts(modes, [0], 2)[0][::2] == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("size", "weights", "large"),
+    [(1024, 3_300_000, True), (512, 3_300_000, False), (512, 32_000_000, True), (256, 32_000_000, False)],
+)
+def test_large_images_of_the_measured_networks(size, weights, large):
+    assert is_large(torch.empty(1, 1, size, size, device="meta"), weights) == large
+
+
+@pytest.mark.parametrize("members", [0, 1, 3])
+def test_an_image_that_is_large_for_its_network_has_all_cores(members, cores, monkeypatch):
+    """Members of an ensemble work one after another, so what counts are the weights of one."""
+    cores(2)
+    networks = [RetinaNet(TINY).eval() for _ in range(max(members, 1))]
+    used = []
+    networks[0].register_forward_hook(lambda *_: used.append(torch.get_num_threads()))
+    work = 128 * 128 * sum(one.numel() for one in networks[0].parameters())
+    for least in (work, work + 1):
+        monkeypatch.setattr(parts, "_LARGE", least)
+        with torch.no_grad():
+            detect(Ensemble(networks, None) if members else networks[0], torch.zeros(1, 1, 128, 128), POST_PROCESSING)
+    assert used == [2, 1]
 
 
 def test_an_error_in_a_part_is_raised():
