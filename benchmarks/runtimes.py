@@ -1,5 +1,6 @@
 """An image from pixels to boxes in other runtimes, against torchvision's eager RetinaNet with the same backbone."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.delivery.export import export_model
 from pipeline.delivery.exported import load_export
 from pipeline.delivery.model_config import ModelConfig
 from pipeline.delivery.model_file import save_model
+from pipeline.delivery.quantize import quantize
 from pipeline.detection.detect import detect
 
 SIZE, PAIRS = 1024, 7
@@ -42,8 +44,11 @@ def _runtimes(folder: Path, images: torch.Tensor) -> dict[str, Callable[[], obje
     )  # fmt: skip
     save_model(folder / "model", model, config)
     path = export_model(folder / "model", folder / "onnx", "onnx")
-    onnx = load_export(path)
     pixels = images.numpy()
+    path_8_bits = folder / "8-bits.onnx"
+    shutil.copyfile(path, path_8_bits)
+    quantize(path_8_bits, iter([pixels]))
+    onnx, onnx_8_bits = load_export(path), load_export(path_8_bits)
     compiled = our_detector().eval()
     compiled.load_state_dict(model.state_dict())
     compiled.compile()
@@ -55,6 +60,8 @@ def _runtimes(folder: Path, images: torch.Tensor) -> dict[str, Callable[[], obje
         "ONNX Runtime": lambda: onnx(pixels),
         "OpenVINO": _openvino(path, pixels, "f32"),
         "OpenVINO, bf16": _openvino(path, pixels, "bf16"),
+        "ONNX Runtime, 8-bit convolutions": lambda: onnx_8_bits(pixels),
+        "OpenVINO, 8-bit convolutions": _openvino(path_8_bits, pixels, "f32"),
     }
 
 

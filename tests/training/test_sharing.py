@@ -42,13 +42,13 @@ RATE = """
 import sys
 from benchmarks import sharing
 sharing.SECONDS = 3.0
-sharing.measure(*sharing.WORK[sys.argv[1]], whole=False)
+sharing.measure(sharing.WORK[sys.argv[1]], whole=False)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CORES < 2, reason="one core: no thread waits for another")
-@pytest.mark.parametrize("work", ["train, batch 8", "detect, batch 8", "batch 1"])
+@pytest.mark.parametrize("work", ["train, batch 8", "detect, batch 8", "batch 1", "batch 1, ResNet-50, 512 px"])
 def test_a_busy_machine_is_shared(work, repository):
     """Threads that wait for each other after each operation keep a hundredth; a fair share is a third."""
     rates = []
