@@ -15,12 +15,14 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inference", "train_step"])
-def test_a_benchmark_runs(name):
+@pytest.mark.parametrize(
+    ("name", "lines"), [("inference", 4), ("train_step", 4), pytest.param("runtimes", 9, marks=pytest.mark.long)]
+)
+def test_a_benchmark_runs(name, lines):
     code = f"from benchmarks import {name}\n{name}.SIZE = 128\n{name}.main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r": \d+\.\d+ x  \(ours ", done.stdout)) == 4, done.stdout
+    assert len(re.findall(r": \d+\.\d+ x  \(ours ", done.stdout)) == lines, done.stdout
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import TextIO
 from pipeline.delivery.batch import Study, Writer
 from pipeline.escaping import safe_cell
 from pipeline.files import open_atomic, temporary_folder, write_atomic
-from pipeline.reports.drawing import captions, draw_boxes, encode_png
+from pipeline.reports.drawing import captions, draw_boxes, encode_jpeg
 
 PICTURE_SIDE = 768
 
@@ -42,7 +42,7 @@ def table_writer(path: Path) -> Iterator[Writer]:
 
 
 class PictureWriter:
-    """A writer of one PNG for each study, with its detections."""
+    """A writer of one JPEG file for each study, with its detections."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -52,8 +52,9 @@ class PictureWriter:
         pixels, prediction = study.radiograph.pixels, study.prediction
         side = round(max(pixels.shape) * min(1.0, PICTURE_SIDE / max(pixels.shape)))
         names = captions(prediction.labels, prediction.classes)
-        picture = encode_png(draw_boxes(pixels, prediction.boxes, prediction.scores, [], side, names))
-        path = private_folder(self._folder) / f"{study.key}.png"
+        drawn = draw_boxes(pixels, prediction.boxes, prediction.scores, [], side, names)
+        picture = encode_jpeg(drawn, fine=True)
+        path = private_folder(self._folder) / f"{study.key}.jpg"
         write_atomic(path, lambda temporary: temporary.write_bytes(picture), private=True)
 
 

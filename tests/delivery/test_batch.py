@@ -28,6 +28,7 @@ from pipeline.delivery.writers import PictureWriter, coco_writer, table_writer
 from pipeline.dicom.radiograph import read_radiograph
 from pipeline.errors import UserError
 from pipeline.jobs.import_data import import_data
+from pipeline.reports.drawing import DETECTION, draw_boxes
 from pipeline.submission import read_submission
 from tests.delivery.predictions import prediction
 from tests.dicom.odd_decoders import CRASHING, HUNGRY, SLOW, decode
@@ -65,7 +66,26 @@ def test_bad_files_are_named_and_passed_over(predictor, reader, folder, tmp_path
     found = read_submission(tmp_path / "out/predictions.csv")
     assert list(found) == keys(folder)
     assert done.detections == sum(len(scores) for _, scores, _ in found.values())
-    assert sorted(path.stem for path in (tmp_path / "out/pictures").iterdir()) == keys(folder)
+    assert sorted(path.name for path in (tmp_path / "out/pictures").iterdir()) == [f"{key}.jpg" for key in keys(folder)]
+
+
+def test_a_picture_shows_the_radiograph_and_its_boxes(predictor, reader, folder, tmp_path):
+    key = keys(folder)[0]
+    seen = []
+
+    class Keep:
+        def write(self, study):
+            seen.append(study)
+
+    predict_files(predictor, reader, [folder / f"{key}.dcm"], 1, [Keep(), PictureWriter(tmp_path)])
+    pixels, found = seen[0].radiograph.pixels, seen[0].prediction
+    assert len(found.boxes)
+    wanted = draw_boxes(pixels, found.boxes, found.scores, [], max(pixels.shape))
+    picture = cv2.imread(str(tmp_path / f"{key}.jpg"))
+    assert picture.shape == wanted.shape
+    assert np.abs(picture.astype(int) - wanted).mean() < 1.5
+    orange = np.abs(wanted.astype(int) - DETECTION).max(2) == 0
+    assert np.abs(picture[orange].astype(int) - DETECTION).mean() < 5
 
 
 def test_a_list_of_paths(folder, tmp_path):

@@ -163,7 +163,7 @@ def test_the_tutorial(page, clone):
     assert "against the champion" in shell.read("reports/report.html")
     assert "rsna_score" in shell.run(page.next("pneumoflow promote"))
     shell.run(page.next("pneumoflow predict"))
-    assert len(list((clone / "predictions").rglob("*.png"))) == len(images_of(clone))
+    assert len(list((clone / "predictions").rglob("*.jpg"))) == len(images_of(clone))
     shutil.copy(images_of(clone)[0], clone / "study.dcm")
     with shell.served(page.next("pneumoflow serve") + f" --port {port}", f"127.0.0.1:{port}"):
         post = page.next(POST)
