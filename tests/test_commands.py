@@ -54,6 +54,13 @@ def test_the_module_of_a_flow_reads_its_arguments(run, tmp_path):
     assert run("flows.training", "now", cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.parametrize("name", ["preprocess", "split", "train", "evaluate"])
+def test_a_stage_shows_help_and_refuses_what_it_does_not_know(run, tmp_path, name):
+    done = run(f"pipeline.stages.{name}", "--help", cwd=tmp_path)
+    assert (done.returncode, f"usage: python -m pipeline.stages.{name}" in done.stdout) == (0, True)
+    assert run(f"pipeline.stages.{name}", "--no-such-option", cwd=tmp_path).returncode == 2
+
+
 def test_version(run):
     done = run("pipeline.cli", "--version")
     assert done.stdout == f"pneumoflow {version('pneumoflow')}\n"

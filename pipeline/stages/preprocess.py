@@ -1,5 +1,6 @@
 """Stage ``preprocess``: raw DICOM files -> uint8 image shards, their index and boxes, and a page about the data."""
 
+import argparse
 import logging
 import os
 import shutil
@@ -137,6 +138,7 @@ def _quarantine_table(problems: dict[str, str]) -> str:
 
 def main() -> None:
     """Run the stage on ``params.yaml``."""
+    argparse.ArgumentParser(prog="python -m pipeline.stages.preprocess", description=__doc__).parse_args()
     params = load_params()
     with only_run_of("preprocess"):
         preprocess(params)

@@ -1,5 +1,6 @@
 """Stage ``split``: the index of prepared studies -> the split of each study."""
 
+import argparse
 import json
 import logging
 from collections.abc import Mapping
@@ -148,6 +149,7 @@ def _rule_of(table: pd.DataFrame, path: Path) -> dict[str, float]:
 
 def main() -> None:
     """Run the stage on ``params.yaml``."""
+    argparse.ArgumentParser(prog="python -m pipeline.stages.split", description=__doc__).parse_args()
     params = load_params()
     with only_run_of("split"):
         split(params)
