@@ -15,7 +15,7 @@ from pipeline.data.preprocessing import preprocess
 from pipeline.delivery.model_config import ModelConfig
 from pipeline.delivery.model_file import load_model, pick_device
 from pipeline.detection.dataset import channels_first
-from pipeline.detection.detect import NotFiniteError, detect
+from pipeline.detection.detect import NotFiniteError, detect, is_large
 from pipeline.detection.device import place
 from pipeline.detection.ensemble import Ensemble
 from pipeline.detection.parts import threads_for_single_parts
@@ -74,7 +74,10 @@ class Predictor:
     @property
     def single_images_at_once(self) -> int:
         """Return how many calls of `predict` with one image each are worth making at the same time."""
-        return 1 if self._device.type != "cpu" else threads_for_single_parts(torch.get_num_threads())
+        if self._device.type != "cpu":
+            return 1
+        size = self.config.preprocessing.image_size
+        return threads_for_single_parts(torch.get_num_threads(), large=is_large(self._model, size, size))
 
     def members(self) -> "list[Predictor]":
         """Return a predictor for each network of an ensemble, with its thresholds and calibration; else this one."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.detection.ensemble import Ensemble, average, fuse, one_look
-from pipeline.detection.parts import is_large, map_parts, part_count
+from pipeline.detection.parts import map_parts, part_count
 from pipeline.detection.postprocess import Detections, mirror, post_process, separate
 from pipeline.detection.retinanet import HeadOutputs, RetinaNet
 from pipeline.detection.settings import PostProcessing
@@ -27,6 +27,10 @@ class NotFiniteError(ValueError):
 
 
 Detector = RetinaNet | Ensemble
+# Pixels times weights, a measure of an image's work, from which all cores are faster than half of them; such an image
+# takes about a quarter of a second on a core. Measured with EfficientNet-Lite0 (3.3 million weights) and ResNet-50
+# (32 million) at 256, 512 and 1024 pixels, on two cores.
+_LARGE = 3e12
 
 
 def detect(model: Detector, images: Tensor, post_processing: PostProcessing) -> list[Detections]:
@@ -40,7 +44,8 @@ def detect(model: Detector, images: Tensor, post_processing: PostProcessing) -> 
     count, cores = part_count(len(images), images.device), torch.get_num_threads()
     if images.is_cpu and cores > 1:
         find_in = functools.partial(find, model, post_processing=post_processing)
-        found = map_parts(find_in, images.tensor_split(count), cores, large=is_large(images, _weights(model)))
+        large = count == 1 and is_large(model, *_size(images))
+        found = map_parts(find_in, images.tensor_split(count), cores, large=large)
     else:
         found = [find(model, images, post_processing)]
     detections = [one for part in found for one in separate(part)]
@@ -50,10 +55,16 @@ def detect(model: Detector, images: Tensor, post_processing: PostProcessing) -> 
     return detections
 
 
-def _weights(model: Detector) -> int:
-    """Return the number of weights of a network, or of one member of an ensemble: members work one after another."""
-    count = sum(one.numel() for one in model.parameters())
-    return count // len(model.members) if isinstance(model, Ensemble) else count
+def is_large(model: Detector, height: int, width: int) -> bool:
+    """Return whether a CPU's cores should all work on one image of ``height`` by ``width`` pixels, not half of them.
+
+    All cores are up to 1.8 times as fast for a large image, and about as fast beside busy processes; for a small one
+    they are slower. See benchmarks/README.md.
+    """
+    weights = sum(one.numel() for one in model.parameters())
+    if isinstance(model, Ensemble):
+        weights //= len(model.members)  # they work one after another
+    return height * width * weights >= _LARGE
 
 
 def find(model: Detector, images: Tensor, post_processing: PostProcessing) -> Candidates:

@@ -18,10 +18,6 @@ import torch
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 _turns = itertools.count()
-# Pixels times weights from which all cores are faster; such an image takes about a quarter of a second on a core.
-# Measured with EfficientNet-Lite0 (3.3 million weights) and ResNet-50 (32 million) at 256, 512 and 1024 pixels, on two
-# cores.
-_LARGE = 3e12
 
 
 def part_count(images: int, device: torch.device, least: int = 1) -> int:
@@ -38,9 +34,9 @@ def map_parts(
     """Apply ``function`` to each part at the same time, on ``cores`` cores together.
 
     The modes of the calling thread hold: autocast, and whether gradients are wanted. A single part has half of the
-    cores, and all of them if it is ``large``: see `is_large`.
+    cores, and all of them if it is ``large``: if its operations take so long that waiting for each other costs little.
     """
-    cores_each = max(1, cores // (len(parts) if large else max(len(parts), 2)))
+    cores_each = _cores_each(len(parts), cores, large)
     threads = _threads(cores // cores_each, cores_each)
     # The parts of a full batch always have the same threads, which then have their memory at hand.
     first = next(_turns) if len(parts) < len(threads) else 0
@@ -57,20 +53,13 @@ def map_parts(
     return [future.result() for future in futures]
 
 
-def threads_for_single_parts(cores: int) -> int:
+def threads_for_single_parts(cores: int, *, large: bool) -> int:
     """Return how many callers of `map_parts` with one part each have a thread of their own."""
-    return cores // max(1, cores // 2)
+    return cores // _cores_each(1, cores, large)
 
 
-def is_large(images: torch.Tensor, weights: int) -> bool:
-    """Return whether all cores are worth more than half of them for one image of ``[B, C, H, W]``.
-
-    ``weights`` is the number of the network's weights, which times that of pixels is a measure of an image's work.
-    Threads wait for each other at the end of each operation. Where an operation takes milliseconds, all cores are up to
-    1.8 times as fast as half of them, and as fast while other processes are busy; where it takes a hundredth of that,
-    they are slower.
-    """
-    return images.shape[-2] * images.shape[-1] * weights >= _LARGE
+def _cores_each(parts: int, cores: int, large: bool) -> int:
+    return max(1, cores // max(parts, 1 if large else 2))
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def contact_sheet(pictures: Sequence[Image], columns: int) -> Image:
 
 
 def encode_jpeg(picture: Image, *, fine: bool = False) -> bytes:
-    """Return the JPEG bytes of a BGR picture; ``fine`` keeps each pixel's colour, in twice the bytes.
+    """Return the JPEG bytes of a picture, uint8 BGR ``[H, W, 3]``; ``fine`` keeps each colour, in twice the bytes.
 
     A PNG of a radiograph takes seven times as long as a fine JPEG, and has seven times the bytes.
     """

@@ -340,6 +340,9 @@ def test_images_of_two_requests_are_looked_at_at_the_same_time(model, study, mon
             served = ServedModel(predictor, reader, ServingLimits())
             one, other = callers.map(lambda _: served.answer(rows), range(2))
         assert one == other
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.detection.detect._LARGE", 0)  # an image that has all cores
+            assert predictor.single_images_at_once == 1
         monkeypatch.setattr(predictor, "_device", torch.device("cuda"))
         assert predictor.single_images_at_once == 1
     finally:

@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.detection import parts
-from pipeline.detection.detect import NotFiniteError, detect
+from pipeline.detection.detect import NotFiniteError, detect, is_large
 from pipeline.detection.ensemble import Ensemble
-from pipeline.detection.parts import is_large, map_parts, one_core, part_count
+from pipeline.detection.parts import map_parts, one_core, part_count
 from pipeline.detection.retinanet import RetinaNet
 from tests.detection.settings import POST_PROCESSING, TINY
 
@@ -76,7 +75,8 @@ def test_the_modes_of_the_caller_hold(autocast, grad):
     [(1024, 3_300_000, True), (512, 3_300_000, False), (512, 32_000_000, True), (256, 32_000_000, False)],
 )
 def test_large_images_of_the_measured_networks(size, weights, large):
-    assert is_large(torch.empty(1, 1, size, size, device="meta"), weights) == large
+    network = torch.nn.Linear(weights, 1, bias=False, device="meta")
+    assert is_large(network, size, size) == large
 
 
 @pytest.mark.parametrize("members", [0, 1, 3])
@@ -88,7 +88,7 @@ def test_an_image_that_is_large_for_its_network_has_all_cores(members, cores, mo
     networks[0].register_forward_hook(lambda *_: used.append(torch.get_num_threads()))
     work = 128 * 128 * sum(one.numel() for one in networks[0].parameters())
     for least in (work, work + 1):
-        monkeypatch.setattr(parts, "_LARGE", least)
+        monkeypatch.setattr("pipeline.detection.detect._LARGE", least)
         with torch.no_grad():
             detect(Ensemble(networks, None) if members else networks[0], torch.zeros(1, 1, 128, 128), POST_PROCESSING)
     assert used == [2, 1]
